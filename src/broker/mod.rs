@@ -1,0 +1,251 @@
+//! The broker's contract: one log of many streams, saved sessions, remote commands.
+//!
+//! Backends only implement this contract; ordering, the gap check, cursors and proofs of completeness live once, in
+//! [`crate::hub`]. One test suite runs on every backend.
+//!
+//! # The log
+//!
+//! All streams share one log. Each stored message gets the log's next sequence number as its *offset*: strictly
+//! increasing within a stream, not contiguous, never reused within an epoch, at most 2^53-1. A stream keeps at most
+//! `history_limit` messages, none older than `history_ttl`; removal takes a stream's oldest message first, and removal
+//! by age takes the log's oldest first. Nothing else removes messages.
+//!
+//! # The feed
+//!
+//! Each stored message of an open stream reaches [`Feed::live`] in offset order, together with the offset of the
+//! message that preceded it *in the same stream* (0 if none was kept). The feed may lose messages, never invent or
+//! reorder them; what it lost shows in `previous`, or in [`Broker::heads`] where nothing follows.
+
+pub mod memory;
+pub mod nats;
+pub mod none;
+
+use crate::protocol::{Epoch, Message, Publication, StreamName};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Limits of history and sessions, as configured.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Messages kept per stream. 0: nothing is stored.
+    pub history_limit: u64,
+    /// Age at which a message is dropped. Zero: nothing is stored.
+    pub history_ttl: Duration,
+    /// Life of a saved session after its last write. Zero: sessions are not saved.
+    pub sessions_ttl: Duration,
+}
+
+/// What a backend can do at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Messages are stored: they carry positions and can be replayed.
+    pub history: bool,
+    /// Sessions are saved and restored.
+    pub sessions: bool,
+    /// The store survives this process and other nodes see it.
+    pub shared: bool,
+}
+
+/// The broker's state as the node sees it; watched through [`Broker::status`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Reads and writes can succeed now.
+    pub ready: bool,
+    /// Counts connections to the store. A new value means: messages of the feed may have been lost, every open stream
+    /// must be opened again and compared.
+    pub generation: u64,
+    /// Names the log's present life; positions of another epoch are worth nothing.
+    pub epoch: Epoch,
+    /// Why it is not ready, for logs and the readiness answer. Empty when ready.
+    pub reason: Arc<str>,
+}
+
+/// The store cannot be asked now. Missing is not unavailable: this is never the answer for "no such thing".
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("store unavailable: {0}")]
+pub struct Unavailable(pub String);
+
+/// Where an accepted message stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub epoch: Epoch,
+    /// 0 for a message that was not stored (transient, or a broker without history).
+    pub offset: u64,
+    /// The log had a message with this id already; `offset` is that one's.
+    pub duplicate: bool,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Known not to be stored; retry later.
+    #[error("not stored, store unavailable: {0}")]
+    NotStored(String),
+    /// Handed over without an answer in time: stored or not. Retry only with a key.
+    #[error("no answer from the store in time: {0}")]
+    Unknown(String),
+    /// The message is larger than the store takes.
+    #[error("message of {size} bytes exceeds the store's limit of {limit} bytes")]
+    TooLarge { size: usize, limit: usize },
+    /// The store's disk or quota is full; nothing is discarded to make room.
+    #[error("storage full: {0}")]
+    StorageFull(String),
+}
+
+/// The newest offset of some streams and how far the answer is known to reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// One per stream asked for, in order: offset of its newest kept message, 0 if none is kept.
+    pub heads: Vec<u64>,
+    /// The answer reflects the log up to this sequence; no stream asked for had a message in `(head, up_to]`.
+    pub up_to: u64,
+}
+
+/// First message wanted of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// The first kept message with this offset or a higher one.
+    Offset(u64),
+    /// The first kept message stored in this second (Unix seconds, the store's clock) or later.
+    Time(u64),
+}
+
+/// Part of a stream's history, ascending, as much as fits the limits of the read.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub messages: Vec<Arc<Message>>,
+    /// Messages of the stream up to `up_to` that are kept behind the last one of this page.
+    pub remaining: u64,
+    /// The log's state, read *after* the messages.
+    pub facts: Facts,
+}
+
+/// What the log says about itself; the ground of every proof that nothing was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Everything below has been removed by age (or was never there: 1 for a log that never lost any).
+    pub first_seq: u64,
+    /// The last sequence ever issued.
+    pub last_seq: u64,
+    /// Messages kept per stream; from the log itself, never from a flag.
+    pub limit: u64,
+    pub ttl: Duration,
+    /// Changes with the history policy: proofs taken under another revision are void.
+    pub revision: u64,
+    /// Last sequence of the log when a limit was last raised: counting proves nothing for positions below.
+    pub raised_at: u64,
+    /// The store's clock, Unix milliseconds.
+    pub now: u64,
+}
+
+/// Key of a saved session: a hash, so that the client's text never becomes a key and the store reveals no credential.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionKey(pub String);
+
+impl SessionKey {
+    /// Lower-case hexadecimal SHA-256 of a fixed prefix and the sid.
+    pub fn of(sid: &str) -> Self {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::new().chain_update(b"carrick-session:").chain_update(sid).finalize();
+        Self(digest.iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+/// A saved session as the store keeps it.
+#[derive(Clone, Debug)]
+pub struct StoredSession {
+    pub body: Bytes,
+    /// Names this write; a conditional write or delete needs the last one.
+    pub revision: u64,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SaveError {
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The entry was written or deleted by somebody else since `revision`.
+    #[error("the saved session was changed or deleted meanwhile")]
+    Conflict,
+}
+
+/// A remote disconnect, as every node hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RemoteDisconnect {
+    /// Connection identifiers, compared byte for byte.
+    pub identifiers: String,
+    pub reconnect: bool,
+}
+
+/// What the broker tells the node. Called in the feed's order from the broker's own tasks; implementations must not
+/// block and must not call the broker back from within.
+pub trait Feed: Send + Sync + 'static {
+    /// A stored message of an open stream, and the offset that preceded it in its stream.
+    fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>);
+    /// A message that was not stored (transient publication, whisper). `message.offset` is 0.
+    fn transient(&self, stream: &StreamName, message: Arc<Message>);
+    /// Messages of this stream may have been dropped: compare its head.
+    fn lagged(&self, stream: &StreamName);
+    /// A remote disconnect; `mark` is its sequence in the command log.
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect);
+    /// Remote commands may have been missed and cannot be read again: authenticate sessions anew.
+    fn commands_lost(&self);
+}
+
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    fn features(&self) -> Features;
+
+    /// The present state and its changes.
+    fn status(&self) -> watch::Receiver<Status>;
+
+    /// Stores one publication (or fans it out, if it is transient) and answers with its position. Publications handed
+    /// over one after another's success are stored in that order. The answer is a promise: the message is in the log.
+    /// Waits for elections and short outages within the publish timeout, with the same message id.
+    async fn append(&self, publication: Publication) -> Result<Appended, AppendError>;
+
+    /// Fans out a message to all nodes without storing it.
+    async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable>;
+
+    /// Starts the feed of these streams, then learns their heads: every message after the answered head reaches
+    /// [`Feed::live`] (it may do so before this call returns). Opening an open stream compares it anew.
+    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable>;
+
+    /// Ends the feed of a stream.
+    fn close(&self, stream: &StreamName);
+
+    /// The newest offsets, fresh as of this call: a message acknowledged before the call is in the answer.
+    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable>;
+
+    /// Messages of one stream with offsets up to and including `up_to`, at most `max_messages` and about `max_bytes`
+    /// (at least one message). `up_to` must be known to be in the log: an answer that does not reach it is not passed on.
+    async fn read(
+        &self,
+        stream: &StreamName,
+        from: ReadFrom,
+        up_to: u64,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Page, Unavailable>;
+
+    /// The log's state, fresh as of this call (from the leader).
+    async fn facts(&self) -> Result<Facts, Unavailable>;
+
+    /// Reads from the leader: only the leader's miss is a miss.
+    async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable>;
+
+    /// Writes a session with a new life of `sessions_ttl`. With `revision`, only if that is the entry's last write
+    /// (0: only if there is no entry). Answers with the new revision.
+    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
+
+    /// Removes a saved session, whatever its revision. Succeeds if there is none.
+    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable>;
+
+    /// Stores a remote disconnect; every node hears of it through [`Feed::disconnect`]. Answers, once it is stored, with
+    /// its mark.
+    async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError>;
+
+    /// The mark of the newest remote disconnect of these identifiers, 0 if there is none; from the leader.
+    async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable>;
+}

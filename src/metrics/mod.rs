@@ -1,0 +1,90 @@
+//! Counters and gauges of the process: plain atomics, a leaf that every part may use.
+//!
+//! Names follow the field's existing dashboards; `ops` shows them.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// Only ever grows.
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Goes up and down.
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One definition per metric: the static, its public name and its meaning.
+macro_rules! metrics {
+    ($($kind:ident $ident:ident = $name:literal, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub static $ident: $kind = $kind(metrics!(@zero $kind));
+        )*
+
+        /// Every metric with its present value, for a page, a log line or a test.
+        pub fn snapshot() -> Vec<Sample> {
+            vec![$(Sample { name: $name, help: $help, value: $ident.get() as i64, kind: stringify!($kind) },)*]
+        }
+    };
+    (@zero Counter) => { AtomicU64::new(0) };
+    (@zero Gauge) => { AtomicI64::new(0) };
+}
+
+/// A metric's name, meaning and value.
+pub struct Sample {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub value: i64,
+    /// `Counter` or `Gauge`.
+    pub kind: &'static str,
+}
+
+metrics! {
+    Gauge CLIENTS = "clients_num", "authenticated sessions";
+    Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
+    Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
+    Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
+    Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
+    Counter FAILED_CLIENT_MSG = "failed_client_msg_total", "undecodable or failed client commands";
+    Counter SERVER_MSG = "server_msg_total", "frames written to clients";
+    Counter DATA_SENT = "data_sent_total", "bytes written to clients";
+    Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
+    Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because their queue overflowed";
+    Counter WRITE_TIMEOUTS = "timeout_server_msg_total", "writes to clients that hit the deadline";
+    Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
+    Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";
+    Counter BROADCASTS = "broadcast_msg_total", "stream messages distributed to local clients";
+    Counter REMOTE_COMMANDS = "remote_commands_total", "remote commands executed";
+    Counter GAPS = "feed_gaps_total", "holes of the live feed found by the gap check or a head check";
+    Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
+    Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
+    Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
+    Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";
+    Counter HISTORY_REJECTED = "history_rejected_total", "history requests rejected, or gaps signalled";
+    Counter SESSIONS_RESTORED = "sessions_restored_total", "sessions restored";
+    Counter SESSIONS_NOT_RESTORED = "sessions_not_restored_total", "restore attempts that ended in ordinary authentication";
+    Counter SESSION_SAVE_FAILED = "session_save_failed_total", "session writes that failed; the session was no longer resumable";
+    Counter EPOCH_CHANGES = "epoch_changes_total", "changes of the log's epoch seen";
+    Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
+}
