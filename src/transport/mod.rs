@@ -1,1 +1,4 @@
-
+pub mod listener;
+pub mod origin;
+pub mod socket;
+pub mod tls;
