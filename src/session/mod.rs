@@ -134,13 +134,8 @@ impl Session {
 
     /// Records a subscription that was granted.
     pub fn subscribed(&mut self, identifier: &Arc<Identifier>, streams: Vec<Followed>, istate: State) {
-        let subscription = Subscription {
-            identifier: identifier.clone(),
-            streams,
-            istate,
-            confirmed: true,
-            awaits_history: false,
-        };
+        let subscription =
+            Subscription { identifier: identifier.clone(), streams, istate, confirmed: true, awaits_history: false };
         self.subscriptions.insert(identifier.text.clone(), subscription);
         self.version += 1;
     }
