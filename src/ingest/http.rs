@@ -135,7 +135,8 @@ impl HttpBroadcast {
                 Err(error) => answer::failed(&error),
             },
             Payload::OtherCommand(name) => {
-                tracing::warn!(command = name, "ignored an unknown remote command");
+                let shown: String = name.chars().take(100).collect();
+                tracing::warn!(command = shown, "ignored an unknown remote command");
                 answer::command(&name, true)
             }
         }

@@ -252,6 +252,57 @@ async fn payloads_are_counted_once() {
     assert!(MALFORMED_PUBLICATIONS.get() > malformed_before);
 }
 
+#[tokio::test]
+async fn the_router_serves_its_path_alone() {
+    use tower_service::Service;
+    for path in ["/_broadcast", "no-slash", "/with/{braces}"] {
+        let publisher = publisher(HttpBroadcastConfig { path: path.to_owned(), ..HttpBroadcastConfig::default() });
+        let mut router = publisher.endpoint.clone().router();
+        let path = format!("/{}", path.trim_start_matches('/'));
+        let mut status = async |method: &str, uri: String| {
+            let body = Body::from(r#"{"stream":"a","data":"1"}"#);
+            let request = http::Request::builder().method(method).uri(uri).body(body).unwrap();
+            router.call(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!(status("GET", path.clone()).await, 422);
+        assert_eq!(status("POST", format!("{path}/")).await, 404);
+        assert_eq!(status("POST", format!("{path}x")).await, 404);
+        assert_eq!(publisher.broker.appended().len(), 0);
+        assert_eq!(status("POST", format!("{path}?x=1")).await, 201);
+    }
+}
+
+/// Over a real connection: the answer must reach a publisher that is still sending.
+#[tokio::test]
+async fn a_publisher_that_sends_too_much_gets_to_read_why() {
+    use crate::transport::listener::{ListenConfig, Listener};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let publisher = publisher(HttpBroadcastConfig { max_body: 1024, ..HttpBroadcastConfig::default() });
+    let config = ListenConfig { host: "127.0.0.1".to_owned(), port: 0, tls: None, max_conn: 0 };
+    let listener = Listener::bind(&config).await.unwrap();
+    let addr = listener.local_addr();
+    let (shutdown, tracker) = (tokio_util::sync::CancellationToken::new(), tokio_util::task::TaskTracker::new());
+    tracker.spawn(listener.serve(publisher.endpoint.clone().router(), shutdown.clone(), tracker.clone()));
+
+    for size in [1025, 200_000, 8 << 20] {
+        let (mut reading, mut writing) = tokio::net::TcpStream::connect(addr).await.unwrap().into_split();
+        let sending = tokio::spawn(async move {
+            let head = format!("POST /_broadcast HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n");
+            writing.write_all(head.as_bytes()).await.unwrap();
+            // The server may close before it has read all of it.
+            let _ = writing.write_all(&vec![b'x'; size]).await;
+        });
+        let mut answer = vec![0; 512];
+        let read = reading.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("limit of 1024 bytes"), "{size}: {answer}");
+        sending.abort();
+    }
+    shutdown.cancel();
+    tracker.close();
+    tracker.wait().await;
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
