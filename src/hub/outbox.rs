@@ -88,6 +88,14 @@ impl Outbox {
         self.driver.wake();
     }
 
+    /// The client said goodbye: what is queued is still written, nothing is accepted any more.
+    pub fn finish(&self) {
+        self.queue().closing.get_or_insert(Close::ClientClosed);
+        self.writer.wake();
+        self.pacer.wake();
+        self.driver.wake();
+    }
+
     fn end(&self, queue: &mut Queue, close: Close) {
         for frame in reply::farewell(self.encoding, close) {
             queue.bytes += frame.len();
@@ -144,7 +152,7 @@ impl Outbox {
             into.push_back(frame);
         }
         queue.bytes -= into.iter().rev().take(n).map(Bytes::len).sum::<usize>();
-        if queue.frames.is_empty() && queue.frames.capacity() > 64 {
+        if queue.frames.is_empty() && queue.frames.capacity() > 16 {
             queue.frames = VecDeque::new();
         }
         drop(queue);
