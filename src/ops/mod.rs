@@ -1,1 +1,3 @@
+//! What an operator sees.
 
+pub mod logging;
