@@ -122,3 +122,25 @@ fn print(text: &str) -> ExitCode {
         Err(_) => ExitCode::FAILURE,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(args: &[&str]) -> String {
+        let ignored_file = ["--ignore-config-path"].into_iter().chain(args.iter().copied());
+        format!("{:?}", main(ignored_file.map(str::to_owned)))
+    }
+
+    #[test]
+    fn faulty_arguments_and_settings_end_with_1_and_questions_with_0() {
+        let (done, failed) = (format!("{:?}", ExitCode::SUCCESS), format!("{:?}", ExitCode::FAILURE));
+        assert_ne!(done, failed);
+        for args in [&["--version"][..], &["-v"], &["--print-config"]] {
+            assert_eq!(status(args), done, "{args:?}");
+        }
+        for args in [&["--no_such_option"][..], &["no_such_command"], &["--port", "x"], &["--broker", "etcd"]] {
+            assert_eq!(status(args), failed, "{args:?}");
+        }
+    }
+}

@@ -80,6 +80,7 @@ impl Preset {
     }
 }
 
+/// Lowest level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
     Debug,
@@ -98,6 +99,7 @@ pub const LOG_LEVELS: Choice<LogLevel> = Choice {
     later: &[],
 };
 
+/// Form of a log record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
