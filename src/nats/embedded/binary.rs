@@ -55,14 +55,9 @@ async fn built_in(store: &Path) -> Result<Binary, EmbeddedError> {
             path = %path.display(),
             "files of the store directory may not be run (noexec), nats-server is run from memory"
         );
-        match unpacked::into_memory() {
-            Ok((memory, path)) => match try_run(&path).await {
-                Ok(version) => return Ok(Binary { path, version, _memory: Some(memory) }),
-                Err(e) => {
-                    tracing::warn!(context = "enats", error = %e, "running nats-server from memory failed as well")
-                }
-            },
-            Err(e) => tracing::warn!(context = "enats", error = %e, "no executable memory for nats-server"),
+        match run_from_memory().await {
+            Ok(binary) => return Ok(binary),
+            Err(error) => tracing::warn!(context = "enats", %error, "running nats-server from memory failed as well"),
         }
     }
     Err(EmbeddedError::Binary {
@@ -73,6 +68,13 @@ async fn built_in(store: &Path) -> Result<Binary, EmbeddedError> {
             unpacked::VERSION
         ),
     })
+}
+
+#[cfg(all(feature = "embedded-nats", target_os = "linux"))]
+pub(super) async fn run_from_memory() -> std::io::Result<Binary> {
+    let (memory, path) = tokio::task::spawn_blocking(unpacked::into_memory).await.expect("unpacking does not panic")?;
+    let version = try_run(&path).await?;
+    Ok(Binary { path, version, _memory: Some(memory) })
 }
 
 /// Runs `--version`: proof that the file may be executed here and is a nats-server.

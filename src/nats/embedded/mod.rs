@@ -5,7 +5,7 @@
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
-//! * [`supervisor`]: restart, recovery from a full disk, stop.
+//! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
 //!
 //! Layout of a store directory: `carrick.lock`, `bin/` (the executable), `run/` (generated configuration and ports file,
 //! emptied at each start), `jetstream/` (nats-server's own).
@@ -16,13 +16,15 @@ pub mod config;
 mod lock;
 mod output;
 mod probe;
+mod server;
 mod spawn;
 mod supervisor;
 #[cfg(test)]
+#[cfg(feature = "embedded-nats")]
 mod tests;
 
 pub use config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, Secret, Sync};
-pub use supervisor::{EmbeddedServer, State, Status};
+pub use server::{EmbeddedServer, State, Status};
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -84,4 +86,15 @@ fn held_by(holders: &str) -> String {
 
 fn said(lines: &[String]) -> String {
     if lines.is_empty() { String::new() } else { format!(": {}", lines.join("; ")) }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "embedded-nats"))]
+#[tokio::test]
+async fn a_build_without_the_server_says_what_to_do() {
+    let store = tempfile::tempdir().unwrap();
+    let addr = "127.0.0.1:-1".parse().unwrap();
+    let config = EmbeddedConfig { addr, store_dir: store.path().to_owned(), ..EmbeddedConfig::default() };
+    let error = EmbeddedServer::start(config).await.unwrap_err().to_string();
+    assert!(error.contains("--enats_bin") && error.contains("--nats_servers"), "{error}");
 }

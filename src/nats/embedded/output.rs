@@ -37,7 +37,8 @@ fn is_expected(text: &str) -> bool {
     text.starts_with("Plaintext passwords detected")
 }
 
-/// JetStream has switched itself off because its disk is full or cannot be written; only a restart switches it on again.
+/// The disk is full. The stream that met it, or all of JetStream, is off from then on: publishers get no answer, and only
+/// a restart revives it.
 fn is_out_of_space(text: &str) -> bool {
     text.contains("will be DISABLED") || text.contains("no space left on device")
 }
@@ -64,7 +65,7 @@ pub(super) async fn forward(
             }
         }
         let line = String::from_utf8_lossy(&bytes);
-        let (severity, text) = parse(line.trim_end());
+        let (severity, text) = parse(line.trim_end_matches(['\r', '\n']));
         if text.trim().is_empty() || is_expected(text) {
             continue;
         }

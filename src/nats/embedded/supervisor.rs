@@ -1,15 +1,16 @@
-//! The life of an embedded server: start, restart, recovery from a full disk, stop.
+//! The life of an embedded server: restart, recovery from a full disk, stop.
 
-use super::binary::{self, Binary};
+use super::binary::Binary;
 use super::conf::{self, Runtime};
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::{self, StoreLock};
+use super::server::{DEFAULT_STOP, State, Status, reachable};
 use super::{EmbeddedError, output, probe, spawn};
+use crate::metrics;
 use rustix::process::{Pid, Signal};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -28,211 +29,9 @@ const PORTS_PERIOD: Duration = Duration::from_millis(5);
 const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Free bytes at which a server that ran out of space is restarted: some blocks of the log.
 const ENOUGH_SPACE: u64 = 32 << 20;
-/// How long a stop takes that nobody set a limit for (the handle was dropped).
-const DEFAULT_STOP: Duration = Duration::from_secs(5);
-
-/// What the server is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// The process runs; JetStream may still recover its store.
-    Starting,
-    /// JetStream has answered (with JetStream off: clients can connect).
-    Ready,
-    /// JetStream has switched itself off: nothing can be stored until there is room.
-    StorageFull,
-    /// The process has ended; the next one follows after a pause.
-    Restarting,
-    /// Ended for good.
-    Stopped,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    pub state: State,
-    /// Process id, while there is one.
-    pub pid: Option<u32>,
-    /// Starts after the first.
-    pub restarts: u64,
-}
-
-/// A running nats-server that is kept running. Dropping it stops the server in the background; [`EmbeddedServer::stop`]
-/// waits for that. The server's process never outlives this one.
-#[derive(Debug)]
-pub struct EmbeddedServer {
-    addr: ListenAddr,
-    server_name: String,
-    version: String,
-    credentials: Credentials,
-    status: watch::Receiver<Status>,
-    stop: CancellationToken,
-    /// How long a stop may take; read when `stop` fires.
-    stop_timeout: watch::Sender<Duration>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl EmbeddedServer {
-    /// Starts a server and waits until clients can connect. A large store that takes longer to recover is not an error:
-    /// with a fixed port this returns after `listen_timeout`, and the broker finds the server when it is ready.
-    ///
-    /// # Errors
-    ///
-    /// What will not get better by itself: an address in use, a locked or unusable store, no executable, a server that
-    /// ends at once.
-    pub async fn start(mut config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
-        validate(&config)?;
-        let given = config.store_dir.clone();
-        config.store_dir = std::path::absolute(&given).map_err(EmbeddedError::store(given, "finding it"))?;
-        let lock = StoreLock::acquire(&config.store_dir, config.lock_timeout).await?;
-        // Before the store is recovered, which may take a while; the server itself would find out only afterwards.
-        check_free(&config.addr, "--enats_addr").await?;
-        if let Some(cluster) = &config.cluster {
-            check_free(&cluster.addr, "--enats_cluster").await?;
-        }
-        if let Some(gateway) = &config.gateway {
-            check_free(&gateway.addr, "--enats_gateway").await?;
-        }
-        let binary = binary::obtain(config.bin.as_deref(), &config.store_dir).await?;
-        let credentials = conf::client_credentials(&config).map_err(|e| EmbeddedError::Config(e.to_string()))?;
-        let (status, watched) = watch::channel(Status { state: State::Starting, pid: None, restarts: 0 });
-        let mut supervisor = Supervisor {
-            server_name: config.server_name(),
-            addr: config.addr.clone(),
-            config,
-            lock,
-            binary,
-            credentials,
-            status,
-        };
-
-        let mut process = supervisor.launch().await?;
-        let pid = process.pid;
-        tokio::select! {
-            port = supervisor.wait_for_port(pid, true) => supervisor.addr.port = Some(port?),
-            status = process.child.wait() => {
-                let status = status.map_err(EmbeddedError::Spawn)?;
-                let lines = process.output.await.unwrap_or_default();
-                return Err(EmbeddedError::Died { status, lines });
-            }
-        }
-
-        let stop = CancellationToken::new();
-        let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
-        let (addr, server_name) = (supervisor.addr.clone(), supervisor.server_name.clone());
-        let (version, credentials) = (supervisor.binary.version.clone(), supervisor.credentials.clone());
-        let task = tokio::spawn(supervisor.run(process, stop.clone(), timeout));
-        Ok(Self {
-            addr,
-            server_name,
-            version,
-            credentials,
-            status: watched,
-            stop,
-            stop_timeout,
-            task: Mutex::new(Some(task)),
-        })
-    }
-
-    /// Where our own clients connect, credentials included: not for logs.
-    pub fn client_url(&self) -> String {
-        let Credentials { user, password } = &self.credentials;
-        let mut url =
-            url::Url::parse(&reachable(&self.addr)).expect("made of a host that could be listened on and a port");
-        url.set_username(user).expect("a URL with a host takes a user");
-        url.set_password(Some(password.expose())).expect("a URL with a host takes a password");
-        url.to_string()
-    }
-
-    /// User and password, for clients that take them apart from the URL.
-    pub fn credentials(&self) -> &Credentials {
-        &self.credentials
-    }
-
-    /// The client listener, with its real port; the same after restarts.
-    pub fn addr(&self) -> &ListenAddr {
-        &self.addr
-    }
-
-    pub fn server_name(&self) -> &str {
-        &self.server_name
-    }
-
-    /// Version of the nats-server that runs.
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.status.clone()
-    }
-
-    /// Process id of the server, while there is one.
-    pub fn pid(&self) -> Option<u32> {
-        self.status.borrow().pid
-    }
-
-    /// Stops the server: a clean end, in a cluster one that lets its clients move on first; after `timeout` it is killed.
-    /// Returns when the process is gone. Stopping again waits for the first stop, or returns at once.
-    pub async fn stop(&self, timeout: Duration) {
-        self.stop_timeout.send_replace(timeout);
-        self.stop.cancel();
-        let task = self.task.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(context = "enats", %error, "the supervisor of nats-server failed; the server was killed with it");
-        }
-        // A concurrent second caller has no task to wait for.
-        let mut status = self.status.clone();
-        let _ = status.wait_for(|status| status.state == State::Stopped).await;
-    }
-}
-
-impl Drop for EmbeddedServer {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-fn validate(config: &EmbeddedConfig) -> Result<(), EmbeddedError> {
-    let fail = |text: &str| Err(EmbeddedError::Config(text.to_owned()));
-    if config.server_name().is_empty() || config.server_name().contains([' ', '\t', '\n']) {
-        return fail("--enats_server_name must not be empty and must not contain white space");
-    }
-    if url::Url::parse(&reachable(&config.addr)).is_err() {
-        return fail("--enats_addr: the host is not valid");
-    }
-    // The server's own ceiling.
-    if config.max_payload > 64 << 20 {
-        return fail("--enats_max_payload must not exceed 67108864 (64 MiB)");
-    }
-    if let (Some(cluster), Some(gateway)) = (&config.cluster, &config.gateway)
-        && cluster.name != gateway.name
-    {
-        return fail("the gateway's name must be the cluster's");
-    }
-    Ok(())
-}
-
-/// A URL that this machine can connect to.
-fn reachable(addr: &ListenAddr) -> String {
-    let host = match addr.host.as_str() {
-        _ if !addr.is_unspecified() => addr.host.clone(),
-        host if host.contains(':') => "::1".to_owned(),
-        _ => "127.0.0.1".to_owned(),
-    };
-    format!("nats://{}", ListenAddr { host, port: addr.port })
-}
-
-async fn check_free(addr: &ListenAddr, option: &'static str) -> Result<(), EmbeddedError> {
-    let Some(port) = addr.port else { return Ok(()) };
-    match tokio::net::TcpListener::bind((addr.host.as_str(), port)).await {
-        Ok(_) => Ok(()),
-        Err(source) => Err(EmbeddedError::Listen { addr: addr.to_string(), option, source }),
-    }
-}
 
 /// One process of the server.
-struct Process {
+pub(super) struct Process {
     child: Child,
     pid: u32,
     since: Instant,
@@ -241,14 +40,15 @@ struct Process {
     out_of_space: watch::Receiver<bool>,
 }
 
-struct Supervisor {
+/// Keeps one server running.
+pub(super) struct Supervisor {
     config: EmbeddedConfig,
-    server_name: String,
+    pub(super) server_name: String,
     /// With the real port, once it is known.
-    addr: ListenAddr,
+    pub(super) addr: ListenAddr,
     lock: StoreLock,
-    binary: Binary,
-    credentials: Credentials,
+    pub(super) binary: Binary,
+    pub(super) credentials: Credentials,
     status: watch::Sender<Status>,
 }
 
@@ -260,6 +60,56 @@ enum End {
 }
 
 impl Supervisor {
+    /// `config.store_dir` is absolute and locked by `lock`.
+    pub(super) fn new(
+        config: EmbeddedConfig,
+        lock: StoreLock,
+        binary: Binary,
+        credentials: Credentials,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self { server_name: config.server_name(), addr: config.addr.clone(), config, lock, binary, credentials, status }
+    }
+
+    /// Starts the first process, and waits for its client listener.
+    pub(super) async fn start(&mut self) -> Result<Process, EmbeddedError> {
+        let mut process = self.launch().await?;
+        tokio::select! {
+            port = self.wait_for_port(process.pid, true) => self.addr.port = Some(port?),
+            status = process.child.wait() => {
+                let status = status.map_err(EmbeddedError::Spawn)?;
+                let lines = process.output.await.unwrap_or_default();
+                return Err(EmbeddedError::Died { status, lines });
+            }
+        }
+        Ok(process)
+    }
+
+    /// Tells the operator what runs and where it keeps its data.
+    pub(super) fn announce(&self) {
+        let mut details = format!("server_name: {}", self.server_name);
+        if let Some(cluster) = &self.config.cluster {
+            details.push_str(&format!(", cluster: {} at {}", cluster.name, cluster.addr));
+            if !cluster.routes.is_empty() {
+                // Without credentials that a URL may carry.
+                let routes: Vec<&str> =
+                    cluster.routes.iter().map(|url| url.rsplit(['@', '/']).next().unwrap_or(url)).collect();
+                details.push_str(&format!(", routes: {}", routes.join(" ")));
+            }
+        }
+        if let Some(gateway) = &self.config.gateway {
+            details.push_str(&format!(", gateway: {} at {}", gateway.name, gateway.addr));
+        }
+        let (store, version) = (self.config.store_dir.display(), &self.binary.version);
+        tracing::info!(context = "enats", %store, version, "Embedded NATS server started: {} ({details})", self.addr);
+        if self.config.cluster.is_some() && self.config.jetstream {
+            tracing::info!(
+                context = "enats",
+                "JetStream stores nothing until a majority of at least three members is up"
+            );
+        }
+    }
+
     /// Starts one process with a configuration of its own.
     async fn launch(&mut self) -> Result<Process, EmbeddedError> {
         let store = &self.config.store_dir;
@@ -331,7 +181,8 @@ impl Supervisor {
         }
     }
 
-    async fn run(mut self, first: Process, stop: CancellationToken, timeout: watch::Receiver<Duration>) {
+    /// Watches `first` and its successors until `stop`; `timeout` is read then.
+    pub(super) async fn run(mut self, first: Process, stop: CancellationToken, timeout: watch::Receiver<Duration>) {
         let mut process = Some(first);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -377,6 +228,7 @@ impl Supervisor {
             pause = (pause * 2).min(LONGEST_PAUSE);
             match self.launch().await {
                 Ok(started) => {
+                    metrics::EMBEDDED_NATS_RESTARTS.inc();
                     self.status.send_modify(|status| status.restarts += 1);
                     process = Some(started);
                 }
@@ -452,7 +304,7 @@ impl Supervisor {
         self.status.send_modify(|status| status.state = State::Ready);
     }
 
-    /// JetStream has switched itself off for want of space: waits until there is some.
+    /// The server has met a full disk and stays off until it is restarted: waits until that makes sense.
     async fn wait_for_space(&self) {
         let store = &self.config.store_dir;
         self.status.send_modify(|status| status.state = State::StorageFull);

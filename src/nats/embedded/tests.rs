@@ -36,18 +36,29 @@ async fn ready(server: &EmbeddedServer) {
 }
 
 async fn jetstream(server: &EmbeddedServer) -> async_nats::jetstream::Context {
-    async_nats::jetstream::new(async_nats::connect(server.client_url()).await.unwrap())
+    // async-nats does not take credentials out of a URL.
+    let url: url::Url = server.client_url().parse().unwrap();
+    let options = async_nats::ConnectOptions::with_user_and_password(
+        url.username().to_owned(),
+        url.password().unwrap().to_owned(),
+    );
+    async_nats::jetstream::new(options.connect(url.as_str()).await.unwrap())
 }
 
 async fn store_message(server: &EmbeddedServer) {
+    try_store(server).await.unwrap();
+}
+
+async fn try_store(server: &EmbeddedServer) -> Result<(), async_nats::Error> {
     let js = jetstream(server).await;
     let config = async_nats::jetstream::stream::Config {
         name: "log".into(),
         subjects: vec!["log.>".into()],
         ..Default::default()
     };
-    js.get_or_create_stream(config).await.unwrap();
-    js.publish("log.a", "kept".into()).await.unwrap().await.unwrap();
+    js.get_or_create_stream(config).await?;
+    js.publish("log.a", "kept".into()).await?.await?;
+    Ok(())
 }
 
 async fn stored_messages(server: &EmbeddedServer) -> u64 {
@@ -220,6 +231,71 @@ async fn a_damaged_executable_is_replaced() {
     let again = binary::obtain(None, store.path()).await.unwrap();
     assert_eq!(again.path, path);
     assert_eq!(Some(again.version.as_str()), VERSION);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_executable_runs_from_memory() {
+    assert_eq!(Some(binary::run_from_memory().await.unwrap().version.as_str()), VERSION);
+}
+
+#[tokio::test]
+async fn a_slow_recovery_is_not_a_start_error() {
+    let store = tempfile::tempdir().unwrap();
+    let real = binary::obtain(None, store.path()).await.unwrap().path;
+    let slow = store.path().join("slow");
+    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] || sleep 1\nexec {} \"$@\"\n", real.display());
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let config = EmbeddedConfig {
+        addr: format!("127.0.0.1:{}", free_ports::<1>()[0]).parse().unwrap(),
+        bin: Some(slow),
+        listen_timeout: Duration::from_millis(100),
+        ..config(store.path())
+    };
+    let server = EmbeddedServer::start(config).await.unwrap();
+    assert_eq!(server.status().borrow().state, State::Starting);
+    ready(&server).await;
+    assert_eq!(server.status().borrow().restarts, 0);
+    server.stop(PATIENCE).await;
+}
+
+/// Ports that were free just now, all different.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+#[tokio::test]
+async fn three_members_form_a_cluster_and_survive_one_that_leaves() {
+    let stores = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let ports = free_ports::<3>();
+    let mut servers = Vec::new();
+    for (n, (store, port)) in stores.iter().zip(ports).enumerate() {
+        let cluster = ClusterConfig {
+            addr: format!("127.0.0.1:{port}").parse().unwrap(),
+            name: "test".into(),
+            routes: ports.iter().filter(|p| **p != port).map(|p| format!("nats://127.0.0.1:{p}")).collect(),
+            secret: Secret::new("shared"),
+        };
+        let name = Some(format!("member-{n}"));
+        let config = EmbeddedConfig { server_name: name, cluster: Some(cluster), ..config(store.path()) };
+        servers.push(EmbeddedServer::start(config).await.unwrap());
+    }
+    for server in &servers {
+        ready(server).await;
+    }
+    // A client may move on to any member.
+    assert_eq!(servers[0].credentials(), servers[1].credentials());
+
+    let leaving = servers.remove(0);
+    let pid = leaving.pid().unwrap();
+    leaving.stop(PATIENCE).await;
+    assert!(is_gone(pid));
+    tokio::time::timeout(PATIENCE, async { while try_store(&servers[0]).await.is_err() {} }).await.unwrap();
+    for server in &servers {
+        server.stop(PATIENCE).await;
+    }
 }
 
 const SNAPSHOT_ADDR: &str = "nats://127.0.0.1:4222";
