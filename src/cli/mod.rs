@@ -2,6 +2,9 @@
 //!
 //! A subcommand is a file here with `command()` and `run(&ArgMatches)`, and one line in [`subcommands!`].
 
+mod publish;
+mod tail;
+
 use crate::config::{self, Config, ConfigError, Invocation, Surroundings};
 use crate::{app, ops};
 use clap::ArgMatches;
@@ -26,7 +29,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! {}
+subcommands! { publish, tail }
 
 /// Runs the program. `args` leaves its name out.
 ///

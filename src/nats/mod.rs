@@ -1,5 +1,4 @@
 //! What knows NATS the product: client connections and the embedded server.
 
-pub mod connect;
 #[cfg(unix)]
 pub mod embedded;

@@ -22,9 +22,10 @@ pub fn handshake(method: &Method, headers: &HeaderMap, query: &str) -> Result<Ac
     }
     let has_token = |name: header::HeaderName, token: &str| {
         let values = headers.get_all(name);
-        values.iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
-        })
+        values
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
     };
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let key = text(header::SEC_WEBSOCKET_KEY).trim();
@@ -35,13 +36,14 @@ pub fn handshake(method: &Method, headers: &HeaderMap, query: &str) -> Result<Ac
     if !valid {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let offers: Vec<_> = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
+    let offers: Vec<_> =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok()).collect();
     let (echo, subprotocol) = Subprotocol::negotiate(&offers.join(","));
-    Ok(Accepted { accept_key: derive_accept_key(key.as_bytes()), subprotocol: echo, hello: hello(headers, query, subprotocol) })
+    Ok(Accepted {
+        accept_key: derive_accept_key(key.as_bytes()),
+        subprotocol: echo,
+        hello: hello(headers, query, subprotocol),
+    })
 }
 
 /// 16 bytes in padded base64.
@@ -58,7 +60,11 @@ fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
             "sid" => hello.restore = (!value.is_empty()).then(|| value.into_owned()),
             "pi" => match value.parse::<i64>() {
                 Ok(seconds) => hello.ping_interval = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
-                Err(_) => tracing::warn!(context = "ws", value = &*value, "ignored ping interval `pi` that is not a whole number of seconds"),
+                Err(_) => tracing::warn!(
+                    context = "ws",
+                    value = &*value,
+                    "ignored ping interval `pi` that is not a whole number of seconds"
+                ),
             },
             "ptp" => {
                 hello.ping_precision = Some(match &*value {
