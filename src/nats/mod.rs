@@ -1,1 +1,3 @@
+//! What knows NATS the product: client connections.
 
+pub mod connect;
