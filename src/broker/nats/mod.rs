@@ -33,7 +33,7 @@ mod tests;
 pub use config::{NatsBrokerConfig, StartError};
 
 use super::{
-    AppendError, Appended, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
     SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, Publication, StreamName};
@@ -406,6 +406,10 @@ impl Broker for NatsBroker {
         max_bytes: usize,
     ) -> Result<Page, Unavailable> {
         self.core.read_page(stream, from, up_to, max_messages, max_bytes).await
+    }
+
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        self.core.behind(stream, x).await
     }
 
     async fn facts(&self) -> Result<Facts, Unavailable> {
