@@ -154,8 +154,7 @@ impl ClientConfig {
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let servers = self.addresses()?;
         let identity = self.identity(&servers[0]).await?;
-        let options =
-            ConnectOptions::with_auth_callback(move |nonce| std::future::ready(identity.prove(&nonce)));
+        let options = ConnectOptions::with_auth_callback(move |nonce| std::future::ready(identity.prove(&nonce)));
         let options = self
             .common(options)
             .retry_on_initial_connect()

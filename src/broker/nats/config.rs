@@ -101,10 +101,9 @@ impl Names {
     pub fn new(config: &NatsBrokerConfig) -> Self {
         match &config.cluster {
             None => Self { subjects: config.prefix.clone(), names: config.prefix.clone() },
-            Some(cluster) => Self {
-                subjects: format!("{}.{cluster}", config.prefix),
-                names: format!("{}_{cluster}", config.prefix),
-            },
+            Some(cluster) => {
+                Self { subjects: format!("{}.{cluster}", config.prefix), names: format!("{}_{cluster}", config.prefix) }
+            }
         }
     }
 

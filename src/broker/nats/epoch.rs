@@ -126,11 +126,7 @@ impl Core {
     }
 
     /// The log's record, which must still name `log`.
-    pub(super) async fn record_of(
-        &self,
-        connection: &Connection,
-        log: &str,
-    ) -> Result<(LogRecord, u64), SetupError> {
+    pub(super) async fn record_of(&self, connection: &Connection, log: &str) -> Result<(LogRecord, u64), SetupError> {
         match read_record(connection, &self.names.meta_bucket(), LOG_KEY).await? {
             Some((record, revision)) if record.log == log => Ok((record, revision)),
             _ => Err(SetupError::LogGone(format!("{log} is no longer the log"))),

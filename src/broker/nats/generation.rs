@@ -127,7 +127,6 @@ impl Core {
             status.reason = Arc::from(reason.as_str());
             news
         });
-        self.attempts.send_modify(|attempts| *attempts += 1);
         match error {
             SetupError::Fatal(fatal) => {
                 if news {
@@ -138,6 +137,8 @@ impl Core {
             _ if news => tracing::warn!(reason, "NATS is not available"),
             _ => {}
         }
+        // Last: who waits for it looks for the verdict.
+        self.attempts.send_modify(|attempts| *attempts += 1);
     }
 
     /// Tries the known servers one after another.
@@ -170,7 +171,11 @@ impl Core {
                     let info = client.server_info();
                     // Discovered servers come without scheme and credentials.
                     let scheme = if server.tls_required() { "tls" } else { "nats" };
-                    *known = info.connect_urls.iter().filter_map(|u| parse_server(&format!("{scheme}://{u}")).ok()).collect();
+                    *known = info
+                        .connect_urls
+                        .iter()
+                        .filter_map(|u| parse_server(&format!("{scheme}://{u}")).ok())
+                        .collect();
                     metrics::STORE_CONNECTS.inc();
                     let api = Api { mux: Mux::new(client.clone()) };
                     return Ok(Connection { link, client, api, server: info });
@@ -179,7 +184,9 @@ impl Core {
                 Err(error) => {
                     tracing::debug!(server = shown(&server), %error, "connection attempt failed");
                     last = Some(match error {
-                        ConnectError::Connect { server, source } => format!("cannot connect to NATS at {server}: {source}"),
+                        ConnectError::Connect { server, source } => {
+                            format!("cannot connect to NATS at {server}: {source}")
+                        }
                         ConnectError::Config(text) => text,
                     });
                 }
@@ -189,11 +196,7 @@ impl Core {
     }
 
     /// From connecting to the loss of the connection. An error means that it never became usable.
-    async fn one_generation(
-        self: &Arc<Self>,
-        number: u64,
-        known: &mut Vec<ServerAddr>,
-    ) -> Result<(), SetupError> {
+    async fn one_generation(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<(), SetupError> {
         let connection = Arc::new(self.connect(number, known).await?);
         let _end = connection.link.dead.clone().drop_guard();
         let inbox = connection.subscribe(connection.api.mux.subject()).await?;
@@ -277,7 +280,8 @@ impl Core {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Hints only: what they announce is read from the leader, and the timer finds what they miss.
         let record = key_subject(&self.names.meta_bucket(), super::epoch::LOG_KEY);
-        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{}", generation.log);
+        let led = if generation.log.is_empty() { &generation.commands } else { &generation.log };
+        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{led}");
         let (Ok(mut record), Ok(mut elected)) =
             (connection.subscribe(record).await, connection.subscribe(elected).await)
         else {
@@ -330,7 +334,10 @@ impl Core {
                 }
             }
             // Nudges come in crowds.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = generation.dead().cancelled() => return,
+            }
         }
     }
 

@@ -386,8 +386,7 @@ impl Core {
     async fn other_nodes(&self, connection: &Connection) -> Result<Vec<String>, SetupError> {
         let bucket = self.names.meta_bucket();
         let filter = json!({"subjects_filter": key_subject(&bucket, "node.*")});
-        let info: StreamInfo =
-            connection.api.call(&format!("STREAM.INFO.{}", bucket_stream(&bucket)), &filter).await?;
+        let info: StreamInfo = connection.api.call(&format!("STREAM.INFO.{}", bucket_stream(&bucket)), &filter).await?;
         let own = self.lease_key();
         let mut others = Vec::new();
         for subject in info.state.subjects.keys() {

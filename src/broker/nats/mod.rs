@@ -364,8 +364,7 @@ impl Broker for NatsBroker {
             match outcome.await {
                 Ok(heads) => {
                     if generation.connection.clustered() && !streams.is_empty() {
-                        let (feed, streams, dead) =
-                            (core.feed.clone(), streams.to_vec(), generation.dead().clone());
+                        let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
                         core.tasks.spawn(async move {
                             tokio::select! {
                                 () = tokio::time::sleep(INTEREST_SPREAD) => {}

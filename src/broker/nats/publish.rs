@@ -1,10 +1,10 @@
 //! Storing a publication: one acknowledged publish, repeated with the same message id until it is answered.
 
+use super::Core;
 use super::api::{ATTEMPT, ApiError, code};
 use super::headers::{self, Body};
 use super::mux::RequestError;
 use super::token::Token;
-use super::Core;
 use crate::broker::{AppendError, Appended};
 use crate::protocol::{Meta, Publication, StreamName};
 use bytes::Bytes;

@@ -110,7 +110,8 @@ impl Core {
                 got.remaining = 0;
                 return Ok(());
             }
-            if got.messages.len() >= limits.max_messages || (got.bytes >= limits.max_bytes && !got.messages.is_empty()) {
+            if got.messages.len() >= limits.max_messages || (got.bytes >= limits.max_bytes && !got.messages.is_empty())
+            {
                 return Ok(());
             }
             let mut request = json!({

@@ -125,7 +125,22 @@ async fn any_name_is_a_stream_of_its_own() {
     let server = Server::start();
     let node = Node::on(&server).await;
     let names = [
-        "", ".", "*", ">", "a.b", "a.*", "a/b", " ", "a b", "a\tb", "\r\n", "🪢", "~", "$JS.API.>", "ä", "carrick.log.>",
+        "",
+        ".",
+        "*",
+        ">",
+        "a.b",
+        "a.*",
+        "a/b",
+        " ",
+        "a b",
+        "a\tb",
+        "\r\n",
+        "🪢",
+        "~",
+        "$JS.API.>",
+        "ä",
+        "carrick.log.>",
         "Content-Type: x\r\nNats-Sequence: 7",
     ];
     let mut streams: Vec<StreamName> = names.iter().map(|n| StreamName::from(*n)).collect();
@@ -151,10 +166,7 @@ async fn what_a_publisher_says_besides_the_data_comes_back() {
     let node = Node::on(&server).await;
     let stream = StreamName::from("x".repeat(300));
     node.broker.open(std::slice::from_ref(&stream)).await.unwrap();
-    let meta = Meta {
-        exclude_socket: Some("sid-_21".into()),
-        broadcast_type: Some(" odd\r\ntype: % ü ".into()),
-    };
+    let meta = Meta { exclude_socket: Some("sid-_21".into()), broadcast_type: Some(" odd\r\ntype: % ü ".into()) };
     let stored = Publication { meta: meta.clone(), ..publication(&stream, "not json") };
     node.broker.append(stored).await.unwrap();
     eventually("live", || node.feed.all().len() == 1).await;

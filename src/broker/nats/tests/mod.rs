@@ -68,11 +68,8 @@ impl Feed for Recorder {
 }
 
 fn config(server: &Server) -> NatsBrokerConfig {
-    let limits = Limits {
-        history_limit: 100,
-        history_ttl: Duration::from_secs(300),
-        sessions_ttl: Duration::from_secs(300),
-    };
+    let limits =
+        Limits { history_limit: 100, history_ttl: Duration::from_secs(300), sessions_ttl: Duration::from_secs(300) };
     NatsBrokerConfig::new(ClientConfig::for_servers(&server.url()), limits)
 }
 

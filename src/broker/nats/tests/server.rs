@@ -77,9 +77,17 @@ impl Server {
             command.arg("-js").arg("-sd").arg(self.store.path());
         }
         command.args(self.arguments.iter().filter(|a| *a != "--no-js"));
-        let log = std::fs::File::options().create(true).append(true).open(self.store.path().join("server.log")).unwrap();
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.store.path().join("server.log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
+        for _ in 0..1000 {
+            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("nats-server does not listen");
     }
 
     /// `kill -9`.

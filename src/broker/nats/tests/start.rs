@@ -29,8 +29,6 @@ async fn nats_away_at_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_jetstream_is_a_start_error() {
     let server = Server::with(&["--no-js"]);
-    // The server may need a moment to listen; only then is there a verdict.
-    eventually("listening", || std::net::TcpStream::connect(("127.0.0.1", server.port)).is_ok()).await;
     let error = refused(config(&server)).await;
     assert!(error.contains("JetStream is not enabled"), "{error}");
 }
