@@ -212,10 +212,10 @@ impl NatsBroker {
     /// Ends all tasks and the connection. Calls under way fail.
     pub async fn shutdown(&self) {
         let core = &self.core;
-        if let Some(generation) = core.generation() {
-            if let Err(error) = core.end_lease(&generation.connection).await {
-                tracing::debug!(%error, "cannot end this node's lease");
-            }
+        if let Some(generation) = core.generation()
+            && let Err(error) = core.end_lease(&generation.connection).await
+        {
+            tracing::debug!(%error, "cannot end this node's lease");
         }
         core.stop.cancel();
         if let Some(generation) = core.current.send_replace(None) {

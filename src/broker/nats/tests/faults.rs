@@ -4,7 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// Forwards connections to a server until it is told to cut them.
-pub struct Proxy {
+pub(super) struct Proxy {
     pub port: u16,
     joined: watch::Sender<bool>,
 }
@@ -43,7 +43,11 @@ impl Proxy {
 }
 
 /// Publishes numbers one after another until told to stop; answers with the offsets.
-async fn keep_publishing(node: &Node, stream: &StreamName, stop: &std::sync::atomic::AtomicBool) -> Vec<u64> {
+pub(super) async fn keep_publishing(
+    node: &Node,
+    stream: &StreamName,
+    stop: &std::sync::atomic::AtomicBool,
+) -> Vec<u64> {
     let mut offsets = Vec::new();
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         offsets.push(node.publish(stream, &offsets.len().to_string()).await);

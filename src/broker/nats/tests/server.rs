@@ -59,6 +59,17 @@ impl Server {
         server
     }
 
+    /// A cluster of so many servers; each logs and stores on its own.
+    pub fn cluster(size: usize) -> Vec<Self> {
+        let routes: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let urls: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let start = |(number, url): (usize, &String)| {
+            let name = format!("n{number}");
+            Self::with(&["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &urls.join(",")])
+        };
+        urls.iter().enumerate().map(start).collect()
+    }
+
     /// A port where nobody listens yet.
     pub fn stopped() -> Self {
         Self { port: free_port(), store: tempfile::tempdir().unwrap(), arguments: Vec::new(), child: None }
