@@ -44,16 +44,14 @@ async fn the_loss_of_the_leader_costs_no_message_and_no_epoch() {
 
     let stop = std::sync::atomic::AtomicBool::new(false);
     let faults = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        eventually("publishing", || other.feed.live(&stream).len() > 100).await;
         let led = leader(&node).await;
         servers[led].kill();
-        let mut published = node.broker.status();
         // Until somebody else leads.
         while leader(&other).await == led {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         servers[led].run();
-        let _ = published.borrow_and_update();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     };
     let (offsets, ()) = tokio::join!(super::faults::keep_publishing(&node, &stream, &stop), faults);
