@@ -1,6 +1,6 @@
 use super::*;
 use crate::broker::{AppendError, ReadFrom};
-use crate::nats::connect::Secret;
+use crate::secret::Secret;
 
 async fn refused(config: NatsBrokerConfig) -> String {
     match NatsBroker::start(config, Arc::new(Recorder::default())).await {
