@@ -27,18 +27,17 @@ struct Pin {
 fn main() {
     // Only these decide what is embedded; the download cache is not among them, so emptying it rebuilds nothing.
     for path in ["build.rs", "nats/version", "nats/checksums"] {
-        println!("cargo:rerun-if-changed={path}");
+        println!("cargo::rerun-if-changed={path}");
     }
-    println!("cargo:rerun-if-env-changed={FILE_VARIABLE}");
-    println!("cargo:rerun-if-env-changed={SUM_VARIABLE}");
+    println!("cargo::rerun-if-env-changed={FILE_VARIABLE}");
+    println!("cargo::rerun-if-env-changed={SUM_VARIABLE}");
     if env::var_os("CARGO_FEATURE_EMBEDDED_NATS").is_none() {
         return;
     }
     if let Err(message) = embed() {
         for line in message.lines() {
-            println!("cargo:error={line}");
+            println!("cargo::error={line}");
         }
-        std::process::exit(1);
     }
 }
 
@@ -50,7 +49,7 @@ fn embed() -> Result<(), String> {
 
     let (server, expected) = match env::var_os(FILE_VARIABLE).map(PathBuf::from) {
         Some(path) => {
-            println!("cargo:rerun-if-changed={}", path.display());
+            println!("cargo::rerun-if-changed={}", path.display());
             let bytes = fs::read(&path).map_err(|e| format!("{FILE_VARIABLE}={}: {e}", path.display()))?;
             let server = unpack(bytes, &path, &out).map_err(|e| format!("{FILE_VARIABLE}={}: {e}", path.display()))?;
             let allowed = env::var(SUM_VARIABLE).ok().map(|sum| sum.trim().to_ascii_lowercase());
@@ -76,8 +75,8 @@ fn embed() -> Result<(), String> {
     }
     let target = out.join("nats-server.deflate");
     fs::write(&target, server.deflated()?).map_err(|e| format!("cannot write {}: {e}", target.display()))?;
-    println!("cargo:rustc-env=CARRICK_NATS_VERSION={version}");
-    println!("cargo:rustc-env=CARRICK_NATS_SHA256={found}");
+    println!("cargo::rustc-env=CARRICK_NATS_VERSION={version}");
+    println!("cargo::rustc-env=CARRICK_NATS_SHA256={found}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The configuration file that nats-server reads: a pure function, compared with `testdata/nats/*.conf` in tests.
 
-use super::config::{Credentials, EmbeddedConfig, ListenAddr, Secret, Sync};
+use super::config::{Credentials, EmbeddedConfig, ListenAddr, Secret, SyncMode};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -54,8 +54,10 @@ pub fn generate(config: &EmbeddedConfig, runtime: &Runtime<'_>) -> String {
         line(w, 1, &format!("max_file_store: {}", runtime.max_store));
         match config.sync {
             None => {}
-            Some(Sync::Always) => line(w, 1, "sync_interval: always"),
-            Some(Sync::Every(interval)) => line(w, 1, &format!("sync_interval: \"{}s\"", interval.as_secs().max(1))),
+            Some(SyncMode::Always) => line(w, 1, "sync_interval: always"),
+            Some(SyncMode::Every(interval)) => {
+                line(w, 1, &format!("sync_interval: \"{}s\"", interval.as_secs().max(1)))
+            }
         }
         line(w, 0, "}");
     }

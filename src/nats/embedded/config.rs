@@ -25,7 +25,7 @@ pub struct EmbeddedConfig {
     /// Pass on the protocol trace as well.
     pub trace: bool,
     /// When stored messages are flushed to the disk. `None`: the server's default (every two minutes).
-    pub sync: Option<Sync>,
+    pub sync: Option<SyncMode>,
     /// JetStream on.
     pub jetstream: bool,
     /// User and password of clients. `None`: a password of its own for each start (in a cluster: one that is derived
@@ -35,7 +35,8 @@ pub struct EmbeddedConfig {
     pub gateway: Option<GatewayConfig>,
     /// After that time without JetStream an error is logged; nothing else happens.
     pub ready_timeout: Duration,
-    /// How long the client listener may take after JetStream's recovery had no part in it: start fails beyond.
+    /// How long a start waits for the client listener. With JetStream, which recovers its store first, the start then
+    /// goes on without it (the broker finds it later); without, it fails.
     pub listen_timeout: Duration,
     /// How long to wait for a store that a dying process still holds.
     pub lock_timeout: Duration,
@@ -83,13 +84,13 @@ impl EmbeddedConfig {
 
 /// When stored messages are flushed to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+pub enum SyncMode {
     /// Before each acknowledgement: survives a crash of the machine, some twenty times slower.
     Always,
     Every(Duration),
 }
 
-impl FromStr for Sync {
+impl FromStr for SyncMode {
     type Err = String;
 
     /// `always`, or whole seconds.

@@ -23,7 +23,9 @@ mod supervisor;
 #[cfg(feature = "embedded-nats")]
 mod tests;
 
-pub use config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, Secret, Sync};
+pub use config::{
+    ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, Secret, SyncMode,
+};
 pub use server::{EmbeddedServer, State, Status};
 
 use std::path::PathBuf;

@@ -1,7 +1,6 @@
 //! With the real server.
 
 use super::conf::{self, Runtime};
-use super::config::Sync as SyncMode;
 use super::*;
 use crate::nats::embedded::lock::StoreLock;
 use rustix::process::{Pid, Signal};
@@ -121,6 +120,16 @@ async fn a_killed_server_comes_back_with_its_store_and_port() {
     assert_eq!(server.client_url(), url);
     assert_eq!(stored_messages(&server).await, 1);
     server.stop(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_killed_when_its_time_is_over() {
+    let store = tempfile::tempdir().unwrap();
+    let server = EmbeddedServer::start(config(store.path())).await.unwrap();
+    let pid = server.pid().unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP).unwrap();
+    server.stop(Duration::from_millis(200)).await;
+    assert!(is_gone(pid));
 }
 
 #[tokio::test]
@@ -389,5 +398,6 @@ fn secrets_do_not_show() {
 
 #[test]
 fn the_licence_ships() {
-    assert!(LICENSE.contains("Apache License") && LICENSE.contains("nats-server 2.15.1"));
+    assert!(LICENSE.contains("Apache License"));
+    assert!(LICENSE.contains(&format!("nats-server {}", VERSION.unwrap())), "nats/NOTICE names another version");
 }
