@@ -85,10 +85,19 @@ struct Output {
 async fn follow(mut client: Resumable, output: &Output, count: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut printed = 0;
     let mut refused = 0;
+    let mut opened = false;
     while let Some(update) = client.next().await {
         let event = match update {
-            Update::Opened => continue,
-            Update::Lost { reason, retry_in } => {
+            Update::Opened => {
+                opened = true;
+                continue;
+            }
+            // A wrong path or a foreign origin does not become right by trying again.
+            Update::Lost { reason, status: Some(400..=499), .. } if !opened => {
+                complain(&format!("{reason}; check --url"));
+                return Ok(ExitCode::FAILURE);
+            }
+            Update::Lost { reason, retry_in, .. } => {
                 complain(&format!("{reason}; trying again in {} ms", retry_in.as_millis()));
                 continue;
             }
