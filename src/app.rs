@@ -1,1 +1,351 @@
+//! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
+use crate::auth::{self, Access, Authenticator, Secrets, StreamsConfig};
+use crate::broker::memory::MemoryBroker;
+use crate::broker::{Broker, Feed, Limits, none};
+use crate::config::{BroadcastListener, BrokerKind, Config, ShutdownMode, TimePrecision};
+use crate::hub::{Hub, HubConfig, HubFeed};
+use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
+use crate::node::{Node, NodeConfig, PingPrecision, Registry};
+use crate::ops::health::{Health, HealthConfig};
+use crate::ops::metrics_page;
+use crate::ops::shutdown::{Phases, Signals};
+use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
+use crate::transport::origin::AllowedOrigins;
+use crate::transport::ws::{WebSockets, WsConfig};
+use anyhow::Context;
+use axum::Router;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Part of the shutdown budget that is kept for the store: stopping it cleanly is what makes the next start quick.
+const STORE_SHARE: Duration = Duration::from_secs(3);
+
+/// Runs the server until a signal ends it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let budget = config.app.shutdown_timeout;
+    let delay = config.app.shutdown_delay;
+    let app = App::start(config).await?;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        error = app.failed() => return Err(error),
+    };
+    tracing::info!(signal, "shutting down gracefully within {} s (a second signal stops at once)", budget.as_secs());
+    let _second = signals.exit_on_next();
+    let mut phases = Phases::new(budget);
+    phases.delay(delay).await;
+    app.stop(&mut phases).await;
+    Ok(())
+}
+
+/// A running server.
+pub struct App {
+    node: Arc<Node>,
+    hub: Arc<Hub>,
+    store: Store,
+    /// Where the main listener really is.
+    addr: SocketAddr,
+    /// Where publications over HTTP are accepted.
+    broadcast_addr: SocketAddr,
+    /// Cancelled when the shutdown begins.
+    draining: CancellationToken,
+    listeners: TaskTracker,
+    connections: TaskTracker,
+    websockets: TaskTracker,
+}
+
+/// What stands behind the broker and must be stopped after it.
+struct Store {
+    #[cfg(unix)]
+    embedded: Option<crate::nats::embedded::EmbeddedServer>,
+    nats: Option<Arc<crate::broker::nats::NatsBroker>>,
+    memory: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl App {
+    /// Starts everything; what cannot work is an error before the first client is let in.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        announce(&config);
+        // Bound first: a port in use must not leave a store behind.
+        let main = bind(&config, config.server.port).await?;
+        let own = match config.http_broadcast.listener {
+            BroadcastListener::Main => None,
+            BroadcastListener::Own(port) => Some(bind(&config, port).await?),
+        };
+        let hub = Hub::new(hub_config(&config));
+        let feed = Arc::new(HubFeed(hub.clone()));
+        let (broker, store) = start_broker(&config, feed).await?;
+        let registry = Arc::new(Registry::default());
+        hub.start(broker.clone(), registry.clone());
+        let node = Node::new(
+            node_config(&config, &*broker),
+            hub.clone(),
+            access(&config),
+            if config.noauth || config.public { Authenticator::NoAuth } else { Authenticator::Refuse },
+            registry,
+        );
+        let draining = CancellationToken::new();
+        let (listeners, connections, websockets) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+
+        let (addr, scheme) = (main.local_addr(), if main.is_tls() { "https" } else { "http" });
+        let base = |addr: SocketAddr| format!("{scheme}://{addr}");
+        let broadcast_addr = own.as_ref().map_or(addr, Listener::local_addr);
+        let broadcast = http_broadcast(&config, broker.clone());
+        announce_broadcast(&config, &base(broadcast_addr));
+        let sockets = WebSockets::new(ws_config(&config), node.clone(), websockets.clone());
+        for path in &config.ws.paths {
+            tracing::info!(context = "ws", "Handle WebSocket connections at {}{path}", base(addr));
+        }
+        let health = HealthConfig {
+            health_path: config.server.health_path.clone(),
+            ready_path: config.server.ready_path.clone(),
+        };
+        tracing::info!(context = "http", "Handle health requests at {}{}", base(addr), health.health_path);
+        let mut router: Router =
+            sockets.router().merge(Health::new(broker.status(), draining.clone()).router(&health));
+        if let Some(path) = &config.metrics.http_path {
+            router = router.merge(metrics_page::router(path, &[]));
+            tracing::info!(context = "metrics", "Serve metrics at {}{path}", base(addr));
+        }
+        match own {
+            None => router = router.merge(broadcast),
+            Some(own) => {
+                listeners.spawn(own.serve(broadcast, draining.clone(), connections.clone()));
+            }
+        }
+        listeners.spawn(main.serve(router, draining.clone(), connections.clone()));
+        if let Some(path) = &config.server.port_file {
+            let ports = serde_json::json!({ "http": addr.to_string(), "broadcast": broadcast_addr.to_string() });
+            write_port_file(path, &ports.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(Self { node, hub, store, addr, broadcast_addr, draining, listeners, connections, websockets })
+    }
+
+    /// Where clients connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where applications publish over HTTP.
+    pub fn broadcast_addr(&self) -> SocketAddr {
+        self.broadcast_addr
+    }
+
+    /// Resolves when the server cannot go on.
+    async fn failed(&self) -> anyhow::Error {
+        match &self.store.nats {
+            Some(nats) => nats.fatal().await.into(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops in the order that loses nothing: no new work, clients sent away with their sessions saved, then the store.
+    pub async fn stop(self, phases: &mut Phases) {
+        phases.reserve(STORE_SHARE.min(phases.remaining() / 2));
+        self.draining.cancel();
+        self.listeners.close();
+        phases.run("closing listeners", self.listeners.wait()).await;
+        let clients = self.node.registry.len();
+        tracing::info!(context = "node", num = clients, "closing active connections");
+        self.node.close_all();
+        self.websockets.close();
+        match phases.run("closing clients", self.websockets.wait()).await {
+            Some(()) => tracing::info!(context = "node", "all active connections closed"),
+            None => tracing::warn!(
+                context = "node",
+                num = self.node.registry.len(),
+                "terminated while disconnecting active sessions"
+            ),
+        }
+        self.connections.close();
+        phases.run("finishing requests", self.connections.wait()).await;
+        self.node.tasks.close();
+        phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
+        phases.reserve(Duration::ZERO);
+        phases.run("closing streams", self.hub.stop()).await;
+        if let Some(nats) = &self.store.nats {
+            phases.run("leaving the store", nats.shutdown()).await;
+        }
+        if let Some(sweep) = &self.store.memory {
+            sweep.abort();
+        }
+        #[cfg(unix)]
+        if let Some(embedded) = &self.store.embedded {
+            let left = phases.remaining();
+            phases.run("stopping the embedded nats-server", embedded.stop(left)).await;
+        }
+    }
+}
+
+async fn bind(config: &Config, port: u16) -> anyhow::Result<Listener> {
+    let listen = ListenConfig {
+        host: config.server.host.clone(),
+        port,
+        tls: config.server.ssl().map(|(cert, key)| TlsConfig { cert: cert.to_owned(), key: key.to_owned() }),
+        max_conn: config.server.max_conn,
+    };
+    Ok(Listener::bind(&listen).await?)
+}
+
+/// Written whole or not at all: whoever waits for it never reads half of it.
+fn write_port_file(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(directory.unwrap_or(std::path::Path::new(".")))?;
+    std::io::Write::write_all(&mut file, text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        history_limit: config.broker.history_limit,
+        history_ttl: config.broker.history_ttl,
+        sessions_ttl: config.broker.sessions_ttl,
+    }
+}
+
+fn hub_config(config: &Config) -> HubConfig {
+    HubConfig {
+        limits: limits(config),
+        snapshot_budget: usize::try_from(config.broker.snapshot_budget).unwrap_or(usize::MAX),
+        linger: config.broker.stream_linger,
+        head_check: config.broker.head_check_interval,
+        broker_timeout: config.broker.timeout,
+    }
+}
+
+fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
+    let features = broker.features();
+    NodeConfig {
+        ping_interval: config.app.ping_interval,
+        ping_precision: match config.app.ping_timestamp_precision {
+            TimePrecision::Seconds => PingPrecision::Seconds,
+            TimePrecision::Milliseconds => PingPrecision::Milliseconds,
+            TimePrecision::Nanoseconds => PingPrecision::Nanoseconds,
+        },
+        pong_timeout: config.app.pong_timeout,
+        native_pings: config.app.enable_native_ping,
+        sessions_ttl: config.broker.sessions_ttl,
+        history_ttl: config.broker.history_ttl,
+        history_hold: config.broker.history_hold,
+        broker_timeout: config.broker.timeout,
+        max_pending: config.ws.max_pending_size,
+        handover: match config.app.shutdown_mode {
+            ShutdownMode::Auto => features.shared && features.sessions,
+            ShutdownMode::Resume => features.sessions,
+            ShutdownMode::Disconnect => false,
+        },
+    }
+}
+
+fn ws_config(config: &Config) -> WsConfig {
+    WsConfig {
+        paths: config.ws.paths.clone(),
+        allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        max_message_size: config.ws.max_message_size,
+        read_buffer_size: config.ws.read_buffer_size,
+        write_timeout: config.ws.write_timeout,
+    }
+}
+
+fn access(config: &Config) -> Access {
+    let secrets = |secret: &Option<crate::config::Secret>| {
+        secret.as_ref().map_or_else(Secrets::default, |secret| Secrets::parse(secret.expose()))
+    };
+    let streams = &config.streams;
+    Access::new(StreamsConfig {
+        secrets: secrets(&streams.secret),
+        public: streams.public || config.public,
+        whisper: streams.whisper,
+        presence: streams.presence,
+        pubsub_channel: streams.pubsub_channel.clone(),
+        turbo: streams.turbo,
+        turbo_secrets: Some(secrets(&streams.turbo_secret)),
+        cable_ready: streams.cable_ready,
+        cable_ready_secrets: Some(secrets(&streams.cable_ready_secret)),
+    })
+}
+
+fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
+    let broadcast = HttpBroadcastConfig {
+        path: config.http_broadcast.path.clone(),
+        key: config.broadcast_key.as_ref().map(|key| auth::Secret::from(key.expose())),
+        cors: config.http_broadcast.cors_headers,
+        allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        max_body: config.http_broadcast.max_body,
+    };
+    HttpBroadcast::new(broadcast, broker).router()
+}
+
+/// What an operator wants to know first.
+fn announce(config: &Config) {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let files = files.map_or("unlimited".to_owned(), |files| files.to_string());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    tracing::info!(
+        "Starting Carrick {} (pid: {}, open file limit: {files}, gomaxprocs: {threads})",
+        crate::config::VERSION,
+        std::process::id(),
+    );
+    if let Some(file) = &config.loaded.file {
+        tracing::info!("Using configuration from file: {}", file.display());
+    }
+    if config.public {
+        tracing::warn!("Server is running in the public mode");
+    }
+    if config.public || config.noauth {
+        tracing::info!("connection authentication is disabled");
+    }
+    if !config.streams.pubsub_channel.is_empty() {
+        tracing::info!("Using channels router: {}", config.streams.pubsub_channel);
+    }
+}
+
+fn announce_broadcast(config: &Config, base: &str) {
+    let authorization =
+        if config.broadcast_key.is_some() { "authorization required" } else { "no authorization" };
+    let cors = if config.http_broadcast.cors_headers { ", CORS enabled" } else { "" };
+    tracing::info!(
+        context = "broadcast",
+        "Accept broadcast requests at {base}{} ({authorization}{cors})",
+        config.http_broadcast.path
+    );
+    if config.http_broadcast.key_derived {
+        tracing::info!("auto-generated authorization secret from the application secret");
+    }
+}
+
+async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
+    let limits = limits(config);
+    let mut store = Store {
+        #[cfg(unix)]
+        embedded: None,
+        nats: None,
+        memory: None,
+    };
+    let settings = format!(
+        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
+        limits.history_limit,
+        limits.history_ttl.as_secs(),
+        limits.sessions_ttl.as_secs(),
+        config.broker.presence_ttl.as_secs()
+    );
+    let broker: Arc<dyn Broker> = match config.broker.adapter {
+        BrokerKind::None => {
+            tracing::info!(context = "broker", "Using no-op (legacy) broker");
+            none::new(feed)
+        }
+        BrokerKind::Memory => {
+            let broker = MemoryBroker::new(limits, config.broker.dedup_window, feed);
+            tracing::info!(context = "broker", "Using in-memory broker (epoch: {}, {settings})", broker.epoch().as_str());
+            store.memory = Some(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            broker
+        }
+        BrokerKind::Nats => start_nats(config, feed, &mut store, &settings).await?,
+    };
+    Ok((broker, store))
+}

@@ -1,1 +1,58 @@
+//! Flags, environment, file and presets become one typed [`Config`].
+//!
+//! `options` defines every option once: flag, key, default, kind and help text. From it come the command line
+//! (`command`), the environment, the file (`file`), `--print-config` (`print`), the documentation (`docs`) and the
+//! structs themselves. `load` reads the sources by precedence; what was given is then turned into what it means by
+//! `presets` and `resolve`. Values at fault are refused here, before a socket is bound.
 
+mod command;
+#[cfg(test)]
+mod docs;
+mod endpoint;
+mod file;
+mod kinds;
+mod load;
+mod options;
+mod presets;
+mod print;
+mod resolve;
+mod row;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use command::{command, double_dashes};
+pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
+pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
+pub use options::{
+    App, Broker, Config, EmbeddedNats, HttpBroadcast, Logging, Nats, NatsBroadcast, NatsPubsub, Server, Streams, Ws,
+};
+pub use secret::Secret;
+pub use values::{
+    BroadcastAdapter, BroadcastListener, BrokerKind, LogFormat, LogLevel, Preset, PubsubKind, ShutdownMode, SyncPolicy,
+    TimePrecision,
+};
+
+use std::path::{Path, PathBuf};
+
+/// Carrick's version, as `--version` prints it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Where the settings came from, for the start lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// Presets that were applied.
+    pub presets: Vec<Preset>,
+    /// What the operator should know: deprecated names, settings without effect.
+    pub warnings: Vec<String>,
+}
+
+impl Server {
+    /// Certificate and key; `None`: no TLS.
+    pub fn ssl(&self) -> Option<(&Path, &Path)> {
+        self.ssl_cert_path.as_deref().zip(self.ssl_key_path.as_deref())
+    }
+}

@@ -1,1 +1,311 @@
+//! All local clients: which streams are open, who follows them, what is missing.
+//!
+//! [`stream::Stream`] and [`cursor::Cursor`] hold the rules and are pure; this file gives them a broker: it opens streams
+//! (many at a time), repairs holes, reads history on demand, checks heads, closes what nobody follows. Ordering, the gap
+//! check and the proofs live here once, over any backend.
 
+pub mod cursor;
+mod history;
+mod open;
+pub mod outbox;
+pub mod proof;
+pub mod receiver;
+mod repair;
+pub mod sabotage;
+pub mod stream;
+
+pub use cursor::Start;
+pub use history::{From, Located};
+pub use outbox::Outbox;
+pub use proof::Proof;
+pub use receiver::{HistoryJob, Identifier, Receiver};
+pub use stream::{CursorId, Pump, Stream, TailLimits};
+
+use crate::broker::{Broker, Facts, Limits, RemoteDisconnect, Status, Unavailable};
+use crate::metrics;
+use crate::protocol::{Message, StreamName};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Tunables of the hub.
+#[derive(Clone, Debug)]
+pub struct HubConfig {
+    pub limits: Limits,
+    /// Bytes of messages that all tails together may hold before they are trimmed.
+    pub snapshot_budget: usize,
+    /// How long a stream stays open after its last follower left.
+    pub linger: Duration,
+    /// Period of the head check, the deadline for a lost last message of a burst. Shortened to a quarter of the ttl.
+    pub head_check: Duration,
+    /// How long history and opening wait for the store.
+    pub broker_timeout: Duration,
+}
+
+/// Bytes of one stream's tail: beyond them the oldest are read from the log again when somebody asks.
+const TAIL_BYTES: usize = 4 << 20;
+
+/// Streams waiting to be opened; when full, openers wait.
+const OPEN_QUEUE: usize = 16_384;
+
+/// An open stream: the pure core and what the tasks around it share.
+pub struct Cell {
+    core: Mutex<Stream>,
+    opened: Notify,
+    /// Users that are between opening the stream and attaching to it.
+    users: AtomicUsize,
+    /// One reader of the log at a time; the others find its result in the tail.
+    gate: tokio::sync::Mutex<()>,
+    /// A comparison is already queued.
+    queued: AtomicBool,
+    idle_since: Mutex<Option<Instant>>,
+}
+
+impl Cell {
+    pub fn lock(&self) -> MutexGuard<'_, Stream> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a stream open while somebody is about to attach.
+pub struct Open(Arc<Cell>);
+
+impl std::ops::Deref for Open {
+    type Target = Arc<Cell>;
+
+    fn deref(&self) -> &Arc<Cell> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Hears of remote disconnects.
+pub trait Commands: Send + Sync + 'static {
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect);
+    fn commands_lost(&self);
+}
+
+const SHARDS: usize = 64;
+
+pub struct Hub {
+    config: HubConfig,
+    tail_limits: TailLimits,
+    broker: OnceLock<Arc<dyn Broker>>,
+    commands: OnceLock<Arc<dyn Commands>>,
+    status: OnceLock<watch::Receiver<Status>>,
+    shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
+    opener: mpsc::Sender<Arc<Cell>>,
+    to_open: Mutex<Option<mpsc::Receiver<Arc<Cell>>>>,
+    facts: Mutex<Option<Facts>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Hub {
+    /// A hub without a broker yet: the broker needs the hub as its feed, so it comes with [`Self::start`].
+    pub fn new(config: HubConfig) -> Arc<Self> {
+        let (opener, to_open) = mpsc::channel(OPEN_QUEUE);
+        let limits = &config.limits;
+        Arc::new(Self {
+            tail_limits: TailLimits {
+                messages: usize::try_from(limits.history_limit).unwrap_or(usize::MAX),
+                bytes: TAIL_BYTES.min(config.snapshot_budget),
+                ttl: limits.history_ttl,
+            },
+            config,
+            broker: OnceLock::new(),
+            commands: OnceLock::new(),
+            status: OnceLock::new(),
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            opener,
+            to_open: Mutex::new(Some(to_open)),
+            facts: Mutex::new(None),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        })
+    }
+
+    /// Gives the hub its broker and starts its tasks. Once.
+    pub fn start(self: &Arc<Self>, broker: Arc<dyn Broker>, commands: Arc<dyn Commands>) {
+        let status = broker.status();
+        let fresh = self.broker.set(broker).is_ok()
+            && self.commands.set(commands).is_ok()
+            && self.status.set(status.clone()).is_ok();
+        assert!(fresh, "the hub is started once");
+        let to_open = self.to_open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let to_open = to_open.expect("the hub is started once");
+        self.spawn(open::open_streams(self.clone(), to_open));
+        self.spawn(open::follow_status(self.clone(), status));
+        self.spawn(open::check_heads(self.clone()));
+        self.spawn(open::close_idle(self.clone()));
+    }
+
+    /// Ends the hub's tasks.
+    pub async fn stop(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            cancel.run_until_cancelled(task).await;
+        });
+    }
+
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        self.broker.get().expect("the hub is started before it is used")
+    }
+
+    /// The broker's state right now.
+    pub fn status(&self) -> Status {
+        self.status.get().expect("the hub is started before it is used").borrow().clone()
+    }
+
+    pub fn config(&self) -> &HubConfig {
+        &self.config
+    }
+
+    fn shard(&self, stream: &StreamName) -> &RwLock<HashMap<StreamName, Arc<Cell>>> {
+        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(stream);
+        &self.shards[(hash as usize) % SHARDS]
+    }
+
+    fn find(&self, stream: &StreamName) -> Option<Arc<Cell>> {
+        self.shard(stream).read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+    }
+
+    fn cells(&self) -> Vec<Arc<Cell>> {
+        let shards = self.shards.iter();
+        shards
+            .flat_map(|shard| {
+                shard.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Opens a stream, or finds it open: from here on its feed runs and its head is known. Concurrent openers share one
+    /// opening. Waits for the store at most the broker timeout.
+    pub async fn open(self: &Arc<Self>, stream: &StreamName) -> Result<Open, Unavailable> {
+        let (open, fresh) = {
+            let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
+            let fresh = !shard.contains_key(stream);
+            let cell = shard.entry(stream.clone()).or_insert_with(|| {
+                metrics::STREAMS.add(1);
+                let core = Stream::new(stream.clone(), self.status().epoch, self.tail_limits, Instant::now());
+                Arc::new(Cell {
+                    core: Mutex::new(core),
+                    opened: Notify::new(),
+                    users: AtomicUsize::new(0),
+                    gate: tokio::sync::Mutex::new(()),
+                    queued: AtomicBool::new(true),
+                    idle_since: Mutex::new(None),
+                })
+            });
+            cell.users.fetch_add(1, Ordering::AcqRel);
+            (Open(cell.clone()), fresh)
+        };
+        if fresh {
+            let _ = self.opener.send(open.0.clone()).await;
+        }
+        let opened = async {
+            loop {
+                let notified = open.opened.notified();
+                if open.lock().is_open() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        tokio::time::timeout(self.config.broker_timeout, opened)
+            .await
+            .map_err(|_| Unavailable(self.status().reason.to_string()))?;
+        Ok(open)
+    }
+
+    /// Queues a comparison of a stream's head with what this node holds.
+    fn compare_soon(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if !cell.queued.swap(true, Ordering::AcqRel) && self.opener.try_send(cell.clone()).is_err() {
+            // Full: the periodic head check finds whatever is missing.
+            cell.queued.store(false, Ordering::Release);
+        }
+    }
+
+    /// Brings a cell to the log's present epoch before anything of it is used.
+    fn settle_epoch(&self, core: &mut Stream) -> bool {
+        let status = self.status.get().expect("the hub is started before it is used").borrow();
+        let changed = status.epoch != *core.epoch();
+        if changed {
+            core.reset(status.epoch.clone());
+        }
+        changed
+    }
+
+    fn trim_if_over_budget(&self, core: &mut Stream) {
+        if metrics::SNAPSHOT_BYTES.get() > self.config.snapshot_budget as i64 {
+            let half = core.tail_bytes() / 2;
+            core.trim(usize::MAX, half);
+        }
+    }
+
+    /// Streams open on this node.
+    pub fn open_streams(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+}
+
+/// The feed's end: the broker calls it through this handle, because repairs need the hub's own `Arc`.
+pub struct HubFeed(pub Arc<Hub>);
+
+impl crate::broker::Feed for HubFeed {
+    fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
+        let hub = &self.0;
+        let Some(cell) = hub.find(stream) else { return };
+        let mut core = cell.lock();
+        if hub.settle_epoch(&mut core) {
+            hub.compare_soon(&cell);
+        }
+        let gap = core.live(previous, message, Instant::now());
+        hub.trim_if_over_budget(&mut core);
+        drop(core);
+        if let Some(gap) = gap {
+            hub.spawn(repair::repair(hub.clone(), cell, gap));
+        }
+    }
+
+    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
+        if let Some(cell) = self.0.find(stream) {
+            cell.lock().transient(&message);
+        }
+    }
+
+    fn lagged(&self, stream: &StreamName) {
+        if let Some(cell) = self.0.find(stream) {
+            self.0.compare_soon(&cell);
+        }
+    }
+
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
+        if let Some(commands) = self.0.commands.get() {
+            commands.disconnect(mark, command);
+        }
+    }
+
+    fn commands_lost(&self) {
+        if let Some(commands) = self.0.commands.get() {
+            commands.commands_lost();
+        }
+    }
+}

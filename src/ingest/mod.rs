@@ -1,1 +1,11 @@
+//! Backend edge: how applications publish.
+//!
+//! [`payload`] is the pure part, what a published text means; [`http`] is the way in by HTTP, with [`cors`] and
+//! [`answer`] for its headers and bodies.
 
+mod answer;
+mod cors;
+pub mod http;
+pub mod payload;
+
+pub use http::{HttpBroadcast, HttpBroadcastConfig};

@@ -1,1 +1,4 @@
+//! What knows NATS the product: client connections and the embedded server.
 
+#[cfg(unix)]
+pub mod embedded;

@@ -1,1 +1,88 @@
+//! Use cases, one file each. The session decides, the node carries out: it has the hub, the broker and the registry of
+//! connected clients, and no protocol rule of its own.
 
+pub mod client;
+mod command;
+mod connect;
+mod disconnect;
+mod drive;
+mod history;
+pub mod publish;
+mod save;
+
+pub use connect::Hello;
+pub use disconnect::Registry;
+pub use drive::{Incoming, drive};
+
+use crate::auth::{Access, Authenticator};
+use crate::hub::Hub;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
+
+/// Unit of the timestamps in pings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PingPrecision {
+    Seconds,
+    Milliseconds,
+    Nanoseconds,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Zero: no pings.
+    pub ping_interval: Duration,
+    pub ping_precision: PingPrecision,
+    /// Zero: no pongs expected.
+    pub pong_timeout: Duration,
+    /// Also send WebSocket ping frames; a native pong is a sign of life.
+    pub native_pings: bool,
+    /// Life of a saved session.
+    pub sessions_ttl: Duration,
+    pub history_ttl: Duration,
+    /// How long stored messages wait for a restored client's `history` command.
+    pub history_hold: Duration,
+    /// How long restore, history and opening wait for the store.
+    pub broker_timeout: Duration,
+    /// Bytes that may wait for one client; 0: no limit.
+    pub max_pending: usize,
+    /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
+    pub handover: bool,
+}
+
+/// One running server's local clients and what they need.
+pub struct Node {
+    pub config: NodeConfig,
+    pub hub: Arc<Hub>,
+    pub access: Access,
+    pub authenticator: Authenticator,
+    pub registry: Arc<Registry>,
+    /// What outlives connections: deletions of sessions that must not come back.
+    pub tasks: TaskTracker,
+    draining: AtomicBool,
+}
+
+impl Node {
+    pub fn new(
+        config: NodeConfig,
+        hub: Arc<Hub>,
+        access: Access,
+        authenticator: Authenticator,
+        registry: Arc<Registry>,
+    ) -> Arc<Self> {
+        let draining = AtomicBool::new(false);
+        Arc::new(Self { config, hub, access, authenticator, registry, tasks: TaskTracker::new(), draining })
+    }
+
+    /// Shutting down: new clients are turned away, so that they go elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Closes every client: resumable ones silently where another node (or the next process) can go on with them.
+    pub fn close_all(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.registry.close_all(self.config.handover);
+    }
+}

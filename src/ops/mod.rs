@@ -1,1 +1,6 @@
+//! What an operator sees: logs, health, metrics, shutdown.
 
+pub mod health;
+pub mod logging;
+pub mod metrics_page;
+pub mod shutdown;

@@ -1,7 +1,16 @@
 //! The wire, pure: names, positions, commands in, replies out, close codes. No I/O, no clock.
 
+pub mod close;
+pub mod command;
+pub mod encoding;
 pub mod message;
 pub mod names;
+pub mod reply;
+pub mod subprotocol;
 
+pub use close::Close;
+pub use command::{Command, HistoryRequest};
+pub use encoding::Encoding;
 pub use message::{Message, MessageId, Meta, Payload, Publication};
-pub use names::{Epoch, Position, StreamName};
+pub use names::{Epoch, Position, StreamName, random_text};
+pub use subprotocol::Subprotocol;

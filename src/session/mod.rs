@@ -1,1 +1,182 @@
+//! One client without I/O: what it is subscribed to, what a command means now, what is saved, which timer is due.
+//! The session decides, the node carries out.
 
+pub mod saved;
+pub mod timers;
+
+pub use saved::SavedSession;
+pub use timers::{Due, TimerConfig, Timers};
+
+use crate::hub::{From, Identifier};
+use crate::protocol::{HistoryRequest, Position, StreamName, Subprotocol};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// A stream that a subscription follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Followed {
+    pub stream: StreamName,
+    /// The position that the subscription began from. A client that has received nothing yet names none itself.
+    pub began: Position,
+}
+
+/// State that is kept for the application, per connection or per subscription.
+pub type State = BTreeMap<String, String>;
+
+/// Subscription state key: the stream that whispers go to.
+pub const WHISPER_KEY: &str = "$w";
+/// Subscription state key: the stream whose presence set the subscription may join.
+pub const PRESENCE_KEY: &str = "$p";
+
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    pub identifier: Arc<Identifier>,
+    pub streams: Vec<Followed>,
+    pub istate: State,
+    /// Confirmed on this connection. A restored subscription is not, until the client subscribes to it again.
+    pub confirmed: bool,
+    /// Restored, and its `history` command has not come yet.
+    pub awaits_history: bool,
+}
+
+/// What a `subscribe` command means.
+#[derive(Clone, Debug)]
+pub enum Subscribe {
+    /// A repeated request: the client would take a second confirmation amiss.
+    Ignore,
+    /// The subscription came with the restored session and the client asks for it anew.
+    ConfirmRestored(Arc<Identifier>),
+    /// Somebody must decide whether the client may have it.
+    Authorize(Arc<Identifier>),
+}
+
+/// What one stream of a history request is asked for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub stream: StreamName,
+    pub from: From,
+    /// The position that the client named itself.
+    pub claimed: Option<u64>,
+    /// The position is the one that the subscription began from.
+    pub restored: bool,
+}
+
+/// What a history request means.
+#[derive(Clone, Debug)]
+pub enum Plan {
+    /// There is no such subscription.
+    Unknown,
+    /// These streams are to be replayed; none: there is nothing to do but confirm.
+    Replay(Arc<Identifier>, Vec<Ask>),
+}
+
+/// A connected client that was let in.
+#[derive(Debug)]
+pub struct Session {
+    /// Names this connection; a credential.
+    pub sid: Arc<str>,
+    /// Connection identifiers: opaque, compared byte for byte.
+    pub identifiers: Arc<str>,
+    pub subprotocol: Subprotocol,
+    /// Newest remote disconnect of the identifiers when the session was authenticated.
+    pub mark: u64,
+    /// Sids of the connections before this one, and when they were left (Unix milliseconds).
+    pub earlier_sids: Vec<(Arc<str>, u64)>,
+    pub cstate: State,
+    subscriptions: HashMap<Arc<str>, Subscription>,
+    /// Counts changes of what is saved.
+    version: u64,
+}
+
+impl Session {
+    pub fn new(sid: Arc<str>, identifiers: Arc<str>, subprotocol: Subprotocol, mark: u64) -> Self {
+        Self {
+            sid,
+            identifiers,
+            subprotocol,
+            mark,
+            earlier_sids: Vec::new(),
+            cstate: State::new(),
+            subscriptions: HashMap::new(),
+            version: 1,
+        }
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
+        self.subscriptions.values()
+    }
+
+    pub fn subscription(&self, identifier: &str) -> Option<&Subscription> {
+        self.subscriptions.get(identifier)
+    }
+
+    /// Every sid that a message may exclude this session by.
+    pub fn sids(&self) -> Vec<Arc<str>> {
+        let earlier = self.earlier_sids.iter().map(|(sid, _)| sid.clone());
+        std::iter::once(self.sid.clone()).chain(earlier).collect()
+    }
+
+    /// Decides what a `subscribe` command means (Action Cable clients repeat unanswered ones).
+    pub fn subscribe(&mut self, identifier: &Arc<str>) -> Subscribe {
+        match self.subscriptions.get_mut(identifier) {
+            None => Subscribe::Authorize(Identifier::new(identifier.clone())),
+            Some(subscription) if subscription.confirmed => Subscribe::Ignore,
+            Some(subscription) => {
+                subscription.confirmed = true;
+                Subscribe::ConfirmRestored(subscription.identifier.clone())
+            }
+        }
+    }
+
+    /// Records a subscription that was granted.
+    pub fn subscribed(&mut self, identifier: &Arc<Identifier>, streams: Vec<Followed>, istate: State) {
+        let subscription =
+            Subscription { identifier: identifier.clone(), streams, istate, confirmed: true, awaits_history: false };
+        self.subscriptions.insert(identifier.text.clone(), subscription);
+        self.version += 1;
+    }
+
+    /// Takes a subscription back: the client left it, or it could not be carried out.
+    pub fn unsubscribe(&mut self, identifier: &str) -> Option<Subscription> {
+        let removed = self.subscriptions.remove(identifier);
+        self.version += u64::from(removed.is_some());
+        removed
+    }
+
+    /// The stream that this subscription's whispers go to.
+    pub fn whisper_stream(&self, identifier: &str) -> Option<StreamName> {
+        let stream = self.subscriptions.get(identifier)?.istate.get(WHISPER_KEY)?;
+        Some(StreamName::from(stream.as_str()))
+    }
+
+    /// What a history request asks of each stream that the subscription follows *now*.
+    pub fn plan_history(&mut self, identifier: &str, request: &HistoryRequest) -> Plan {
+        let Some(subscription) = self.subscriptions.get_mut(identifier) else { return Plan::Unknown };
+        let restored = !subscription.confirmed || subscription.awaits_history;
+        subscription.awaits_history = false;
+        let asks = subscription.streams.iter().filter_map(|followed| {
+            let stream = followed.stream.clone();
+            if let Some(position) = request.position(stream.as_str()) {
+                let claimed = Some(position.offset);
+                return Some(Ask { stream, from: From::Position(position.clone()), claimed, restored: false });
+            }
+            if restored && !followed.began.epoch.as_str().is_empty() {
+                // It has received nothing yet: everything since it began is missing, whatever its clock says.
+                let from = From::Position(followed.began.clone());
+                return Some(Ask { stream, from, claimed: None, restored: true });
+            }
+            let since = request.since?;
+            Some(Ask { stream, from: From::Since(since), claimed: None, restored: false })
+        });
+        Plan::Replay(subscription.identifier.clone(), asks.collect())
+    }
+
+    /// Identifiers in their JSON order of restoring.
+    pub fn identifiers_of_subscriptions(&self) -> Vec<&str> {
+        self.subscriptions.keys().map(|identifier| &**identifier).collect()
+    }
+}

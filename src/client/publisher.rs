@@ -1,0 +1,369 @@
+//! Publishing over HTTP with retries that are safe: every attempt of one publication carries the same
+//! `Idempotency-Key`, so a retry never becomes a second message.
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::{HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use url::Url;
+
+/// A server answers within its publish timeout (10 s by default); after this an attempt counts as lost.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Answers are positions and reasons: longer ones are not ours.
+const ANSWER_LIMIT: usize = 16 << 20;
+
+/// One message to publish.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outgoing<'a> {
+    pub stream: &'a str,
+    /// Text, usually JSON.
+    pub data: &'a str,
+    #[serde(skip_serializing_if = "OutgoingMeta::is_empty")]
+    pub meta: OutgoingMeta<'a>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OutgoingMeta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_socket: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broadcast_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub transient: bool,
+}
+
+impl OutgoingMeta<'_> {
+    fn is_empty(&self) -> bool {
+        self.exclude_socket.is_none() && self.broadcast_type.is_none() && !self.transient
+    }
+}
+
+impl Outgoing<'_> {
+    /// The body of a request with this one message.
+    pub fn to_body(&self) -> Bytes {
+        Bytes::from(serde_json::to_vec(self).expect("strings and booleans are always JSON"))
+    }
+}
+
+/// Where an accepted message stands.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Published {
+    pub stream: String,
+    /// Empty or missing for a message that was not stored.
+    #[serde(default)]
+    pub epoch: Option<String>,
+    #[serde(default)]
+    pub offset: Option<u64>,
+    /// The server had it already: an earlier attempt succeeded.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("{0} is no address to publish to, use http://HOST[:PORT]/PATH")]
+    Address(String),
+    #[error("the key cannot be sent in an HTTP header: it holds line breaks or other control characters")]
+    Header,
+    /// The server will not take this message, now or later.
+    #[error("the server refused the message with status {status}{}", reason_suffix(.reason))]
+    Refused { status: u16, reason: String },
+    /// Retried until the time was up.
+    #[error("not acknowledged after {attempts} attempts in {waited:?}, it may or may not be stored; last: {last}")]
+    GaveUp { attempts: u32, waited: Duration, last: String },
+    #[error("the server's answer is not what a publisher understands: {0}")]
+    Answer(String),
+}
+
+fn reason_suffix(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+}
+
+/// A publisher over one kept-alive connection; one publication at a time, so their order is the order of calls.
+pub struct Publisher {
+    authority: String,
+    path: String,
+    authorization: Option<HeaderValue>,
+    retry_for: Duration,
+    link: Option<Link>,
+    retries: u64,
+}
+
+struct Link {
+    sender: SendRequest<Full<Bytes>>,
+    /// Moves the bytes; ends with the connection or with us.
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+enum Attempt {
+    Done(Vec<Published>),
+    Failed(PublishError),
+    Again { why: String, after: Option<Duration> },
+}
+
+impl Publisher {
+    /// `key` is the bearer token of the broadcast endpoint. Attempts go on for `retry_for` after the first.
+    ///
+    /// # Errors
+    /// No `http://` URL, or a key that no header can carry.
+    pub fn new(url: &str, key: Option<&str>, retry_for: Duration) -> Result<Self, PublishError> {
+        let parsed = Url::parse(url).map_err(|_| PublishError::Address(url.to_owned()))?;
+        let (Some(host), Some(port), "http") = (parsed.host_str(), parsed.port_or_known_default(), parsed.scheme())
+        else {
+            return Err(PublishError::Address(url.to_owned()));
+        };
+        let path = match parsed.query() {
+            Some(query) => format!("{}?{query}", parsed.path()),
+            None => parsed.path().to_owned(),
+        };
+        let authorization = match key {
+            Some(key) => {
+                let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| PublishError::Header)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+            None => None,
+        };
+        Ok(Self { authority: format!("{host}:{port}"), path, authorization, retry_for, link: None, retries: 0 })
+    }
+
+    /// Attempts so far that were not the first of their publication.
+    pub fn retries(&self) -> u64 {
+        self.retries
+    }
+
+    /// Publishes a request body (a message, a batch, or a remote command) and answers with the positions: one per
+    /// message, none if the server's answer is empty.
+    ///
+    /// # Errors
+    /// A refusal, or no acknowledgement within the time to retry: see [`PublishError`].
+    pub async fn publish(&mut self, body: Bytes, idempotency_key: &str) -> Result<Vec<Published>, PublishError> {
+        let key = HeaderValue::from_str(idempotency_key).map_err(|_| PublishError::Header)?;
+        let started = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.attempt(body.clone(), &key).await {
+                Attempt::Done(published) => return Ok(published),
+                Attempt::Failed(error) => return Err(error),
+                Attempt::Again { why, after } => {
+                    let waited = started.elapsed();
+                    if waited >= self.retry_for {
+                        return Err(PublishError::GaveUp { attempts, waited, last: why });
+                    }
+                    self.retries += 1;
+                    tokio::time::sleep(after.map_or(pause, |after| after.min(LAST_PAUSE).max(pause))).await;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, body: Bytes, key: &HeaderValue) -> Attempt {
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, self.exchange(body, key)).await {
+            Ok(attempt) => attempt,
+            Err(_) => {
+                self.link = None;
+                Attempt::Again { why: format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs()), after: None }
+            }
+        }
+    }
+
+    async fn exchange(&mut self, body: Bytes, key: &HeaderValue) -> Attempt {
+        let again = |why: String| Attempt::Again { why, after: None };
+        let mut link = match self.link.take() {
+            Some(link) if !link.sender.is_closed() => link,
+            _ => match self.connect().await {
+                Ok(link) => link,
+                Err(why) => return again(why),
+            },
+        };
+        let mut request = Request::post(&self.path)
+            .header(HOST, &self.authority)
+            .header(CONTENT_TYPE, "application/json")
+            .header("idempotency-key", key);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = match request.body(Full::new(body)) {
+            Ok(request) => request,
+            Err(error) => return Attempt::Failed(PublishError::Address(error.to_string())),
+        };
+        if let Err(error) = link.sender.ready().await {
+            return again(format!("connection lost: {error}"));
+        }
+        let response = match link.sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) => return again(format!("connection lost: {error}")),
+        };
+        let status = response.status();
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let answer = match Limited::new(response.into_body(), ANSWER_LIMIT).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return again(format!("answer cut off: {error}")),
+        };
+        self.link = Some(link);
+        judge(status, &answer, after.map(Duration::from_secs))
+    }
+
+    async fn connect(&self) -> Result<Link, String> {
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.authority)).await;
+        let stream = connecting
+            .map_err(|_| format!("cannot connect to {} within {CONNECT_TIMEOUT:?}", self.authority))?
+            .map_err(|error| format!("cannot connect to {}: {error}", self.authority))?;
+        // Requests are small and wait for their answer: waiting to fill a packet only adds delay.
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("connection to {} lost: {error}", self.authority))?;
+        // Its error reaches us through the sender.
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Ok(Link { sender, driver })
+    }
+}
+
+fn judge(status: StatusCode, answer: &[u8], after: Option<Duration>) -> Attempt {
+    let text = || String::from_utf8_lossy(answer).trim().chars().take(500).collect::<String>();
+    match status.as_u16() {
+        200..=299 => match parse_answer(answer) {
+            Ok(published) => Attempt::Done(published),
+            Err(error) => Attempt::Failed(PublishError::Answer(format!("{error}: {}", text()))),
+        },
+        // Unavailable, or a proxy before it that says so.
+        429 | 502 | 503 | 504 => {
+            Attempt::Again { why: format!("status {}{}", status.as_u16(), reason_suffix(&text())), after }
+        }
+        status => Attempt::Failed(PublishError::Refused { status, reason: text() }),
+    }
+}
+
+/// An object for a single message, an array for a batch; empty from servers that tell no positions.
+fn parse_answer(answer: &[u8]) -> Result<Vec<Published>, serde_json::Error> {
+    let answer = answer.trim_ascii();
+    match answer.first() {
+        None => Ok(Vec::new()),
+        Some(b'[') => serde_json::from_slice(answer),
+        // A remote command's answer names no stream.
+        Some(_) => Ok(serde_json::from_slice(answer).map_or_else(
+            |error| {
+                if serde_json::from_slice::<serde_json::Map<_, _>>(answer).is_ok() {
+                    Ok(Vec::new())
+                } else {
+                    Err(error)
+                }
+            },
+            |one| Ok(vec![one]),
+        )?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A peer that plays one script line per request: `""` cuts the connection without an answer. Answers with the
+    /// requests it saw.
+    async fn scripted(script: &'static [&'static str]) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/_broadcast", listener.local_addr().unwrap());
+        let seen = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            let mut script = script.iter().peekable();
+            while script.peek().is_some() {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                for answer in script.by_ref() {
+                    seen.push(read_request(&mut stream).await);
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    if answer.is_empty() {
+                        break;
+                    }
+                }
+            }
+            seen
+        });
+        (url, seen)
+    }
+
+    async fn read_request(stream: &mut TcpStream) -> String {
+        let mut text = String::new();
+        let mut buffer = [0; 4096];
+        while !text.contains("\r\n\r\n") || !text.ends_with('}') {
+            let n = stream.read(&mut buffer).await.unwrap();
+            assert!(n > 0, "request cut off: {text}");
+            text.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+        }
+        text
+    }
+
+    const CREATED: &str = "HTTP/1.1 201 Created\r\ncontent-length: 54\r\n\r\n{\"stream\":\"a\",\"epoch\":\"e\",\"offset\":7,\"duplicate\":true}";
+
+    fn body() -> Bytes {
+        Outgoing { stream: "a", data: "1", meta: OutgoingMeta::default() }.to_body()
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_and_an_unavailable_server_are_tried_again_with_the_same_key() {
+        let (url, seen) =
+            scripted(&["", "HTTP/1.1 503 Service Unavailable\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n", CREATED])
+                .await;
+        let mut publisher = Publisher::new(&url, Some("k"), Duration::from_secs(20)).unwrap();
+        let published = publisher.publish(body(), "key-1").await.unwrap();
+        let expected = Published { stream: "a".into(), epoch: Some("e".into()), offset: Some(7), duplicate: true };
+        assert_eq!((published, publisher.retries()), (vec![expected], 2));
+        let seen = seen.await.unwrap();
+        assert_eq!(seen.len(), 3);
+        for request in seen {
+            assert!(request.contains("idempotency-key: key-1\r\n"), "{request}");
+            assert!(request.contains("authorization: Bearer k\r\n"), "{request}");
+            assert!(request.ends_with(r#"{"stream":"a","data":"1"}"#), "{request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_final_and_says_why() {
+        let (url, seen) = scripted(&["HTTP/1.1 422 Unprocessable Entity\r\ncontent-length: 9\r\n\r\nno stream"]).await;
+        let mut publisher = Publisher::new(&url, None, Duration::from_secs(20)).unwrap();
+        let error = publisher.publish(body(), "k").await.unwrap_err();
+        assert_eq!(error.to_string(), "the server refused the message with status 422: no stream");
+        assert_eq!(seen.await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_ends_with_the_time_to_retry() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", free.local_addr().unwrap());
+        drop(free);
+        let mut publisher = Publisher::new(&url, None, Duration::from_millis(200)).unwrap();
+        let error = publisher.publish(body(), "k").await.unwrap_err();
+        assert!(matches!(error, PublishError::GaveUp { attempts: 2.., .. }), "{error}");
+    }
+
+    #[test]
+    fn answers_come_single_in_batches_and_empty() {
+        let one = r#"{"stream":"a","epoch":"e","offset":3,"duplicate":false}"#;
+        assert_eq!(parse_answer(one.as_bytes()).unwrap().len(), 1);
+        assert_eq!(parse_answer(format!("[{one},{one}]").as_bytes()).unwrap().len(), 2);
+        assert!(parse_answer(b"").unwrap().is_empty());
+        assert!(parse_answer(br#"{"command":"disconnect"}"#).unwrap().is_empty());
+        assert!(parse_answer(b"<html>").is_err());
+    }
+}

@@ -1,0 +1,422 @@
+//! The definition of every option. Flags, environment, file, help text, documentation, defaults and the typed
+//! configuration all come from here.
+
+use super::endpoint::{Endpoint, Gateway, Gateways, Listen, Peers, Sync, is_address, is_server};
+use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Raw, SOME_TIME, Switch, Text};
+use super::row::{Category, Row, options, traits_of};
+use super::values::*;
+use super::{Loaded, Secret};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const PORT: Int = Int { min: 0, max: 65_535, name: "PORT" };
+const BYTES: Int = Int { min: 1, max: 1 << 40, name: "BYTES" };
+const BYTES_OR_NONE: Int = Int { min: 0, max: 1 << 40, name: "BYTES" };
+const COUNT: Int = Int { min: 0, max: 1_000_000_000, name: "N" };
+const WORKERS: Int = Int { min: 1, max: 1024, name: "N" };
+const PAYLOAD: Int = Int { min: 0, max: 64 * 1024 * 1024, name: "BYTES" };
+
+const ANY: Text = Text { check: |_| true, allowed: "text", name: "TEXT" };
+const HOST: Text = Text {
+    check: |t| !t.is_empty() && !t.contains(char::is_whitespace),
+    allowed: "a host name or an address",
+    name: "HOST",
+};
+const PATH: Text = Text { check: is_path, allowed: "a path that starts with `/`", name: "PATH" };
+const SUBJECT: Text = Text {
+    check: is_subject,
+    allowed: "a NATS subject: dot-separated words without blanks, `*` and `>`",
+    name: "SUBJECT",
+};
+const WORD: Text = Text { check: is_word, allowed: "1 to 64 of the characters `A-Z a-z 0-9 _ -`", name: "NAME" };
+const NAME: Text = Text {
+    check: |t| t.len() <= 200 && !t.chars().any(|c| c.is_whitespace() || c.is_control()),
+    allowed: "a name of at most 200 bytes without blanks",
+    name: "NAME",
+};
+const ADDRESS: Text = Text { check: is_address, allowed: "an address as `host:port`", name: "HOST:PORT" };
+
+const WS_PATHS: List = List {
+    check: is_ws_path,
+    allowed: "one or more paths that start with `/`, with `{name}` for a segment or `/*` at the end if wanted",
+    min: 1,
+    array: true,
+    name: "PATHS",
+};
+const ORIGINS: List = List {
+    check: |t| !t.contains('/') && !t.contains(char::is_whitespace),
+    allowed: "`host[:port]` or `*suffix` separated by commas, without a scheme such as `https://`",
+    min: 0,
+    array: false,
+    name: "HOSTS",
+};
+const SERVERS: List = List {
+    check: is_server,
+    allowed: "one or more servers as `nats://host:port` or `tls://host:port`, separated by commas",
+    min: 1,
+    array: false,
+    name: "URLS",
+};
+
+options! {
+    root {
+        /// Application secret: the other secrets follow from it where they are not given
+        secret: Option<Secret> [Hidden] = "", "secret", Access;
+        /// Bearer token of publishers over HTTP; derived from the secret if not given, `none`: publishing is open
+        broadcast_key: Option<Secret> [Hidden] = "", "broadcast_key", Access;
+        /// Open everything: no authentication, public streams, publishing without a token
+        public: bool [Switch] = "false", "public", Access;
+        /// Accept every connection; its identifiers become `{"sid":"…"}`
+        noauth: bool [Switch] = "false", "noauth", Access;
+        /// This node's name in the logs; random if not given
+        node_id: String [NAME] = "", "node_id", Server, hidden;
+        /// Sets of defaults to apply; detected if not given, `none` for none
+        presets: Vec<Preset> [Choices(PRESETS)] = "", "presets", Server;
+        /// How applications publish
+        broadcast_adapters: Vec<BroadcastAdapter> [Choices(BROADCAST_ADAPTERS)] = "http", "broadcast_adapter", Broadcasting;
+        /// How nodes pass on what is not stored; chosen by the broker if not given
+        pubsub_adapter: PubsubKind [PUBSUB_KINDS] = "", "pubsub", Broadcasting;
+        derived {
+            /// Where the settings came from
+            loaded: Loaded;
+        }
+    }
+
+    /// Listeners.
+    server: Server {
+        /// Address to bind every listener to (containers need `0.0.0.0`)
+        host: String [HOST] = "localhost", "host", Server;
+        /// Main port; 0 for any free one
+        port: u16 [PORT] = "8080", "port", Server, alias("PORT");
+        /// Path that answers while the process lives
+        health_path: String [PATH] = "/health", "health-path", Server;
+        /// Path that answers 503 while draining or while the store is away
+        ready_path: String [PATH] = "/ready", "ready_path", Server;
+        /// Most TCP connections per listener at a time; 0: no limit
+        max_conn: usize [COUNT] = "0", "max-conn", Server;
+        /// Browser origins that may connect, as `host[:port]` or `*suffix`; empty: all
+        allowed_origins: Vec<String> [ORIGINS] = "", "allowed_origins", Server;
+        /// Certificate chain in a PEM file; TLS is on if key and certificate are given
+        ssl_cert_path: Option<PathBuf> [Location] = "", "ssl_cert", Server, key("ssl.cert_path");
+        /// Private key in a PEM file
+        ssl_key_path: Option<PathBuf> [Location] = "", "ssl_key", Server, key("ssl.key_path");
+        /// File that gets the addresses really bound, as JSON, once the server listens
+        port_file: Option<PathBuf> [Location] = "", "port_file", Server, hidden;
+        derived {}
+    }
+
+    /// Logs.
+    logging: Logging {
+        /// Lowest level that is logged
+        level: LogLevel [LOG_LEVELS] = "info", "log_level", Logging;
+        /// Form of a log line
+        format: LogFormat [LOG_FORMATS] = "text", "log_format", Logging;
+        /// Log at level `debug`
+        debug: bool [Switch] = "false", "debug", Logging;
+        derived {}
+    }
+
+    /// History and sessions.
+    broker: Broker {
+        /// Where history and sessions are kept
+        adapter: BrokerKind [BROKER_KINDS] = "none", "broker", Broker;
+        /// Messages kept per stream; 0: nothing is stored
+        history_limit: u64 [COUNT] = "100", "history_limit", Broker;
+        /// How long a message is kept; 0: nothing is stored
+        history_ttl: Duration [ANY_TIME] = "300", "history_ttl", Broker;
+        /// How long a session can be resumed after its connection is gone; 0: sessions are not saved
+        sessions_ttl: Duration [ANY_TIME] = "300", "sessions_ttl", Broker;
+        /// How long a presence record outlives its connection
+        presence_ttl: Duration [ANY_TIME] = "15", "presence_ttl", Broker;
+        /// How long a publisher waits for the store's acknowledgement; half the dedup window at most
+        publish_timeout: Duration [SOME_TIME] = "10", "publish_timeout", Broker;
+        /// How long a returning client waits for a store that is away before its connection is closed
+        timeout: Duration [SOME_TIME] = "8", "broker_timeout", Broker;
+        /// How long a publisher's retry is recognised; history_ttl at most. Costs memory: rate times window
+        dedup_window: Duration [SOME_TIME] = "30", "dedup_window", Broker;
+        /// How long live messages of a resumed client wait for its history command
+        history_hold: Duration [ANY_TIME] = "2", "history_hold", Broker;
+        /// Bytes of recent messages held in memory for all streams of this node
+        snapshot_budget: u64 [BYTES_OR_NONE] = "268435456", "snapshot_budget", Broker;
+        /// How long a stream stays open after its last subscriber left
+        stream_linger: Duration [ANY_TIME] = "5", "stream_linger", Broker;
+        /// How often open streams are compared with the log; a quarter of history_ttl at most
+        head_check_interval: Duration [SOME_TIME] = "5", "head_check_interval", Broker;
+        derived {}
+    }
+
+    /// Who may subscribe to streams.
+    streams: Streams {
+        /// Key that signs stream names; the application secret if not given, `none`: no signed streams
+        secret: Option<Secret> [Hidden] = "", "streams_secret", Streams;
+        /// Allow subscriptions to plain stream names
+        public: bool [Switch] = "false", "public_streams", Streams;
+        /// Allow whispers on signed streams
+        whisper: bool [Switch] = "false", "streams_whisper", Streams;
+        /// Allow presence on signed streams
+        presence: bool [Switch] = "true", "streams_presence", Streams;
+        /// Name of the channel for streams; empty switches it off
+        pubsub_channel: String [ANY] = "$pubsub", "", Streams, file_only;
+        /// Serve subscriptions to `Turbo::StreamsChannel`
+        turbo: bool [Switch] = "false", "turbo_streams", Streams;
+        /// Key that signs Turbo's stream names; the streams' key if not given
+        turbo_secret: Option<Secret> [Hidden] = "", "turbo_streams_secret", Streams;
+        /// Serve subscriptions to `CableReady::Stream`
+        cable_ready: bool [Switch] = "false", "cable_ready", Streams;
+        /// Key that signs CableReady's stream names; the streams' key if not given
+        cable_ready_secret: Option<Secret> [Hidden] = "", "cable_ready_secret", Streams;
+        derived {}
+    }
+
+    /// WebSocket connections.
+    ws: Ws {
+        /// Paths of WebSocket connections; `{name}` stands for a segment, a final `/*` for anything
+        paths: Vec<String> [WS_PATHS] = "/cable", "path", WebSocket;
+        /// Bytes of the read buffer of a connection
+        read_buffer_size: usize [BYTES] = "1024", "read_buffer_size", WebSocket, hidden;
+        /// Bytes of the write buffer of a connection
+        write_buffer_size: usize [BYTES] = "1024", "write_buffer_size", WebSocket, hidden;
+        /// Largest message from a client in bytes; a larger one closes the connection (1009)
+        max_message_size: usize [BYTES] = "65536", "max_message_size", WebSocket, hidden;
+        /// How long one write to a client may take
+        write_timeout: Duration [SOME_TIME] = "2", "ws_write_timeout", WebSocket;
+        /// Bytes queued for a client before it is dropped as too slow; 0: no limit
+        max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;
+        /// Accepted for compatibility: messages are not compressed
+        enable_compression: bool [Switch] = "false", "enable_ws_compression", WebSocket, hidden;
+        derived {}
+    }
+
+    /// Connections to NATS.
+    nats: Nats {
+        /// NATS servers; the embedded one if that is on and nothing is given
+        servers: Vec<String> [SERVERS] = "nats://127.0.0.1:4222", "nats_servers", Nats;
+        /// Try the servers in the order given
+        dont_randomize_servers: bool [Switch] = "false", "nats_dont_randomize_servers", Nats, hidden;
+        /// First word of every subject, stream and bucket that is used
+        prefix: String [WORD] = "carrick", "nats_prefix", Nats;
+        /// Copies of log and sessions: 1, 3 or 5; 0: 1 on a single server, 3 in a cluster
+        replicas: u16 [REPLICAS] = "0", "nats_replicas", Nats;
+        /// User name
+        user: Option<String> [ANY] = "", "nats_user", Nats;
+        /// Password of the user
+        password: Option<Secret> [Hidden] = "", "nats_password", Nats;
+        /// Authentication token
+        token: Option<Secret> [Hidden] = "", "nats_token", Nats;
+        /// Credentials file (JWT and seed)
+        creds: Option<PathBuf> [Location] = "", "nats_creds", Nats;
+        /// File with the seed of an nkey
+        nkey: Option<PathBuf> [Location] = "", "nats_nkey", Nats;
+        /// PEM file of the authorities that sign the servers' certificates; the system's if not given
+        tls_ca: Option<PathBuf> [Location] = "", "nats_tls_ca", Nats;
+        /// PEM file of the client certificate
+        tls_cert: Option<PathBuf> [Location] = "", "nats_tls_cert", Nats;
+        /// PEM file of the client certificate's key
+        tls_key: Option<PathBuf> [Location] = "", "nats_tls_key", Nats;
+        derived {}
+    }
+
+    /// Publishing over HTTP.
+    http_broadcast: HttpBroadcast {
+        /// Port of publishing over HTTP; 0: the main port if a key guards it, else 8090
+        port: u16 [PORT] = "0", "http_broadcast_port", Broadcasting;
+        /// Path of publishing over HTTP
+        path: String [PATH] = "/_broadcast", "http_broadcast_path", Broadcasting;
+        /// Answer with CORS headers for the allowed origins
+        cors_headers: bool [Switch] = "false", "http_broadcast_cors", Broadcasting, hidden;
+        /// Largest body of a publication in bytes
+        max_body: usize [BYTES] = "8388608", "http_broadcast_max_body", Broadcasting;
+        derived {
+            /// Where to listen, by the rules of [`BroadcastListener`]
+            listener: BroadcastListener;
+            /// The key was derived from the application secret
+            key_derived: bool;
+        }
+    }
+
+    /// Publishing over NATS.
+    nats_broadcast: NatsBroadcast {
+        /// Subject of publishing over NATS
+        channel: String [SUBJECT] = "__anycable__", "nats_channel", Broadcasting;
+        derived {}
+    }
+
+    /// What nodes tell each other over NATS.
+    nats_pubsub: NatsPubsub {
+        /// Subject of commands between nodes
+        channel: String [SUBJECT] = "__anycable_internal__", "", Broadcasting, file_only;
+        derived {}
+    }
+
+    /// Pings and shutdown.
+    app: App {
+        /// Time between pings; 0: none
+        ping_interval: Duration [ANY_TIME] = "3", "ping_interval", Ping;
+        /// Precision of the time in pings
+        ping_timestamp_precision: TimePrecision [TIME_PRECISIONS] = "s", "ping_timestamp_precision", Ping, hidden;
+        /// How long a client may leave pings unanswered; 0: pongs are not required
+        pong_timeout: Duration [ANY_TIME] = "0", "pong_timeout", Ping;
+        /// Send WebSocket pings, too; their pongs count
+        enable_native_ping: bool [Switch] = "false", "enable_native_pings", Ping;
+        /// How long the whole graceful stop may take
+        shutdown_timeout: Duration [ANY_TIME] = "30", "shutdown_timeout", Shutdown;
+        /// Wait after the signal before anything is closed; part of the timeout
+        shutdown_delay: Duration [ANY_TIME] = "0", "shutdown_delay", Shutdown;
+        /// Clients closed at the same time
+        shutdown_disconnect_gopool_size: usize [WORKERS] = "16", "shutdown_pool_size", Shutdown, hidden;
+        /// Spread the closing of clients over the timeout
+        shutdown_slowdrain: bool [Switch] = "false", "shutdown_slowdrain", Shutdown;
+        /// What resumable clients are told: `resume` closes quietly so that they resume elsewhere, `disconnect` says server_restart, `auto` resumes where the store survives this process
+        shutdown_mode: ShutdownMode [SHUTDOWN_MODES] = "auto", "shutdown_mode", Shutdown;
+        /// Shards of the fan-out
+        broadcast_gopool_size: usize [WORKERS] = "16", "hub_gopool_size", Server, hidden;
+        derived {}
+    }
+
+    /// The nats-server that Carrick runs itself.
+    embedded_nats: EmbeddedNats {
+        /// Run a nats-server as a part of this one
+        enabled: bool [Switch] = "false", "embed_nats", EmbeddedNats;
+        /// Where it listens for clients; port -1: any free one
+        service_addr: Endpoint [Listen] = "nats://127.0.0.1:4222", "enats_addr", EmbeddedNats, hidden;
+        /// Where it listens for the other servers of its cluster; empty: no cluster
+        cluster_addr: Option<Endpoint> [Listen] = "", "enats_cluster", EmbeddedNats, hidden;
+        /// Name of its cluster, and of its gateway
+        cluster_name: String [NAME] = "anycable-cluster", "enats_cluster_name", EmbeddedNats;
+        /// Cluster addresses of the other servers
+        routes: Vec<Endpoint> [Peers] = "", "enats_cluster_routes", EmbeddedNats;
+        /// Where it listens for other clusters; empty: no gateway
+        gateway_addr: Option<Endpoint> [Listen] = "", "enats_gateway", EmbeddedNats, hidden;
+        /// Other clusters, as `nameA:url1,url2;nameB:url3`
+        gateways: Vec<Gateway> [Gateways] = "", "enats_gateways", EmbeddedNats;
+        /// Address of this gateway as other clusters see it, `host:port`
+        gateway_advertise: Option<String> [ADDRESS] = "", "enats_gateway_advertise", EmbeddedNats;
+        /// Directory of its store
+        jetstream_store_dir: PathBuf [Location] = "./carrick-data", "enats_store_dir", EmbeddedNats, hidden;
+        /// Its name, different for each server of a cluster; made of its address if not given
+        name: String [NAME] = "", "enats_server_name", EmbeddedNats;
+        /// Show its log
+        debug: bool [Switch] = "false", "enats_debug", EmbeddedNats, hidden;
+        /// Show its protocol
+        trace: bool [Switch] = "false", "enats_trace", EmbeddedNats, hidden;
+        /// Largest message it takes, in bytes; 0: 1 MiB
+        max_payload: u64 [PAYLOAD] = "0", "enats_max_payload", EmbeddedNats;
+        /// Switch its store on; the NATS broker does
+        jetstream: bool [Switch] = "false", "", EmbeddedNats, file_only;
+        /// How long its store may take to become ready before a warning; never delays the start
+        jetstream_ready_timeout: Duration [ANY_TIME] = "30", "", EmbeddedNats, file_only;
+        /// nats-server program to run in place of the built-in one
+        bin: Option<PathBuf> [Location] = "", "enats_bin", EmbeddedNats;
+        /// When it writes to disk: `always` after each message, or at least every so often (`10s`); its own default if not given
+        sync: SyncPolicy [Sync] = "", "enats_sync", EmbeddedNats;
+        derived {}
+    }
+}
+
+/// The rows in the order of the definition.
+pub fn rows() -> &'static [Row] {
+    static ROWS: OnceLock<Vec<Row>> = OnceLock::new();
+    ROWS.get_or_init(build_rows)
+}
+
+/// A name that is still understood. Using it leaves a warning.
+pub struct Deprecated {
+    pub flag: &'static str,
+    /// Dotted key in the file, if it had one.
+    pub key: Option<&'static str>,
+    pub switch: bool,
+    /// What to use now, as the end of a warning.
+    pub instead: &'static str,
+    pub apply: fn(&mut Config, Raw<'_>) -> Result<(), String>,
+}
+
+/// Old names of the options above. They win over the new ones.
+pub const DEPRECATED: &[Deprecated] = &[
+    Deprecated {
+        flag: "http_broadcast_secret",
+        key: Some("http_broadcast.secret"),
+        switch: false,
+        instead: "use broadcast_key",
+        apply: |config, raw| {
+            // Empty is the old default and overrides nothing.
+            config.broadcast_key = Hidden.read(raw)?.or(config.broadcast_key.take());
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "turbo_rails_key",
+        key: None,
+        switch: false,
+        instead: "use turbo_streams and turbo_streams_secret",
+        apply: |config, raw| {
+            if let Some(key) = Hidden.read(raw)? {
+                config.streams.turbo = true;
+                config.streams.turbo_secret = Some(key);
+            }
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "cable_ready_key",
+        key: None,
+        switch: false,
+        instead: "use cable_ready and cable_ready_secret",
+        apply: |config, raw| {
+            if let Some(key) = Hidden.read(raw)? {
+                config.streams.cable_ready = true;
+                config.streams.cable_ready_secret = Some(key);
+            }
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "turbo_rails_cleartext",
+        key: None,
+        switch: true,
+        instead: "it has no effect, use public_streams for unsigned names",
+        apply: |_, raw| Switch.read(raw).map(|_| ()),
+    },
+    Deprecated {
+        flag: "cable_ready_cleartext",
+        key: None,
+        switch: true,
+        instead: "it has no effect, use public_streams for unsigned names",
+        apply: |_, raw| Switch.read(raw).map(|_| ()),
+    },
+    Deprecated {
+        flag: "netpoll_enabled",
+        key: None,
+        switch: true,
+        instead: "it has no effect",
+        apply: |_, raw| Switch.read(raw).map(|_| ()),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_explained() {
+        let mut seen = HashSet::new();
+        for row in rows() {
+            assert!(seen.insert(row.key.clone()), "{}", row.key);
+            assert!(row.flag.is_none_or(|flag| seen.insert(format!("--{flag}"))), "{}", row.key);
+            assert!(!row.help.is_empty() && !row.help.ends_with('.'), "{}: {}", row.key, row.help);
+        }
+        for old in DEPRECATED {
+            assert!(seen.insert(format!("--{}", old.flag)), "{}", old.flag);
+        }
+    }
+
+    #[test]
+    fn environment_names_follow_from_flags() {
+        let env = |key: &str| rows().iter().find(|row| row.key == key).unwrap().env_names();
+        assert_eq!(env("server.max_conn"), ["ANYCABLE_MAX_CONN"]);
+        assert_eq!(env("server.port"), ["ANYCABLE_PORT", "PORT"]);
+        assert_eq!(env("ws.max_pending_size"), ["ANYCABLE_WS_MAX_PENDING_SIZE"]);
+        assert!(env("nats_pubsub.channel").is_empty());
+    }
+}

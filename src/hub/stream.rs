@@ -1,0 +1,535 @@
+//! One open stream on this node: an in-memory tail of the log and everybody who follows it. Pure: no I/O, no clock.
+//!
+//! The tail (snapshot) holds *every* message ever stored in `(floor, complete_to]`. Live messages enter it in order,
+//! through the gap check; followers are served from it, so that replay and live meet without gap or overlap.
+
+use super::cursor::{Cursor, Fanout, Start};
+use super::proof::{Behind, Proof, is_complete_after, margin};
+use super::receiver::{HistoryJob, Identifier, Receiver};
+use super::sabotage::{Safeguard, off};
+use crate::broker::Page;
+use crate::metrics;
+use crate::protocol::{Epoch, Message, StreamName};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bounds of one stream's tail.
+#[derive(Clone, Copy, Debug)]
+pub struct TailLimits {
+    /// Messages; as many as the log keeps.
+    pub messages: usize,
+    /// Bytes of payload.
+    pub bytes: usize,
+    /// Age since this node got the message.
+    pub ttl: Duration,
+}
+
+/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
+const MAX_PENDING: usize = 10_000;
+
+/// A hole in the live feed that must be fetched from the log before anything behind it is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Everything up to here is held.
+    pub after: u64,
+    /// The hole ends here (inclusive).
+    pub up_to: u64,
+}
+
+/// Where a position stands against the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// Everything after it is in the tail.
+    Held,
+    /// It lies before the tail: the log must be asked for what is between it and `floor`.
+    Before { floor: u64 },
+    /// It lies beyond what this node knows of the log.
+    Beyond,
+}
+
+/// What became of a pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pump {
+    /// The cursor has caught up and gets live messages from now on.
+    Live,
+    /// Waits for history commands or for the end of the hold.
+    Held,
+    /// The outbox is full enough for now.
+    Paced,
+    /// What follows must come from the log: messages in `(after, up_to]`.
+    NeedPage { after: u64, up_to: u64 },
+}
+
+pub type CursorId = usize;
+
+struct Entry {
+    message: Arc<Message>,
+    received: Instant,
+}
+
+pub struct Stream {
+    name: StreamName,
+    fanout: Fanout,
+    epoch: Epoch,
+    limits: TailLimits,
+    opened: bool,
+    floor: u64,
+    complete_to: u64,
+    /// Offset of the newest message known to have been stored, 0 if none is.
+    newest: u64,
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    /// The log was read from this second on: the tail holds all kept messages stored then or later.
+    covered_since: Option<u64>,
+    /// When `complete_to` was last known to be the end of the stream.
+    checked: Instant,
+    proof: Proof,
+    /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
+    pending: VecDeque<(u64, Arc<Message>)>,
+    repairing: bool,
+    cursors: Slab<Cursor>,
+}
+
+impl Stream {
+    pub fn new(name: StreamName, epoch: Epoch, limits: TailLimits, now: Instant) -> Self {
+        Self {
+            fanout: Fanout::new(&name, &epoch),
+            name,
+            epoch,
+            limits,
+            opened: false,
+            floor: 0,
+            complete_to: 0,
+            newest: 0,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            covered_since: None,
+            checked: now,
+            proof: Proof::default(),
+            pending: VecDeque::new(),
+            repairing: false,
+            cursors: Slab::new(),
+        }
+    }
+
+    pub fn name(&self) -> &StreamName {
+        &self.name
+    }
+
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.opened
+    }
+
+    pub fn has_cursors(&self) -> bool {
+        !self.cursors.is_empty()
+    }
+
+    /// The newest position that a subscription can begin from.
+    pub fn complete_to(&self) -> u64 {
+        self.complete_to
+    }
+
+    /// Offset of the newest message known, 0 if none is.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
+    pub fn tail_bytes(&self) -> usize {
+        self.tail_bytes
+    }
+
+    // ---- the feed -------------------------------------------------------------------------------------------------
+
+    /// The stream's head is known: at the first opening, after a reconnect, at a head check. `head` is 0 if no message
+    /// is kept; the answer reflects the log up to `up_to`. Answers with a hole that must be repaired.
+    pub fn compare(&mut self, head: u64, up_to: u64, revision: u64, time: u64, now: Instant) -> Option<Gap> {
+        if !self.opened {
+            self.opened = true;
+            self.floor = if head > 0 { head } else { up_to };
+            self.complete_to = up_to.max(head);
+            for (_, cursor) in &mut self.cursors {
+                cursor.reopened(self.complete_to);
+            }
+        } else if head > self.complete_to {
+            if off(Safeguard::GapCheck) {
+                return None;
+            }
+            return self.hole(head);
+        } else if head == 0 && up_to > self.complete_to && !self.recently_checked(now) {
+            // Nothing is kept, but the last look is so old that messages may have come and gone meanwhile.
+            self.lose(up_to);
+        }
+        self.complete_to = self.complete_to.max(up_to);
+        self.checked = now;
+        self.newest = self.newest.max(head);
+        let head = if self.newest <= up_to { self.newest } else { head.max(self.proof.head) };
+        self.proof = Proof { head, last: up_to, revision, time };
+        self.expire(now);
+        if self.repairing { None } else { self.release_pending(now) }
+    }
+
+    /// A stored message from the live feed and the offset that preceded it in the stream.
+    pub fn live(&mut self, previous: u64, message: Arc<Message>, now: Instant) -> Option<Gap> {
+        if !self.opened || self.repairing {
+            self.hold_back(previous, message);
+            return None;
+        }
+        if message.offset <= self.complete_to && !off(Safeguard::Dedup) {
+            return None;
+        }
+        if self.continues(previous, now) || off(Safeguard::GapCheck) {
+            self.append(message, now);
+            return None;
+        }
+        let up_to = message.offset - 1;
+        self.hold_back(previous, message);
+        self.hole(up_to)
+    }
+
+    /// What the log keeps in a hole: everything in `(gap.after, gap.up_to]`, as a page (`page.remaining` is 0).
+    pub fn repaired(&mut self, gap: Gap, page: &Page, kept: bool, now: Instant) -> Option<Gap> {
+        self.repairing = false;
+        if gap.after == self.complete_to {
+            let behind = Behind { kept, after: page.messages.len() as u64 };
+            let recent = self.recently_checked(now) && behind.after < page.facts.limit;
+            if recent || is_complete_after(gap.after, behind, &page.facts, Some(&self.proof)) {
+                metrics::GAPS_REPAIRED.inc();
+            } else {
+                let resume = page.messages.first().map_or(gap.up_to, |first| first.offset - 1);
+                self.lose(resume);
+            }
+        }
+        for message in &page.messages {
+            if message.offset > self.complete_to {
+                self.append(message.clone(), now);
+            }
+        }
+        self.complete_to = self.complete_to.max(gap.up_to);
+        self.checked = now;
+        self.release_pending(now)
+    }
+
+    /// A message that was not stored: to everybody, at once, without a position.
+    pub fn transient(&mut self, message: &Message) {
+        self.fanout.begin();
+        for (_, cursor) in &mut self.cursors {
+            cursor.deliver_transient(message, &mut self.fanout);
+        }
+    }
+
+    /// The log began a new life: what was known of its past is void.
+    pub fn reset(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.fanout.set_epoch(&self.epoch);
+        self.forget();
+        self.opened = false;
+        self.repairing = false;
+        self.pending.clear();
+        self.floor = 0;
+        self.complete_to = 0;
+        self.newest = 0;
+        self.proof = Proof::default();
+        for (_, cursor) in &mut self.cursors {
+            cursor.reset();
+        }
+    }
+
+    /// Nothing was missed between what is held and a message that follows `previous`.
+    fn continues(&self, previous: u64, now: Instant) -> bool {
+        if previous == 0 { self.recently_checked(now) } else { previous <= self.complete_to }
+    }
+
+    /// A message stored after the last check cannot have aged out yet.
+    fn recently_checked(&self, now: Instant) -> bool {
+        now.duration_since(self.checked) + margin(self.limits.ttl) < self.limits.ttl
+    }
+
+    fn hole(&mut self, up_to: u64) -> Option<Gap> {
+        if self.repairing {
+            return None;
+        }
+        metrics::GAPS.inc();
+        self.repairing = true;
+        Some(Gap { after: self.complete_to, up_to })
+    }
+
+    fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
+        // Full: dropped here, found by the comparison that follows every opening and repair.
+        if self.pending.len() < MAX_PENDING {
+            self.pending.push_back((previous, message));
+        }
+    }
+
+    /// Releases what arrived behind a hole, up to the next hole.
+    fn release_pending(&mut self, now: Instant) -> Option<Gap> {
+        while let Some((previous, message)) = self.pending.pop_front() {
+            if message.offset <= self.complete_to {
+                continue;
+            }
+            if self.continues(previous, now) {
+                self.append(message, now);
+            } else {
+                let up_to = message.offset - 1;
+                self.pending.push_front((previous, message));
+                return self.hole(up_to);
+            }
+        }
+        self.pending = VecDeque::new();
+        None
+    }
+
+    /// The next message of the stream: into the tail, and out to everybody who has caught up.
+    fn append(&mut self, message: Arc<Message>, now: Instant) {
+        self.complete_to = message.offset;
+        self.newest = message.offset;
+        self.checked = now;
+        self.fanout.begin();
+        let barrier_off = off(Safeguard::Barrier);
+        for (_, cursor) in &mut self.cursors {
+            if cursor.is_live() || barrier_off {
+                cursor.deliver_live(&message, &mut self.fanout);
+            }
+        }
+        metrics::BROADCASTS.inc();
+        self.tail_bytes += message.payload.json().len();
+        metrics::SNAPSHOT_BYTES.add(message.payload.json().len() as i64);
+        self.tail.push_back(Entry { message, received: now });
+        self.trim(self.limits.messages, self.limits.bytes);
+        self.expire(now);
+    }
+
+    /// Messages up to `resume` were lost for good: tell everybody who had been promised them.
+    fn lose(&mut self, resume: u64) {
+        metrics::GAPS_LOST.inc();
+        tracing::warn!(context = "broker", stream = ?self.name, after = self.complete_to, "messages were lost before this node could read them; clients are told");
+        self.forget();
+        self.floor = resume;
+        self.complete_to = resume;
+        for (_, cursor) in &mut self.cursors {
+            cursor.lose(resume);
+        }
+    }
+
+    // ---- the tail -------------------------------------------------------------------------------------------------
+
+    fn forget(&mut self) {
+        self.tail.clear();
+        metrics::SNAPSHOT_BYTES.add(-(self.tail_bytes as i64));
+        self.tail_bytes = 0;
+        self.covered_since = None;
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(entry) = self.tail.pop_front() {
+            let len = entry.message.payload.json().len();
+            self.tail_bytes -= len;
+            metrics::SNAPSHOT_BYTES.add(-(len as i64));
+            self.floor = entry.message.offset;
+            self.covered_since = self.covered_since.map(|since| since.max(entry.message.time / 1000 + 1));
+        }
+    }
+
+    /// Keeps at most so many messages and bytes; what is dropped can be read from the log again.
+    pub fn trim(&mut self, messages: usize, bytes: usize) {
+        while self.tail.len() > messages || (self.tail_bytes > bytes && !self.tail.is_empty()) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Drops what is older than the history's life.
+    pub fn expire(&mut self, now: Instant) {
+        while self.tail.front().is_some_and(|entry| now.duration_since(entry.received) >= self.limits.ttl) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Where position `x` of the present epoch stands.
+    pub fn cover(&self, x: u64) -> Cover {
+        if x > self.complete_to {
+            Cover::Beyond
+        } else if x >= self.floor {
+            Cover::Held
+        } else {
+            Cover::Before { floor: self.floor }
+        }
+    }
+
+    /// The position after which everything stored at `since` (Unix seconds) or later follows, if the tail can tell.
+    pub fn position_at(&self, since: u64) -> Result<u64, u64> {
+        let covered = self.covered_since.is_some_and(|covered| covered <= since)
+            || self.tail.front().is_some_and(|entry| entry.message.time / 1000 < since);
+        if !covered {
+            return Err(self.floor);
+        }
+        let at = self.tail.partition_point(|entry| entry.message.time / 1000 < since);
+        Ok(if at == 0 { self.floor } else { self.tail[at - 1].message.offset })
+    }
+
+    /// Messages of the tail above `floor` (as of a read that ended there).
+    pub fn kept_above(&self, floor: u64) -> u64 {
+        (self.tail.len() - self.tail.partition_point(|entry| entry.message.offset <= floor)) as u64
+    }
+
+    /// Puts what the log keeps in `(x, floor]` before the tail, if it still joins and fits. `since`: the page was read
+    /// from this second on.
+    pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) {
+        let bytes: usize = messages.iter().map(|message| message.payload.json().len()).sum();
+        let fits =
+            self.tail.len() + messages.len() <= self.limits.messages && self.tail_bytes + bytes <= self.limits.bytes;
+        if floor != self.floor || x > floor || !fits {
+            return;
+        }
+        for message in messages.iter().rev() {
+            self.tail.push_front(Entry { message: message.clone(), received: now });
+        }
+        self.tail_bytes += bytes;
+        metrics::SNAPSHOT_BYTES.add(bytes as i64);
+        self.floor = x;
+        if since.is_some() {
+            self.covered_since = since;
+        }
+    }
+
+    // ---- followers ------------------------------------------------------------------------------------------------
+
+    /// Adds an identifier to a connection's cursor (or makes the cursor), beginning after offset `from`. Held: nothing
+    /// stored goes out until [`Self::history`], [`Self::reject`] or [`Self::release`].
+    pub fn attach(
+        &mut self,
+        cursor: Option<CursorId>,
+        receiver: &Arc<Receiver>,
+        identifier: &Arc<Identifier>,
+        from: u64,
+        held: bool,
+    ) -> CursorId {
+        let held = held && !off(Safeguard::Barrier);
+        let group = self.fanout.join(identifier, receiver.encoding());
+        let id = cursor.unwrap_or_else(|| self.cursors.insert(Cursor::new(receiver.clone())));
+        let cursor = &mut self.cursors[id];
+        cursor.pause(self.complete_to);
+        cursor.join(identifier, group, from, held);
+        cursor.resume_if_caught_up(self.complete_to);
+        id
+    }
+
+    /// Takes an identifier off a cursor. Answers whether the cursor is still there.
+    pub fn detach(&mut self, id: CursorId, identifier: &str) -> bool {
+        let Some(cursor) = self.cursors.get_mut(id) else { return false };
+        for group in cursor.leave(identifier) {
+            self.fanout.leave(group);
+        }
+        let cursor = &mut self.cursors[id];
+        if !cursor.is_empty() {
+            return true;
+        }
+        self.cursors.remove(id);
+        false
+    }
+
+    /// The cursor's connection is gone.
+    pub fn remove(&mut self, id: CursorId) {
+        if let Some(mut cursor) = self.cursors.try_remove(id) {
+            for group in cursor.leave_all() {
+                self.fanout.leave(group);
+            }
+        }
+    }
+
+    /// An identifier catches up from a position that is known to be complete. The job is told when it has.
+    pub fn history(&mut self, id: CursorId, identifier: &str, start: Start, job: Arc<HistoryJob>) {
+        let complete_to = self.complete_to;
+        match self.cursors.get_mut(id) {
+            Some(cursor) => {
+                cursor.pause(complete_to);
+                cursor.begin_history(identifier, start, job);
+            }
+            None => job.abandon(),
+        }
+    }
+
+    /// An identifier's request was refused: what was held follows.
+    pub fn reject(&mut self, id: CursorId, identifier: &str) {
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.pause(self.complete_to);
+            cursor.end_hold(identifier);
+            cursor.resume_if_caught_up(self.complete_to);
+        }
+    }
+
+    /// The hold ended without a command: what was held follows without positions.
+    pub fn release(&mut self, id: CursorId) {
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.release();
+            cursor.resume_if_caught_up(self.complete_to);
+        }
+    }
+
+    pub fn is_live(&self, id: CursorId) -> bool {
+        self.cursors.get(id).is_none_or(Cursor::is_live)
+    }
+
+    /// Sends a cursor what it has not had, until its outbox holds `budget` bytes or it has caught up.
+    pub fn pump(&mut self, id: CursorId, budget: usize) -> Pump {
+        let Some(cursor) = self.cursors.get_mut(id) else { return Pump::Live };
+        if cursor.is_live() {
+            return Pump::Live;
+        }
+        if cursor.is_held() {
+            return Pump::Held;
+        }
+        if !cursor.send_backlog(budget, &mut self.fanout) {
+            return Pump::Paced;
+        }
+        let Some(after) = cursor.behind(self.complete_to) else {
+            cursor.go_live();
+            return Pump::Live;
+        };
+        if after < self.floor {
+            if cursor.outbox().pending() >= budget {
+                return Pump::Paced;
+            }
+            return Pump::NeedPage { after, up_to: self.floor };
+        }
+        let start = self.tail.partition_point(|entry| entry.message.offset <= after);
+        for entry in self.tail.range(start..) {
+            if cursor.outbox().pending() >= budget {
+                return Pump::Paced;
+            }
+            self.fanout.begin();
+            cursor.deliver_replay(&entry.message, &mut self.fanout);
+        }
+        cursor.advance(self.complete_to);
+        cursor.go_live();
+        Pump::Live
+    }
+
+    /// Hands a cursor what the log keeps in `(after, up_to]`; `kept`: the message at `after` itself is kept.
+    pub fn supply(&mut self, id: CursorId, after: u64, up_to: u64, page: &Page, kept: bool) {
+        let Some(cursor) = self.cursors.get_mut(id) else { return };
+        let above = self.tail.len() as u64;
+        let behind = Behind { kept, after: page.messages.len() as u64 + page.remaining + above };
+        if !is_complete_after(after, behind, &page.facts, Some(&self.proof)) {
+            cursor.hole_in_replay(after);
+        }
+        let messages: VecDeque<_> = page.messages.iter().filter(|message| message.offset > after).cloned().collect();
+        let reached = messages.back().map_or(after, |last| last.offset);
+        cursor.set_backlog(messages, if page.remaining == 0 { up_to } else { reached });
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        metrics::SNAPSHOT_BYTES.add(-(self.tail_bytes as i64));
+    }
+}

@@ -1,0 +1,216 @@
+//! Publishing by HTTP: `POST /_broadcast`.
+//!
+//! Beyond what AnyCable's publishers expect (201 or not): malformed payloads get 422 with a reason, the 201 carries the
+//! position of each message, and an `Idempotency-Key` makes a retry the same message.
+
+use super::payload::{self, Payload};
+use super::{answer, cors};
+use crate::auth::Secret;
+use crate::broker::Broker;
+use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
+use crate::node::publish::publish_all;
+use crate::transport::origin::AllowedOrigins;
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::Request;
+use axum::response::Response;
+use axum::routing;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use http::{HeaderMap, Method, StatusCode, header};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a publisher may take to send a body; a connection must not be held for ever by one that stalls.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest `Idempotency-Key`.
+const MAX_KEY: usize = 255;
+
+/// HTTP publishing, as configured.
+#[derive(Clone, Debug)]
+pub struct HttpBroadcastConfig {
+    /// Where to publish to, such as `/_broadcast`.
+    pub path: String,
+    /// Bearer key. None: everybody may publish.
+    pub key: Option<Secret>,
+    /// Let web pages publish.
+    pub cors: bool,
+    /// Origins of those pages. Empty: all.
+    pub allowed_origins: AllowedOrigins,
+    /// Largest body, bytes.
+    pub max_body: usize,
+}
+
+impl Default for HttpBroadcastConfig {
+    fn default() -> Self {
+        Self {
+            path: "/_broadcast".to_owned(),
+            key: None,
+            cors: false,
+            allowed_origins: AllowedOrigins::default(),
+            max_body: 4 << 20,
+        }
+    }
+}
+
+/// The endpoint.
+pub struct HttpBroadcast {
+    config: HttpBroadcastConfig,
+    broker: Arc<dyn Broker>,
+}
+
+impl HttpBroadcast {
+    pub fn new(config: HttpBroadcastConfig, broker: Arc<dyn Broker>) -> Arc<Self> {
+        Arc::new(Self { config, broker })
+    }
+
+    /// A router with this endpoint alone, to be merged with others of the same listener.
+    pub fn router(self: Arc<Self>) -> Router {
+        // Braces are placeholders to the router and plain text to us.
+        let path = format!("/{}", self.config.path.trim_start_matches('/')).replace('{', "{{").replace('}', "}}");
+        Router::new().route(
+            &path,
+            routing::any(move |request: Request| {
+                let endpoint = self.clone();
+                async move { endpoint.handle(request).await }
+            }),
+        )
+    }
+
+    /// Answers one request, whatever its path.
+    pub async fn handle(&self, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let mut response = self.answer(&parts.method, &parts.headers, body).await;
+        if self.config.cors {
+            cors::allow(&self.config.allowed_origins, parts.headers.get(header::ORIGIN), response.headers_mut());
+        }
+        response
+    }
+
+    async fn answer(&self, method: &Method, headers: &HeaderMap, body: Body) -> Response {
+        if self.config.cors && method == Method::OPTIONS {
+            return Response::new(Body::empty());
+        }
+        // 422 and before the key, as AnyCable has it.
+        if method != Method::POST {
+            return answer::refused(StatusCode::UNPROCESSABLE_ENTITY, "publishing takes the method POST");
+        }
+        if !self.is_authorized(headers) {
+            return answer::refused(StatusCode::UNAUTHORIZED, "the Authorization header must be \"Bearer <key>\"");
+        }
+        let key = match idempotency_key(headers) {
+            Ok(key) => key,
+            Err(reason) => return malformed(&reason),
+        };
+        let body = match tokio::time::timeout(BODY_TIMEOUT, read(body, self.config.max_body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(error)) => return answer::refused(error.status(), &error.to_string()),
+            Err(_) => {
+                let error = BodyError::Timeout;
+                return answer::refused(error.status(), &error.to_string());
+            }
+        };
+        match payload::parse(&body, key) {
+            Ok(payload) => {
+                PUBLICATIONS.inc();
+                self.publish(payload).await
+            }
+            Err(reason) => malformed(&reason.0),
+        }
+    }
+
+    async fn publish(&self, payload: Payload) -> Response {
+        match payload {
+            Payload::One(publication) => {
+                let stream = publication.stream.clone();
+                answer::single(&stream, self.broker.append(publication).await)
+            }
+            Payload::Batch(items) => {
+                let streams: Vec<_> = items.iter().map(|item| item.stream.clone()).collect();
+                answer::batch(&streams, &publish_all(&*self.broker, items).await)
+            }
+            Payload::Disconnect(command) => match self.broker.disconnect(&command).await {
+                Ok(_mark) => answer::command("disconnect", false),
+                Err(error) => answer::failed(&error),
+            },
+            Payload::OtherCommand(name) => {
+                let shown: String = name.chars().take(100).collect();
+                tracing::warn!(command = shown, "ignored an unknown remote command");
+                answer::command(&name, true)
+            }
+        }
+    }
+
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
+        let Some(key) = &self.config.key else { return true };
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        given.is_some_and(|given| key.matches(given))
+    }
+}
+
+fn malformed(reason: &str) -> Response {
+    MALFORMED_PUBLICATIONS.inc();
+    tracing::warn!(reason, "refused a malformed publication");
+    answer::refused(StatusCode::UNPROCESSABLE_ENTITY, reason)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, String> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let valid = (1..=MAX_KEY).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    match value.to_str() {
+        Ok(key) if valid => Ok(Some(key)),
+        _ => Err(format!("the Idempotency-Key header must be 1 to {MAX_KEY} visible ASCII characters without blanks")),
+    }
+}
+
+/// Why a body was not read.
+#[derive(Debug, thiserror::Error)]
+enum BodyError {
+    #[error("the body exceeds the limit of {limit} bytes")]
+    TooLarge { limit: usize },
+    #[error("the body did not come within {} s", BODY_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("the body could not be read: {0}")]
+    Broken(#[source] axum::Error),
+}
+
+impl BodyError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Timeout | Self::Broken(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        }
+    }
+}
+
+/// The whole body, without a copy if it came in one piece (small ones do).
+async fn read(body: Body, limit: usize) -> Result<Bytes, BodyError> {
+    let too_large = || BodyError::TooLarge { limit };
+    // What is announced as too large is not read at all.
+    let announced = body.size_hint().lower();
+    if announced > limit as u64 {
+        return Err(too_large());
+    }
+    let mut chunks = body.into_data_stream();
+    let Some(first) = chunks.next().await else { return Ok(Bytes::new()) };
+    let first = first.map_err(BodyError::Broken)?;
+    if first.len() > limit {
+        return Err(too_large());
+    }
+    if chunks.is_end_stream() {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::from(first);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(BodyError::Broken)?;
+        if whole.len() + chunk.len() > limit {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests;

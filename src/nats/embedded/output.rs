@@ -1,0 +1,120 @@
+//! The server's log lines, passed on through ours.
+
+use std::collections::VecDeque;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::sync::watch;
+
+/// Lines kept for the error of a server that ended.
+const KEPT: usize = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Severity {
+    Trace,
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+/// A line of the server's log is `[pid] [INF] text`. What looks otherwise (a wrong configuration, a crash) is not routine.
+fn parse(line: &str) -> (Severity, &str) {
+    let rest = line.split_once("] ").map_or(line, |(_, rest)| rest);
+    let Some((tag, text)) = rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
+        return (Severity::Warning, line);
+    };
+    match tag {
+        "TRC" => (Severity::Trace, text),
+        "DBG" => (Severity::Debug, text),
+        "INF" => (Severity::Info, text),
+        "WRN" => (Severity::Warning, text),
+        "ERR" | "FTL" => (Severity::Error, text),
+        _ => (Severity::Warning, line),
+    }
+}
+
+/// Expected with every configuration of ours: the file is private and its passwords are random.
+fn is_expected(text: &str) -> bool {
+    text.starts_with("Plaintext passwords detected")
+}
+
+/// The disk is full. The stream that met it, or all of JetStream, is off from then on: publishers get no answer, and only
+/// a restart revives it.
+fn is_out_of_space(text: &str) -> bool {
+    text.contains("will be DISABLED") || text.contains("no space left on device")
+}
+
+/// Passes on lines until the server closes its end. Routine lines only on request (`verbose`). Answers with the last
+/// warnings and errors. `out_of_space` is set when the server says so.
+pub(super) async fn forward(
+    source: impl AsyncRead + Unpin,
+    verbose: bool,
+    out_of_space: watch::Sender<bool>,
+) -> Vec<String> {
+    let mut kept = VecDeque::new();
+    let mut source = BufReader::new(source);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        // Lines are short: the server cuts traced messages (see the configuration).
+        match source.read_until(b'\n', &mut bytes).await {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(context = "enats", %error, "the log of nats-server cannot be read any more");
+                break;
+            }
+        }
+        let line = String::from_utf8_lossy(&bytes);
+        let (severity, text) = parse(line.trim_end_matches(['\r', '\n']));
+        if text.trim().is_empty() || is_expected(text) {
+            continue;
+        }
+        if severity >= Severity::Warning {
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(text.to_owned());
+            if is_out_of_space(text) {
+                out_of_space.send_replace(true);
+            }
+        }
+        match severity {
+            Severity::Error => tracing::error!(context = "enats", "{text}"),
+            Severity::Warning => tracing::warn!(context = "enats", "{text}"),
+            _ if !verbose => {}
+            Severity::Info => tracing::info!(context = "enats", "{text}"),
+            Severity::Debug => tracing::debug!(context = "enats", "{text}"),
+            Severity::Trace => tracing::trace!(context = "enats", "{text}"),
+        }
+    }
+    kept.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_severity_and_text_from_a_line() {
+        assert_eq!(parse("[12] [INF] Server is ready"), (Severity::Info, "Server is ready"));
+        assert_eq!(parse("[12] [FTL] [x] no"), (Severity::Error, "[x] no"));
+        assert_eq!(parse("[12] 2026/01/02 03:04:05.000006 [INF] x").0, Severity::Warning);
+        assert_eq!(parse("panic: runtime error"), (Severity::Warning, "panic: runtime error"));
+        assert_eq!(parse("nats-server: /c:3:1: bad"), (Severity::Warning, "nats-server: /c:3:1: bad"));
+        assert_eq!(parse(""), (Severity::Warning, ""));
+    }
+
+    #[tokio::test]
+    async fn keeps_the_last_troubles_and_tells_of_a_full_disk() {
+        let (sender, receiver) = watch::channel(false);
+        let mut log = String::from("[1] [INF] routine\n[1] [WRN] Plaintext passwords detected, use nkeys\n");
+        for n in 0..7 {
+            log.push_str(&format!("[1] [ERR] trouble {n}\n"));
+        }
+        log.push_str("[1] [ERR] JetStream out of File resources, will be DISABLED");
+        let kept = forward(log.as_bytes(), false, sender).await;
+        assert_eq!(kept.len(), KEPT);
+        assert_eq!(kept[0], "trouble 3");
+        assert!(*receiver.borrow());
+    }
+}

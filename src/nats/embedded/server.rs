@@ -1,0 +1,200 @@
+//! The handle on an embedded server.
+
+use super::EmbeddedError;
+use super::config::{Credentials, EmbeddedConfig, ListenAddr};
+use super::lock::StoreLock;
+use super::supervisor::Supervisor;
+use super::{binary, conf};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long a stop takes that nobody set a limit for (the handle was dropped).
+pub(super) const DEFAULT_STOP: Duration = Duration::from_secs(5);
+
+/// What the server is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The process runs; JetStream may still recover its store.
+    Starting,
+    /// JetStream has answered (with JetStream off: clients can connect).
+    Ready,
+    /// The disk is full: publishers get no answer until there is room, then the server is restarted.
+    StorageFull,
+    /// The process has ended; the next one follows after a pause.
+    Restarting,
+    /// Ended for good.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub state: State,
+    /// Process id, while there is one.
+    pub pid: Option<u32>,
+    /// Starts after the first.
+    pub restarts: u64,
+}
+
+/// A running nats-server that is kept running. Dropping it stops the server in the background; [`EmbeddedServer::stop`]
+/// waits for that. The server's process never outlives this one.
+#[derive(Debug)]
+pub struct EmbeddedServer {
+    addr: ListenAddr,
+    server_name: String,
+    version: String,
+    credentials: Credentials,
+    status: watch::Receiver<Status>,
+    stop: CancellationToken,
+    /// How long a stop may take; read when `stop` fires.
+    stop_timeout: watch::Sender<Duration>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EmbeddedServer {
+    /// Starts a server and waits until clients can connect. A large store that takes longer to recover is not an error:
+    /// with a fixed port this returns after `listen_timeout`, and the broker finds the server when it is ready.
+    ///
+    /// # Errors
+    ///
+    /// What will not get better by itself: an address in use, a locked or unusable store, no executable, a server that
+    /// ends at once.
+    pub async fn start(mut config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
+        validate(&config)?;
+        let given = config.store_dir.clone();
+        config.store_dir = std::path::absolute(&given).map_err(EmbeddedError::store(given, "finding it"))?;
+        let lock = StoreLock::acquire(&config.store_dir, config.lock_timeout).await?;
+        // Before the store is recovered, which may take a while; the server itself would find out only afterwards.
+        check_free(&config.addr, "--enats_addr").await?;
+        if let Some(cluster) = &config.cluster {
+            check_free(&cluster.addr, "--enats_cluster").await?;
+        }
+        if let Some(gateway) = &config.gateway {
+            check_free(&gateway.addr, "--enats_gateway").await?;
+        }
+        let binary = binary::obtain(config.bin.as_deref(), &config.store_dir).await?;
+        let credentials = conf::client_credentials(&config).map_err(|e| EmbeddedError::Config(e.to_string()))?;
+        let (status, watched) = watch::channel(Status { state: State::Starting, pid: None, restarts: 0 });
+        let mut supervisor = Supervisor::new(config, lock, binary, credentials, status);
+        let process = supervisor.start().await?;
+        supervisor.announce();
+
+        let stop = CancellationToken::new();
+        let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
+        let (addr, server_name) = (supervisor.addr.clone(), supervisor.server_name.clone());
+        let (version, credentials) = (supervisor.binary.version.clone(), supervisor.credentials.clone());
+        let task = tokio::spawn(supervisor.run(process, stop.clone(), timeout));
+        Ok(Self {
+            addr,
+            server_name,
+            version,
+            credentials,
+            status: watched,
+            stop,
+            stop_timeout,
+            task: Mutex::new(Some(task)),
+        })
+    }
+
+    /// Where our own clients connect, credentials included: not for logs. async-nats itself ignores credentials in a URL,
+    /// so they must be taken out of it, or from [`EmbeddedServer::credentials`].
+    pub fn client_url(&self) -> String {
+        let Credentials { user, password } = &self.credentials;
+        let mut url =
+            url::Url::parse(&reachable(&self.addr)).expect("made of a host that could be listened on and a port");
+        url.set_username(user).expect("a URL with a host takes a user");
+        url.set_password(Some(password.expose())).expect("a URL with a host takes a password");
+        url.to_string()
+    }
+
+    /// User and password, for clients that take them apart from the URL.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The client listener, with its real port; the same after restarts.
+    pub fn addr(&self) -> &ListenAddr {
+        &self.addr
+    }
+
+    pub fn server_name(&self) -> &str {
+        &self.server_name
+    }
+
+    /// Version of the nats-server that runs.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Process id of the server, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.status.borrow().pid
+    }
+
+    /// Stops the server: a clean end, in a cluster one that lets its clients move on first; after `timeout` it is killed.
+    /// Returns when the process is gone. Stopping again waits for the first stop, or returns at once.
+    pub async fn stop(&self, timeout: Duration) {
+        self.stop_timeout.send_replace(timeout);
+        self.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(context = "enats", %error, "the supervisor of nats-server failed; the server was killed with it");
+        }
+        // A concurrent second caller has no task to wait for.
+        let mut status = self.status.clone();
+        let _ = status.wait_for(|status| status.state == State::Stopped).await;
+    }
+}
+
+impl Drop for EmbeddedServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn validate(config: &EmbeddedConfig) -> Result<(), EmbeddedError> {
+    let fail = |text: &str| Err(EmbeddedError::Config(text.to_owned()));
+    if config.server_name().is_empty() || config.server_name().contains([' ', '\t', '\n']) {
+        return fail("--enats_server_name must not be empty and must not contain white space");
+    }
+    let with_port = ListenAddr { port: Some(1), ..config.addr.clone() };
+    if url::Url::parse(&reachable(&with_port)).is_err() {
+        return fail("--enats_addr: the host is not valid");
+    }
+    // The server's own ceiling.
+    if config.max_payload > 64 << 20 {
+        return fail("--enats_max_payload must not exceed 67108864 (64 MiB)");
+    }
+    if let (Some(cluster), Some(gateway)) = (&config.cluster, &config.gateway)
+        && cluster.name != gateway.name
+    {
+        return fail("the gateway's name must be the cluster's");
+    }
+    Ok(())
+}
+
+/// A URL that this machine can connect to.
+pub(super) fn reachable(addr: &ListenAddr) -> String {
+    let host = match addr.host.as_str() {
+        _ if !addr.is_unspecified() => addr.host.clone(),
+        host if host.contains(':') => "::1".to_owned(),
+        _ => "127.0.0.1".to_owned(),
+    };
+    format!("nats://{}", ListenAddr { host, port: addr.port })
+}
+
+async fn check_free(addr: &ListenAddr, option: &'static str) -> Result<(), EmbeddedError> {
+    let Some(port) = addr.port else { return Ok(()) };
+    match tokio::net::TcpListener::bind((addr.host.as_str(), port)).await {
+        Ok(_) => Ok(()),
+        Err(source) => Err(EmbeddedError::Listen { addr: addr.to_string(), option, source }),
+    }
+}

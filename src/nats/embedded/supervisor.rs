@@ -1,0 +1,363 @@
+//! The life of an embedded server: restart, recovery from a full disk, stop.
+
+use super::binary::Binary;
+use super::conf::{self, Runtime};
+use super::config::{Credentials, EmbeddedConfig, ListenAddr};
+use super::lock::{self, StoreLock};
+use super::server::{DEFAULT_STOP, State, Status, reachable};
+use super::{EmbeddedError, output, probe, spawn};
+use crate::metrics;
+use rustix::process::{Pid, Signal};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Pause before the first restart; doubled for each that follows.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A server that ran this long was healthy: its end starts a new series of pauses.
+const HEALTHY: Duration = Duration::from_secs(30);
+/// How often the ports file is looked for.
+const PORTS_PERIOD: Duration = Duration::from_millis(5);
+/// How often a full disk is looked at.
+const SPACE_PERIOD: Duration = Duration::from_secs(1);
+/// Free bytes at which a server that ran out of space is restarted: some blocks of the log.
+const ENOUGH_SPACE: u64 = 32 << 20;
+
+/// One process of the server.
+pub(super) struct Process {
+    child: Child,
+    pid: u32,
+    since: Instant,
+    /// Passes on its log; ends with the process, with its last warnings and errors.
+    output: JoinHandle<Vec<String>>,
+    out_of_space: watch::Receiver<bool>,
+}
+
+/// Keeps one server running.
+pub(super) struct Supervisor {
+    config: EmbeddedConfig,
+    pub(super) server_name: String,
+    /// With the real port, once it is known.
+    pub(super) addr: ListenAddr,
+    lock: StoreLock,
+    pub(super) binary: Binary,
+    pub(super) credentials: Credentials,
+    status: watch::Sender<Status>,
+}
+
+/// Why a process is no longer watched.
+enum End {
+    Died(std::io::Result<ExitStatus>),
+    SpaceIsBack,
+    Stop,
+}
+
+impl Supervisor {
+    /// `config.store_dir` is absolute and locked by `lock`.
+    pub(super) fn new(
+        config: EmbeddedConfig,
+        lock: StoreLock,
+        binary: Binary,
+        credentials: Credentials,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self { server_name: config.server_name(), addr: config.addr.clone(), config, lock, binary, credentials, status }
+    }
+
+    /// Starts the first process, and waits for its client listener.
+    pub(super) async fn start(&mut self) -> Result<Process, EmbeddedError> {
+        let mut process = self.launch().await?;
+        tokio::select! {
+            port = self.wait_for_port(process.pid, true) => self.addr.port = Some(port?),
+            status = process.child.wait() => {
+                let status = status.map_err(EmbeddedError::Spawn)?;
+                let lines = process.output.await.unwrap_or_default();
+                return Err(EmbeddedError::Died { status, lines });
+            }
+        }
+        Ok(process)
+    }
+
+    /// Tells the operator what runs and where it keeps its data.
+    pub(super) fn announce(&self) {
+        let mut details = format!("server_name: {}", self.server_name);
+        if let Some(cluster) = &self.config.cluster {
+            details.push_str(&format!(", cluster: {} at {}", cluster.name, cluster.addr));
+            if !cluster.routes.is_empty() {
+                // Without credentials that a URL may carry.
+                let routes: Vec<&str> =
+                    cluster.routes.iter().map(|url| url.rsplit(['@', '/']).next().unwrap_or(url)).collect();
+                details.push_str(&format!(", routes: {}", routes.join(" ")));
+            }
+        }
+        if let Some(gateway) = &self.config.gateway {
+            details.push_str(&format!(", gateway: {} at {}", gateway.name, gateway.addr));
+        }
+        let (store, version) = (self.config.store_dir.display(), &self.binary.version);
+        tracing::info!(context = "enats", %store, version, "Embedded NATS server started: {} ({details})", self.addr);
+        if self.config.cluster.is_some() && self.config.jetstream {
+            tracing::info!(
+                context = "enats",
+                "JetStream stores nothing until a majority of at least three members is up"
+            );
+        }
+    }
+
+    /// Starts one process with a configuration of its own.
+    async fn launch(&mut self) -> Result<Process, EmbeddedError> {
+        let store = &self.config.store_dir;
+        let run = lock::fresh_run_dir(store)?;
+        let disk = rustix::fs::statvfs(store).map_err(|e| EmbeddedError::store(store, "measuring it")(e.into()))?;
+        let text = conf::generate(
+            &self.config,
+            &Runtime {
+                server_name: &self.server_name,
+                store_dir: store,
+                ports_dir: &run,
+                credentials: &self.credentials,
+                addr: &self.addr,
+                // The whole disk but for a rest, so that the server refuses messages before writing fails.
+                max_store: disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * 95,
+            },
+        );
+        let file = run.join("nats-server.conf");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&file)
+            .and_then(|mut open| open.write_all(text.as_bytes()))
+            .map_err(EmbeddedError::store(&file, "writing it"))?;
+
+        let mut command = Command::new(&self.binary.path);
+        command.as_std_mut().env_clear();
+        // Settings of Carrick, secrets among them, are none of the server's business; its Go runtime's are.
+        command.envs(std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GO")));
+        command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = spawn::spawn(command, self.lock.descriptor()).await.map_err(EmbeddedError::Spawn)?;
+        let pid = child.id().expect("a child that was not waited for has an id");
+        if let Err(error) = self.lock.note(Some(pid)) {
+            tracing::warn!(context = "enats", %error, "cannot write the lock file of the store");
+        }
+        let stderr = child.stderr.take().expect("its standard error is a pipe");
+        let (full, out_of_space) = watch::channel(false);
+        let output = tokio::spawn(output::forward(stderr, self.config.debug || self.config.trace, full));
+        self.status.send_modify(|status| {
+            status.state = State::Starting;
+            status.pid = Some(pid);
+        });
+        Ok(Process { child, pid, since: Instant::now(), output, out_of_space })
+    }
+
+    /// Waits until the client listener is up and answers with its port. JetStream recovers its store before that: `first`
+    /// gives up waiting after `listen_timeout` where the port is known anyway.
+    async fn wait_for_port(&self, pid: u32, first: bool) -> Result<u16, EmbeddedError> {
+        let run = self.config.store_dir.join("run");
+        let started = Instant::now();
+        let mut warn_at = started + self.config.listen_timeout;
+        loop {
+            if let Some(port) = probe::client_port(&run, pid).map_err(EmbeddedError::store(&run, "reading it"))? {
+                return Ok(port);
+            }
+            if Instant::now() >= warn_at {
+                warn_at += self.config.listen_timeout.max(Duration::from_secs(1));
+                let seconds = started.elapsed().as_secs();
+                if !self.config.jetstream && first {
+                    return Err(EmbeddedError::NotListening { addr: self.addr.to_string(), seconds });
+                }
+                tracing::warn!(context = "enats", seconds, "nats-server is still recovering its store");
+                if let (Some(port), true) = (self.addr.port, first) {
+                    return Ok(port);
+                }
+            }
+            tokio::time::sleep(PORTS_PERIOD).await;
+        }
+    }
+
+    /// Watches `first` and its successors until `stop`; `timeout` is read then.
+    pub(super) async fn run(mut self, first: Process, stop: CancellationToken, timeout: watch::Receiver<Duration>) {
+        let mut process = Some(first);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(mut running) = process.take() {
+                match self.watch(&mut running, &stop).await {
+                    End::Stop => {
+                        let timeout = *timeout.borrow();
+                        self.finish(running, timeout).await;
+                        break;
+                    }
+                    End::SpaceIsBack => {
+                        tracing::info!(
+                            context = "enats",
+                            "there is room on the store's disk again, nats-server is restarted"
+                        );
+                        self.finish(running, DEFAULT_STOP).await;
+                    }
+                    End::Died(status) => {
+                        let said = running.output.await.unwrap_or_default();
+                        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                        if running.since.elapsed() >= HEALTHY {
+                            pause = FIRST_PAUSE;
+                        }
+                        tracing::error!(
+                            context = "enats",
+                            pid = running.pid,
+                            status,
+                            said = said.join("; "),
+                            pause_ms = pause.as_millis() as u64,
+                            "nats-server ended, it is restarted"
+                        );
+                    }
+                }
+            }
+            self.status.send_modify(|status| {
+                status.state = State::Restarting;
+                status.pid = None;
+            });
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => break,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match self.launch().await {
+                Ok(started) => {
+                    metrics::EMBEDDED_NATS_RESTARTS.inc();
+                    self.status.send_modify(|status| status.restarts += 1);
+                    process = Some(started);
+                }
+                Err(error) => {
+                    tracing::error!(context = "enats", %error, pause_ms = pause.as_millis() as u64, "nats-server cannot be restarted");
+                }
+            }
+        }
+        // The lock goes with `self`: whoever sees this can start another server on the store.
+        let Self { status, lock, .. } = self;
+        drop(lock);
+        status.send_modify(|status| {
+            status.state = State::Stopped;
+            status.pid = None;
+        });
+    }
+
+    /// Follows one process until something has to be done.
+    async fn watch(&self, process: &mut Process, stop: &CancellationToken) -> End {
+        let pid = process.pid;
+        let mut out_of_space = process.out_of_space.clone();
+        let filled = async move {
+            if out_of_space.wait_for(|full| *full).await.map(drop).is_err() {
+                // The server has closed its log: it has ended, which is seen below.
+                std::future::pending::<()>().await;
+            }
+        };
+        let observe = async {
+            tokio::pin!(filled);
+            tokio::select! {
+                () = self.become_ready(pid) => filled.await,
+                () = &mut filled => {}
+            }
+            self.wait_for_space().await;
+        };
+        tokio::select! {
+            // A stop that was asked for is not a death, even if the server is gone already.
+            biased;
+            () = stop.cancelled() => End::Stop,
+            status = process.child.wait() => End::Died(status),
+            () = observe => End::SpaceIsBack,
+        }
+    }
+
+    /// Waits for JetStream and publishes that; complains once if it takes too long.
+    async fn become_ready(&self, pid: u32) {
+        let ready = async {
+            // Not before the listener is up: until then another process could have the port.
+            if let Err(error) = self.wait_for_port(pid, false).await {
+                tracing::error!(context = "enats", %error, "the ports of nats-server are unknown");
+                return std::future::pending().await;
+            }
+            if self.config.jetstream {
+                probe::jetstream_ready(&reachable(&self.addr), &self.credentials).await;
+            }
+        };
+        tokio::pin!(ready);
+        let started = Instant::now();
+        if tokio::time::timeout(self.config.ready_timeout, &mut ready).await.is_err() {
+            let hint = if self.config.cluster.is_some() {
+                "; a cluster needs a majority of its (at least three) members"
+            } else {
+                ""
+            };
+            tracing::error!(
+                context = "enats",
+                seconds = started.elapsed().as_secs(),
+                "JetStream does not answer yet{hint}"
+            );
+            ready.await;
+        }
+        tracing::debug!(context = "enats", pid, ms = started.elapsed().as_millis() as u64, "nats-server is ready");
+        self.status.send_modify(|status| status.state = State::Ready);
+    }
+
+    /// The server has met a full disk and stays off until it is restarted: waits until that makes sense.
+    async fn wait_for_space(&self) {
+        let store = &self.config.store_dir;
+        self.status.send_modify(|status| status.state = State::StorageFull);
+        tracing::error!(
+            context = "enats", store = %store.display(),
+            "the disk of the store is full: nothing is stored until there is room; nothing was deleted to make some"
+        );
+        loop {
+            tokio::time::sleep(SPACE_PERIOD).await;
+            match rustix::fs::statvfs(store) {
+                Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) >= ENOUGH_SPACE => return,
+                Ok(_) => {}
+                Err(errno) => {
+                    tracing::warn!(context = "enats", error = %errno, "the disk of the store cannot be measured")
+                }
+            }
+        }
+    }
+
+    /// Ends a process: asks, and kills it when its time is over.
+    async fn finish(&self, mut process: Process, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut asked = Signal::TERM;
+        if self.config.cluster.is_some() {
+            // Lame duck: leadership and clients move on first. What takes too long is cut short.
+            signal(process.pid, Signal::USR2);
+            if tokio::time::timeout(timeout / 2, process.child.wait()).await.is_ok() {
+                asked = Signal::USR2;
+            }
+        }
+        if asked == Signal::TERM {
+            signal(process.pid, Signal::TERM);
+        }
+        if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
+            tracing::warn!(
+                context = "enats",
+                pid = process.pid,
+                seconds = timeout.as_secs(),
+                "nats-server did not stop in time, it is killed"
+            );
+            if let Err(error) = process.child.kill().await {
+                tracing::error!(context = "enats", pid = process.pid, %error, "nats-server cannot be killed");
+            }
+        }
+        // Its log has ended with it.
+        let _ = process.output.await;
+    }
+}
+
+/// To a child that was not waited for, so the id cannot belong to another process.
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid as i32).expect("a process id is positive");
+    if let Err(error) = rustix::process::kill_process(pid, signal) {
+        tracing::warn!(context = "enats", %error, "nats-server cannot be signalled");
+    }
+}

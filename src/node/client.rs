@@ -1,0 +1,126 @@
+//! A connected client: its session and its cursors, shared by what runs on its connection.
+
+use super::disconnect::Handle;
+use super::save::Saver;
+use super::{Hello, Node};
+use crate::hub::sabotage::{Safeguard, off};
+use crate::hub::{Cell, CursorId, Identifier, Outbox, Proof, Receiver};
+use crate::protocol::{Close, StreamName};
+use crate::session::Session;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A stream that this connection follows.
+#[derive(Clone)]
+pub struct Following {
+    pub cell: Arc<Cell>,
+    pub cursor: CursorId,
+}
+
+/// What changes while the connection lives. Locked for moments, never across a wait.
+pub struct State {
+    pub session: Session,
+    /// One cursor per stream, whatever the number of subscriptions on it.
+    pub cursors: HashMap<(StreamName, Option<Arc<str>>), Following>,
+    /// Proofs that came with the restored session.
+    pub saved_proofs: HashMap<StreamName, Proof>,
+}
+
+pub struct Client {
+    pub node: Arc<Node>,
+    pub receiver: Arc<Receiver>,
+    pub handle: Arc<Handle>,
+    pub saver: Saver,
+    state: Mutex<State>,
+    /// Some cursor has something to send.
+    replay: AtomicBool,
+}
+
+impl Client {
+    pub fn new(
+        node: &Arc<Node>,
+        hello: &Hello,
+        session: Session,
+        saved_proofs: HashMap<StreamName, Proof>,
+        receiver: Arc<Receiver>,
+        handle: Arc<Handle>,
+    ) -> Arc<Self> {
+        let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
+        Arc::new(Self {
+            node: node.clone(),
+            receiver,
+            handle,
+            saver: Saver::new(&session.sid, resumable),
+            state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
+            replay: AtomicBool::new(false),
+        })
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn outbox(&self) -> &Outbox {
+        &self.receiver.outbox
+    }
+
+    pub fn close(&self, close: Close) {
+        self.outbox().close(close);
+    }
+
+    /// A cursor may have something to send: the connection looks after it when it has nothing else to do.
+    pub fn want_replay(&self) {
+        self.replay.store(true, Ordering::Release);
+    }
+
+    pub fn take_replay_wanted(&self) -> bool {
+        self.replay.swap(false, Ordering::AcqRel)
+    }
+
+    fn key(stream: &StreamName, identifier: &Identifier) -> (StreamName, Option<Arc<str>>) {
+        (stream.clone(), off(Safeguard::SharedCursor).then(|| identifier.text.clone()))
+    }
+
+    /// Lets an identifier follow a stream from an offset on.
+    pub fn attach(&self, cell: &Arc<Cell>, stream: &StreamName, identifier: &Arc<Identifier>, from: u64, held: bool) {
+        let mut state = self.state();
+        let key = Self::key(stream, identifier);
+        let known = state.cursors.get(&key).map(|following| following.cursor);
+        let mut core = cell.lock();
+        let cursor = core.attach(known, &self.receiver, identifier, from, held);
+        let live = core.is_live(cursor);
+        drop(core);
+        state.cursors.insert(key, Following { cell: cell.clone(), cursor });
+        if !live {
+            self.want_replay();
+        }
+    }
+
+    pub fn detach(&self, stream: &StreamName, identifier: &Identifier) {
+        let mut state = self.state();
+        let key = Self::key(stream, identifier);
+        let Some(following) = state.cursors.get(&key) else { return };
+        if !following.cell.lock().detach(following.cursor, &identifier.text) {
+            state.cursors.remove(&key);
+        }
+        // What waited for this identifier may go on.
+        self.want_replay();
+    }
+
+    pub fn following(&self, stream: &StreamName, identifier: &Identifier) -> Option<Following> {
+        self.state().cursors.get(&Self::key(stream, identifier)).cloned()
+    }
+
+    pub fn all_following(&self) -> Vec<Following> {
+        self.state().cursors.values().cloned().collect()
+    }
+
+    /// The connection is gone: nothing is delivered any more.
+    pub fn leave(&self) {
+        let cursors = std::mem::take(&mut self.state().cursors);
+        for following in cursors.into_values() {
+            following.cell.lock().remove(following.cursor);
+        }
+    }
+}

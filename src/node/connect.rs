@@ -1,0 +1,179 @@
+//! Letting a client in: resuming its session, or authenticating it.
+
+use super::Node;
+use super::client::Client;
+use super::disconnect::Handle;
+use super::save::unix_ms;
+use crate::broker::{SessionKey, Unavailable};
+use crate::hub::{Open, Outbox, Proof, Receiver};
+use crate::metrics;
+use crate::protocol::{Close, StreamName, Subprotocol, random_text, reply};
+use crate::session::{SavedSession, Session};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a client says when it connects.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    pub subprotocol: Subprotocol,
+    /// Sid of the session that it wants to go on with.
+    pub restore: Option<String>,
+    /// Its own ping interval; zero: none.
+    pub ping_interval: Option<Duration>,
+    pub ping_precision: Option<super::PingPrecision>,
+}
+
+/// Characters of a session id.
+const SID_LENGTH: usize = 21;
+
+/// A client that wants to go on: what is stored of its session and whether it still may.
+struct Restored {
+    session: Session,
+    proofs: HashMap<StreamName, Proof>,
+    handle: Arc<Handle>,
+}
+
+/// Lets a client in and queues its `welcome`, or closes it. `None`: it was closed.
+pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
+    let sid: Arc<str> = random_text(SID_LENGTH).into();
+    let wait = node.config.broker_timeout;
+    let restored = match &hello.restore {
+        Some(old) if hello.subprotocol.extended() && node.hub.broker().features().sessions => {
+            match tokio::time::timeout(wait, restore(node, hello, old, &sid, outbox)).await {
+                Ok(Ok(restored)) => restored,
+                Ok(Err(_)) | Err(_) => {
+                    // Missing is not unavailable: without a message the client keeps its sid and tries again.
+                    outbox.close(Close::StoreUnavailable);
+                    return None;
+                }
+            }
+        }
+        _ => None,
+    };
+    match restored {
+        Some(restored) => resume(node, hello, restored, outbox).await,
+        None => authenticate(node, hello, &sid, outbox).await,
+    }
+}
+
+async fn restore(
+    node: &Arc<Node>,
+    hello: &Hello,
+    old_sid: &str,
+    sid: &Arc<str>,
+    outbox: &Arc<Outbox>,
+) -> Result<Option<Restored>, Unavailable> {
+    let broker = node.hub.broker();
+    let Some(stored) = broker.load_session(&SessionKey::of(old_sid)).await? else {
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
+    };
+    let saved = match SavedSession::decode(&stored.body) {
+        Ok(saved) => saved,
+        Err(error) => {
+            metrics::SESSIONS_NOT_RESTORED.inc();
+            tracing::warn!(context = "node", %error, "a saved session cannot be used; the client authenticates");
+            return Ok(None);
+        }
+    };
+    // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
+    let handle = Handle::new(saved.identifiers().into(), outbox.clone(), true);
+    node.registry.add(&handle);
+    let mark = match broker.mark(saved.identifiers()).await {
+        Ok(mark) => mark,
+        Err(unavailable) => {
+            node.registry.remove(&handle);
+            return Err(unavailable);
+        }
+    };
+    if mark > saved.mark {
+        node.registry.remove(&handle);
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
+    }
+    handle.set_mark(saved.mark);
+    let proofs = saved.proofs();
+    let oldest = unix_ms().saturating_sub(u64::try_from(node.config.history_ttl.as_millis()).unwrap_or(u64::MAX));
+    let session = saved.restore(sid.clone(), hello.subprotocol, oldest);
+    Ok(Some(Restored { session, proofs, handle }))
+}
+
+/// Goes on with a session: streams open, state committed under the new sid, `welcome` queued, and only then followed —
+/// stored messages wait for the client's history commands.
+async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
+    let Restored { session, proofs, handle } = restored;
+    let receiver = Receiver::new(outbox.clone(), session.sids(), true);
+    let sid = session.sid.clone();
+    let client = Client::new(node, hello, session, proofs, receiver, handle);
+    let followed: Vec<_> = {
+        let state = client.state();
+        let subscriptions = state.session.subscriptions();
+        subscriptions
+            .flat_map(|one| one.streams.iter().map(|followed| (one.identifier.clone(), followed.stream.clone())))
+            .collect()
+    };
+    let mut open: HashMap<StreamName, Open> = HashMap::new();
+    let opening = followed.iter().map(|(_, stream)| async { (stream.clone(), node.hub.open(stream).await) });
+    for (stream, opened) in futures_util::future::join_all(opening).await {
+        match opened {
+            Ok(cell) => open.insert(stream, cell),
+            Err(_) => {
+                outbox.close(Close::StoreUnavailable);
+                client.node.registry.remove(&client.handle);
+                return None;
+            }
+        };
+    }
+    let from: HashMap<&StreamName, u64> = open.iter().map(|(name, cell)| (name, cell.lock().complete_to())).collect();
+    // If this fails the new sid cannot be resumed; the old one still can.
+    let _ = client.commit().await;
+    {
+        let state = client.state();
+        let ids = state.session.identifiers_of_subscriptions();
+        outbox.push(reply::welcome(outbox.encoding(), &sid, Some(&ids)));
+    }
+    for (identifier, stream) in &followed {
+        client.attach(&open[stream], stream, identifier, from[stream], true);
+    }
+    client.receiver.set_welcomed();
+    metrics::SESSIONS_RESTORED.inc();
+    Some(client)
+}
+
+async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
+    let identity = match node.authenticator.authenticate(sid) {
+        Ok(identity) => identity,
+        Err(_) => {
+            metrics::FAILED_AUTHS.inc();
+            outbox.close(Close::Unauthorized);
+            return None;
+        }
+    };
+    let identifiers: Arc<str> = identity.identifiers.into();
+    let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
+    let handle = Handle::new(identifiers.clone(), outbox.clone(), resumable);
+    node.registry.add(&handle);
+    // Identifiers that hold the fresh sid cannot have been disconnected before.
+    let mark = if resumable && !identifiers.contains(&**sid) {
+        match tokio::time::timeout(node.config.broker_timeout, node.hub.broker().mark(&identifiers)).await {
+            Ok(Ok(mark)) => mark,
+            _ => {
+                node.registry.remove(&handle);
+                outbox.close(Close::StoreUnavailable);
+                return None;
+            }
+        }
+    } else {
+        0
+    };
+    handle.set_mark(mark);
+    let session = Session::new(sid.clone(), identifiers, hello.subprotocol, mark);
+    let receiver = Receiver::new(outbox.clone(), session.sids(), hello.subprotocol.extended());
+    let client = Client::new(node, hello, session, HashMap::new(), receiver, handle);
+    // A sid that is not stored yet is not given away as one that can be resumed: bounded wait, then it is a plain one.
+    let _ = client.commit().await;
+    outbox.push(reply::welcome(outbox.encoding(), sid, None));
+    client.receiver.set_welcomed();
+    Some(client)
+}

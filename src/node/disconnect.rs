@@ -1,0 +1,109 @@
+//! Remote disconnects: every session of some identifiers, on this node, is closed and cannot be resumed.
+
+use crate::broker::RemoteDisconnect;
+use crate::hub::{self, Outbox};
+use crate::metrics;
+use crate::protocol::Close;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How the registry reaches a connected client.
+pub struct Handle {
+    identifiers: Arc<str>,
+    outbox: Arc<Outbox>,
+    /// Newest remote disconnect when it was authenticated; 0 while that is being read.
+    mark: AtomicU64,
+    /// Closed remotely: what is saved of it must be deleted.
+    revoked: AtomicBool,
+    /// What is saved of it can be resumed.
+    resumable: bool,
+}
+
+impl Handle {
+    pub fn new(identifiers: Arc<str>, outbox: Arc<Outbox>, resumable: bool) -> Arc<Self> {
+        Arc::new(Self { identifiers, outbox, mark: AtomicU64::new(0), revoked: AtomicBool::new(false), resumable })
+    }
+
+    pub fn set_mark(&self, mark: u64) {
+        self.mark.store(mark, Ordering::Release);
+    }
+
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Closes the client for good.
+    pub fn revoke(&self, close: Close) {
+        self.revoked.store(true, Ordering::Release);
+        self.outbox.close(close);
+    }
+}
+
+/// The connected clients of this node by their connection identifiers.
+#[derive(Default)]
+pub struct Registry {
+    clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
+}
+
+impl Registry {
+    fn clients(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<Handle>>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on remote disconnects reach the client. Must precede the reading of the identifiers' mark.
+    pub fn add(&self, handle: &Arc<Handle>) {
+        self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
+        metrics::CLIENTS.add(1);
+    }
+
+    pub fn remove(&self, handle: &Arc<Handle>) {
+        let mut clients = self.clients();
+        let Some(handles) = clients.get_mut(&handle.identifiers) else { return };
+        let before = handles.len();
+        handles.retain(|other| !Arc::ptr_eq(other, handle));
+        metrics::CLIENTS.add(handles.len() as i64 - before as i64);
+        if handles.is_empty() {
+            clients.remove(&handle.identifiers);
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Handle>> {
+        self.clients().values().flatten().cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.clients().values().map(Vec::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.clients().is_empty()
+    }
+
+    pub fn close_all(&self, handover: bool) {
+        for handle in self.all() {
+            let close = if handover && handle.resumable { Close::Handover } else { Close::Restart };
+            handle.outbox.close(close);
+        }
+    }
+}
+
+impl hub::Commands for Registry {
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
+        metrics::REMOTE_COMMANDS.inc();
+        let handles = self.clients().get(command.identifiers.as_str()).cloned().unwrap_or_default();
+        for handle in handles {
+            // A session that was authenticated after the command is not meant.
+            if handle.mark.load(Ordering::Acquire) < mark {
+                handle.revoke(Close::Remote { reconnect: command.reconnect });
+            }
+        }
+    }
+
+    fn commands_lost(&self) {
+        tracing::warn!(context = "node", "remote disconnects may have been missed; every client authenticates anew");
+        for handle in self.all() {
+            handle.revoke(Close::StoreUnavailable);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! One place drives a client over any transport's source and sink: commands one at a time in order, replays when nothing
+//! else is to do, timers.
+
+use super::client::Client;
+use super::connect::{Hello, connect};
+use super::{Node, PingPrecision};
+use crate::broker::Unavailable;
+use crate::hub::Outbox;
+use crate::protocol::encoding::ping_frame;
+use crate::protocol::{Close, Command, reply};
+use crate::session::{Due, TimerConfig, Timers};
+use futures_util::{Stream, StreamExt};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What comes from a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// One frame of text.
+    Text(String),
+    /// A WebSocket pong.
+    NativePong,
+    /// A message over the size limit; nothing follows.
+    TooBig,
+    /// The client closed, or its connection failed; nothing follows.
+    Closed,
+}
+
+/// Commands that may wait behind one that executes. When full the socket is not read: the client is slowed down.
+const MAX_QUEUED: usize = 64;
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Serves one client until its source ends or its outbox is closed. The caller writes the outbox to the client.
+pub async fn drive<S>(node: Arc<Node>, hello: Hello, mut source: S, outbox: Arc<Outbox>)
+where
+    S: Stream<Item = Incoming> + Unpin,
+{
+    if node.is_draining() {
+        outbox.close(Close::Restart);
+        return;
+    }
+    let mut commands: VecDeque<String> = VecDeque::new();
+    let mut source_open = true;
+    let connecting = Box::pin({
+        let (node, hello, outbox) = (node.clone(), hello.clone(), outbox.clone());
+        async move { connect(&node, &hello, &outbox).await }
+    });
+    // Commands that come before the client is let in wait.
+    let Some(client) = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox).await else {
+        return;
+    };
+    if node.is_draining() {
+        outbox.close(if node.config.handover && hello.subprotocol.extended() {
+            Close::Handover
+        } else {
+            Close::Restart
+        });
+    }
+    if source_open {
+        serve(&client, &hello, &mut source, commands).await;
+    }
+    client.leave();
+    client.finish().await;
+    node.registry.remove(&client.handle);
+}
+
+/// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered
+/// is taken back in one place.
+async fn until_let_in<S>(
+    mut connecting: Work<Option<Arc<Client>>>,
+    source: &mut S,
+    source_open: &mut bool,
+    commands: &mut VecDeque<String>,
+    outbox: &Outbox,
+) -> Option<Arc<Client>>
+where
+    S: Stream<Item = Incoming> + Unpin,
+{
+    loop {
+        tokio::select! {
+            biased;
+            client = &mut connecting => return client,
+            incoming = source.next(), if *source_open && commands.len() < MAX_QUEUED => match incoming {
+                Some(Incoming::Text(frame)) => commands.push_back(frame),
+                Some(Incoming::NativePong) => {}
+                Some(Incoming::TooBig) => {
+                    outbox.close(Close::TooBig);
+                    *source_open = false;
+                }
+                Some(Incoming::Closed) | None => *source_open = false,
+            },
+        }
+    }
+}
+
+async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: VecDeque<String>)
+where
+    S: Stream<Item = Incoming> + Unpin,
+{
+    let node = &client.node;
+    let outbox = client.outbox();
+    let mut timers = timers(node, hello);
+    if hello.restore.is_some() && client.state().session.subscriptions().next().is_some() {
+        timers.hold(Instant::now() + node.config.history_hold);
+    }
+    let mut executing: Option<Work<Result<(), Unavailable>>> = None;
+    let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
+    let mut touching: Option<Work<()>> = None;
+    let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
+    tokio::pin!(sleep);
+    loop {
+        while executing.is_none()
+            && let Some(frame) = commands.pop_front()
+        {
+            let Some(command) = client.decode(&frame) else { continue };
+            timers.on_command();
+            if command != Command::Pong {
+                let client = client.clone();
+                executing = Some(Box::pin(async move { client.execute(command).await }));
+            }
+        }
+        // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
+        // were asked for together catch up together.
+        let may_replay = replaying.is_none() && executing.is_none() && commands.is_empty();
+        if may_replay && client.take_replay_wanted() {
+            let client = client.clone();
+            replaying = Some(Box::pin(async move { client.replay().await }));
+        }
+        if let Some(deadline) = timers.next()
+            && sleep.deadline() != deadline
+        {
+            sleep.as_mut().reset(deadline);
+        }
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| outbox.poll_over(cx)) => break,
+            incoming = source.next(), if commands.len() < MAX_QUEUED => match incoming {
+                Some(Incoming::Text(frame)) => commands.push_back(frame),
+                Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
+                Some(Incoming::TooBig) => {
+                    outbox.close(Close::TooBig);
+                    break;
+                }
+                Some(Incoming::Closed) | None => break,
+            },
+            result = poll_work(&mut executing) => {
+                executing = None;
+                if result.is_err() {
+                    outbox.close(Close::StoreUnavailable);
+                }
+            }
+            result = poll_work(&mut replaying) => {
+                replaying = None;
+                if result.is_err() {
+                    outbox.close(Close::StoreUnavailable);
+                }
+            }
+            () = poll_work(&mut touching) => touching = None,
+            () = &mut sleep => {
+                while let Some(due) = timers.due(Instant::now(), executing.is_some()) {
+                    match due {
+                        Due::Ping => ping(client, hello),
+                        Due::NoPong => client.close(Close::NoPong),
+                        Due::HoldOver => client.end_hold(),
+                        Due::Touch if touching.is_none() => {
+                            let client = client.clone();
+                            touching = Some(Box::pin(async move {
+                                let _ = client.touch().await;
+                            }));
+                        }
+                        Due::Touch => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn poll_work<T>(work: &mut Option<Work<T>>) -> T {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn far_future() -> Instant {
+    Instant::now() + std::time::Duration::from_secs(86_400)
+}
+
+fn timers(node: &Node, hello: &Hello) -> Timers {
+    let config = &node.config;
+    let extended = hello.subprotocol.extended();
+    // Proofs of what was not missed grow old with the history, so they are refreshed more often than it expires.
+    let touch_every = if extended { (config.sessions_ttl / 2).min(config.history_ttl / 4) } else { Default::default() };
+    let timing = TimerConfig {
+        ping_interval: hello.ping_interval.unwrap_or(config.ping_interval),
+        pong_timeout: if extended || config.native_pings { config.pong_timeout } else { Default::default() },
+        touch_every,
+    };
+    let mut random = [0; 2];
+    getrandom::fill(&mut random).expect("the operating system's random source works");
+    Timers::new(timing, f64::from(u16::from_be_bytes(random)) / 65_536.0, Instant::now())
+}
+
+/// Pings queue in order with data: a client takes a ping's time as the moment up to which it has seen everything.
+fn ping(client: &Client, hello: &Hello) {
+    let config = &client.node.config;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let timestamp = match hello.ping_precision.unwrap_or(config.ping_precision) {
+        PingPrecision::Seconds => u128::from(now.as_secs()),
+        PingPrecision::Milliseconds => now.as_millis(),
+        PingPrecision::Nanoseconds => now.as_nanos(),
+    };
+    client.outbox().push(reply::ping(client.receiver.encoding(), timestamp));
+    if config.native_pings {
+        client.outbox().push(ping_frame());
+    }
+}

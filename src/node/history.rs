@@ -1,0 +1,130 @@
+//! Catching up: history requests, the end of the hold, and the paced replay.
+
+use super::client::{Client, Following};
+use crate::broker::Unavailable;
+use crate::hub::{HistoryJob, Located, Pump, Start};
+use crate::metrics;
+use crate::protocol::{HistoryRequest, StreamName, encoding, reply};
+use crate::session::{Ask, Plan};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes that a replay lets wait for the client before it pauses.
+const REPLAY_BUDGET: usize = 64 << 10;
+
+/// Pause before the log is asked again for a page that it could not give.
+const RETRY: Duration = Duration::from_millis(50);
+
+impl Client {
+    /// Answers a history request, all or nothing: if the past of one of its streams cannot be proved complete, nothing is
+    /// replayed.
+    pub async fn history(self: &Arc<Self>, text: &str, request: &HistoryRequest) -> Result<(), Unavailable> {
+        let plan = self.state().session.plan_history(text, request);
+        let (identifier, asks) = match plan {
+            Plan::Unknown => {
+                metrics::HISTORY_REJECTED.inc();
+                let json = encoding::json_text(text);
+                self.outbox().push(reply::reject_history(self.receiver.encoding(), &json));
+                return Ok(());
+            }
+            Plan::Replay(identifier, asks) => (identifier, asks),
+        };
+        let streams: Vec<_> = {
+            let state = self.state();
+            let subscription = state.session.subscription(text);
+            subscription.map(|one| one.streams.iter().map(|f| f.stream.clone()).collect()).unwrap_or_default()
+        };
+        let following = |stream: &StreamName| self.following(stream, &identifier);
+        if !self.node.hub.broker().features().history {
+            self.receiver.reject_history(&identifier);
+            self.let_go(streams.iter().filter_map(following), text);
+            return Ok(());
+        }
+        let mut located: Vec<(Ask, Following, u64)> = Vec::with_capacity(asks.len());
+        for ask in asks {
+            let Some(target) = following(&ask.stream) else { continue };
+            let proof = self.state().saved_proofs.get(&ask.stream).copied();
+            match self.node.hub.locate(&target.cell, &ask.from, proof.as_ref()).await? {
+                Located::After(after) => located.push((ask, target, after)),
+                Located::Lost => {
+                    tracing::debug!(context = "node", stream = ?ask.stream, from = ?ask.from, "history rejected");
+                    self.receiver.reject_history(&identifier);
+                    self.let_go(streams.iter().filter_map(following), text);
+                    return Ok(());
+                }
+            }
+        }
+        let job = HistoryJob::new(self.receiver.clone(), identifier.clone(), located.len());
+        let replayed: Vec<_> = located.iter().map(|(ask, ..)| ask.stream.clone()).collect();
+        self.let_go(streams.iter().filter(|stream| !replayed.contains(stream)).filter_map(following), text);
+        if located.is_empty() {
+            job.confirm();
+        }
+        for (ask, target, after) in located {
+            let start = Start { after, claimed: ask.claimed };
+            target.cell.lock().history(target.cursor, text, start, job.clone());
+        }
+        self.want_replay();
+        Ok(())
+    }
+
+    /// Streams that are not replayed for this identifier go on from where they were held.
+    fn let_go(&self, targets: impl Iterator<Item = Following>, text: &str) {
+        for target in targets {
+            target.cell.lock().reject(target.cursor, text);
+        }
+        self.want_replay();
+    }
+
+    /// The hold after a restore is over: what waited for a command that did not come goes out without positions.
+    pub fn end_hold(&self) {
+        for target in self.all_following() {
+            target.cell.lock().release(target.cursor);
+        }
+        self.want_replay();
+    }
+
+    /// Sends every cursor what it has not had, as fast as the client reads. Returns when all have caught up or are held.
+    pub async fn replay(self: &Arc<Self>) -> Result<(), Unavailable> {
+        let outbox = self.outbox();
+        let budget = match self.node.config.max_pending {
+            0 => REPLAY_BUDGET,
+            limit => REPLAY_BUDGET.min(limit / 4).max(1),
+        };
+        loop {
+            let mut paced = false;
+            let mut again = false;
+            for target in self.all_following() {
+                let pumped = target.cell.lock().pump(target.cursor, budget);
+                match pumped {
+                    Pump::Live | Pump::Held => {}
+                    Pump::Paced => paced = true,
+                    Pump::NeedPage { after, up_to } => {
+                        self.fetch(&target, after, up_to).await?;
+                        again = true;
+                    }
+                }
+            }
+            if outbox.is_over() || !(paced || again) {
+                return Ok(());
+            }
+            if paced && !again {
+                poll_fn(|cx| outbox.poll_below(cx, budget / 2 + 1)).await;
+            }
+        }
+    }
+
+    /// Reads a page for a cursor; the store gets the broker timeout to answer.
+    async fn fetch(self: &Arc<Self>, target: &Following, after: u64, up_to: u64) -> Result<(), Unavailable> {
+        let hub = &self.node.hub;
+        let reading = async {
+            while hub.feed_page(&target.cell, target.cursor, after, up_to).await.is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+        };
+        tokio::time::timeout(self.node.config.broker_timeout, reading)
+            .await
+            .map_err(|_| Unavailable(hub.status().reason.to_string()))
+    }
+}

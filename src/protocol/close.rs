@@ -1,0 +1,58 @@
+//! Every way a connection ends, in one table: the `disconnect` message before it, the close code, the reason text.
+
+/// Why the server closes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The client is not allowed to connect.
+    Unauthorized,
+    /// Its token has expired.
+    TokenExpired,
+    /// Nobody could decide whether it may connect; it may try again.
+    AuthError,
+    /// An application disconnected these identifiers.
+    Remote { reconnect: bool },
+    /// Graceful shutdown; the client is told to come back.
+    Restart,
+    /// Graceful shutdown of a resumable session: no message, so that the client keeps its sid and resumes elsewhere.
+    Handover,
+    /// The store could not be reached in time: no message, so that sid and positions survive.
+    StoreUnavailable,
+    /// No sign of life within the pong timeout.
+    NoPong,
+    /// The client reads more slowly than it is sent to.
+    TooSlow,
+    /// A client message over the size limit.
+    TooBig,
+    /// The client said goodbye.
+    ClientClosed,
+}
+
+impl Close {
+    /// `(reason, reconnect)` of the `disconnect` message that precedes the close frame, if there is one.
+    pub fn disconnect(self) -> Option<(&'static str, bool)> {
+        match self {
+            Self::Unauthorized => Some(("unauthorized", false)),
+            Self::TokenExpired => Some(("token_expired", false)),
+            Self::Remote { reconnect } => Some(("remote", reconnect)),
+            Self::Restart => Some(("server_restart", true)),
+            Self::NoPong => Some(("no_pong", true)),
+            Self::TooSlow => Some(("too_slow", true)),
+            Self::AuthError | Self::Handover | Self::StoreUnavailable | Self::TooBig | Self::ClientClosed => None,
+        }
+    }
+
+    /// WebSocket close code (RFC 6455 §7.4) and reason text. 1006 never appears on the wire.
+    pub fn code(self) -> (u16, &'static str) {
+        match self {
+            Self::Unauthorized | Self::TokenExpired => (1000, "Auth Failed"),
+            Self::AuthError => (1011, "Auth Error"),
+            Self::Remote { .. } => (1000, "Closed remotely"),
+            Self::Restart | Self::Handover => (1001, "Server restart"),
+            Self::StoreUnavailable => (1013, "Store unavailable"),
+            Self::NoPong => (1000, "No Pong"),
+            Self::TooSlow => (1000, ""),
+            Self::TooBig => (1009, ""),
+            Self::ClientClosed => (1000, "Read closed"),
+        }
+    }
+}

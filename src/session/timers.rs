@@ -1,0 +1,139 @@
+//! When something is due on a connection. Time is an argument.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Timing of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct TimerConfig {
+    /// Zero: no pings.
+    pub ping_interval: Duration,
+    /// Zero: no pongs expected.
+    pub pong_timeout: Duration,
+    /// Life of what is saved; it is touched at half of it. Zero: nothing is saved.
+    pub touch_every: Duration,
+}
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    Ping,
+    /// No sign of life in time.
+    NoPong,
+    /// The hold after a restore is over.
+    HoldOver,
+    /// The saved session must be written again before half its life is over.
+    Touch,
+}
+
+#[derive(Debug)]
+pub struct Timers {
+    config: TimerConfig,
+    ping_at: Option<Instant>,
+    pong_by: Option<Instant>,
+    hold_until: Option<Instant>,
+    touch_at: Option<Instant>,
+}
+
+impl Timers {
+    /// `phase` in `[0, 1)` spreads first pings over `[0.5, 1.5)` intervals.
+    pub fn new(config: TimerConfig, phase: f64, now: Instant) -> Self {
+        let first = config.ping_interval.mul_f64(0.5 + phase);
+        Self {
+            config,
+            ping_at: (!config.ping_interval.is_zero()).then(|| now + first),
+            pong_by: None,
+            hold_until: None,
+            touch_at: (!config.touch_every.is_zero()).then(|| now + config.touch_every),
+        }
+    }
+
+    pub fn hold(&mut self, until: Instant) {
+        self.hold_until = Some(until);
+    }
+
+    /// A command came: the client lives.
+    pub fn on_command(&mut self) {
+        self.pong_by = None;
+    }
+
+    /// A native pong pushes the deadline.
+    pub fn on_native_pong(&mut self, now: Instant) {
+        if self.pong_by.is_some() {
+            self.pong_by = Some(now + self.config.pong_timeout);
+        }
+    }
+
+    pub fn next(&self) -> Option<Instant> {
+        [self.ping_at, self.pong_by, self.hold_until, self.touch_at].into_iter().flatten().min()
+    }
+
+    /// The next thing that is due by `now`, if any; ask again until there is none. While a command executes the pong
+    /// deadline does not fire.
+    pub fn due(&mut self, now: Instant, executing: bool) -> Option<Due> {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.hold_until) {
+            self.hold_until = None;
+            return Some(Due::HoldOver);
+        }
+        if is_due(self.ping_at) {
+            self.ping_at = Some(now + self.config.ping_interval);
+            if self.pong_by.is_none() && !self.config.pong_timeout.is_zero() {
+                self.pong_by = Some(now + self.config.pong_timeout);
+            }
+            return Some(Due::Ping);
+        }
+        if is_due(self.touch_at) {
+            self.touch_at = Some(now + self.config.touch_every);
+            return Some(Due::Touch);
+        }
+        if is_due(self.pong_by) {
+            self.pong_by = executing.then(|| now + self.config.pong_timeout);
+            return (!executing).then_some(Due::NoPong);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn timers(now: Instant) -> Timers {
+        let config = TimerConfig { ping_interval: 3 * SECOND, pong_timeout: SECOND, touch_every: Duration::ZERO };
+        Timers::new(config, 0.5, now)
+    }
+
+    #[test]
+    fn pings_come_every_interval_after_a_spread_first_one() {
+        let start = Instant::now();
+        let mut timers = timers(start);
+        assert_eq!(timers.next(), Some(start + 3 * SECOND));
+        assert_eq!(timers.due(start + 2 * SECOND, false), None);
+        assert_eq!(timers.due(start + 3 * SECOND, false), Some(Due::Ping));
+        timers.on_command();
+        assert_eq!(timers.next(), Some(start + 6 * SECOND));
+    }
+
+    #[test]
+    fn a_missing_pong_ends_the_connection_but_not_during_a_command() {
+        let start = Instant::now();
+        let mut timers = timers(start);
+        assert_eq!(timers.due(start + 3 * SECOND, false), Some(Due::Ping));
+        assert_eq!(timers.due(start + 4 * SECOND, true), None);
+        assert_eq!(timers.due(start + 5 * SECOND, false), Some(Due::NoPong));
+    }
+
+    #[test]
+    fn any_command_or_a_native_pong_counts() {
+        let start = Instant::now();
+        let mut timers = timers(start);
+        assert_eq!(timers.due(start + 3 * SECOND, false), Some(Due::Ping));
+        timers.on_native_pong(start + 3 * SECOND + SECOND / 2);
+        assert_eq!(timers.due(start + 4 * SECOND, false), None);
+        timers.on_command();
+        assert_eq!(timers.due(start + 5 * SECOND, false), None);
+    }
+}

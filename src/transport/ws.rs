@@ -1,0 +1,284 @@
+//! WebSocket connections: frames in through tungstenite, finished frames out of the outbox by vectored writes.
+
+use super::origin::AllowedOrigins;
+use super::socket::Socket;
+use super::upgrade::handshake;
+use crate::hub::Outbox;
+use crate::metrics;
+use crate::node::{Hello, Incoming, Node, drive};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use bytes::{Buf, Bytes};
+use futures_util::{Sink, Stream, StreamExt};
+use http::{HeaderValue, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::task::TaskTracker;
+
+#[derive(Clone, Debug)]
+pub struct WsConfig {
+    /// Where clients connect to. A path may end in `/*` and have `{name}` segments.
+    pub paths: Vec<String>,
+    pub allowed_origins: AllowedOrigins,
+    /// Bytes of a client message; a larger one ends the connection with 1009.
+    pub max_message_size: usize,
+    /// Bytes read at a time. Small, because every connection holds such a buffer.
+    pub read_buffer_size: usize,
+    /// A write that makes no progress for so long ends the connection.
+    pub write_timeout: Duration,
+}
+
+/// Frames handed to one write.
+const FRAMES_PER_WRITE: usize = 64;
+
+/// How long the client may take to answer a close frame.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// The WebSocket side of the server.
+pub struct WebSockets {
+    config: WsConfig,
+    node: Arc<Node>,
+    /// Connections, so that shutdown can wait for them.
+    tracker: TaskTracker,
+}
+
+impl WebSockets {
+    pub fn new(config: WsConfig, node: Arc<Node>, tracker: TaskTracker) -> Arc<Self> {
+        Arc::new(Self { config, node, tracker })
+    }
+
+    pub fn router(self: &Arc<Self>) -> Router {
+        let mut router = Router::new();
+        for path in &self.config.paths {
+            let this = self.clone();
+            let path = path.strip_suffix("/*").map_or(path.clone(), |base| format!("{base}/{{*rest}}"));
+            router = router.route(
+                &path,
+                axum::routing::any(move |request: Request| {
+                    let this = this.clone();
+                    async move { this.upgrade(request) }
+                }),
+            );
+        }
+        router
+    }
+
+    fn upgrade(self: &Arc<Self>, mut request: Request) -> Response {
+        let query = request.uri().query().unwrap_or_default();
+        let accepted = match handshake(request.method(), request.headers(), query) {
+            Ok(accepted) => accepted,
+            Err(status) => return refuse(status),
+        };
+        let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+        if !self.config.allowed_origins.allows(origin) {
+            return refuse(StatusCode::FORBIDDEN);
+        }
+        let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
+            return refuse(StatusCode::BAD_REQUEST);
+        };
+        let (this, hello) = (self.clone(), accepted.hello);
+        self.tracker.spawn(async move {
+            let upgraded = match upgrade.await {
+                Ok(upgraded) => upgraded,
+                Err(error) => {
+                    tracing::debug!(context = "ws", %error, "upgrade failed");
+                    return;
+                }
+            };
+            match upgraded.downcast::<TokioIo<Socket>>() {
+                Ok(parts) => this.serve(parts.io.into_inner(), parts.read_buf, hello).await,
+                Err(_) => tracing::error!(context = "ws", "a WebSocket came over an unknown kind of connection"),
+            }
+        });
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let key = HeaderValue::try_from(accepted.accept_key).expect("base64 is a valid header value");
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+        headers.insert("x-anycable-version", HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
+        if let Some(subprotocol) = accepted.subprotocol {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+        }
+        response
+    }
+
+    async fn serve(self: Arc<Self>, socket: Socket, early: Bytes, hello: Hello) {
+        let encoding = hello.subprotocol.encoding();
+        let outbox = Arc::new(Outbox::new(encoding, self.node.config.max_pending));
+        let (read, mut write) = tokio::io::split(socket);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(self.config.read_buffer_size)
+            .write_buffer_size(0)
+            .max_message_size(Some(self.config.max_message_size))
+            .max_frame_size(Some(self.config.max_message_size));
+        let io = Inbound { read, outbox: outbox.clone() };
+        let frames = WebSocketStream::from_partially_read(io, early.to_vec(), Role::Server, Some(config)).await;
+        let mut source = Frames { frames, over: false };
+        let driving = async {
+            drive(self.node.clone(), hello, &mut source, outbox.clone()).await;
+            outbox.finish();
+        };
+        let writing = async {
+            if write_out(&mut write, &outbox, self.config.write_timeout).await.is_err() {
+                outbox.kill();
+            }
+        };
+        futures_util::future::join(driving, writing).await;
+        let _ = write.shutdown().await;
+        let _ = tokio::time::timeout(CLOSE_WAIT, async { while source.next().await.is_some() {} }).await;
+    }
+}
+
+fn refuse(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    if status == StatusCode::BAD_REQUEST {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    }
+    response
+}
+
+/// Writes the outbox to the socket until its end, many frames per system call.
+async fn write_out(socket: &mut WriteHalf<Socket>, outbox: &Outbox, timeout: Duration) -> io::Result<()> {
+    let mut frames: VecDeque<Bytes> = VecDeque::new();
+    loop {
+        let more = poll_fn(|cx| {
+            let taken = outbox.poll_take(cx, &mut frames, FRAMES_PER_WRITE);
+            if taken.is_pending() {
+                // An idle connection holds no buffers.
+                frames = VecDeque::new();
+            }
+            taken
+        })
+        .await;
+        if !more {
+            return Ok(());
+        }
+        metrics::SERVER_MSG.add(frames.len() as u64);
+        while !frames.is_empty() {
+            let writing = poll_fn(|cx| {
+                let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+                for (slice, frame) in slices.iter_mut().zip(&frames) {
+                    *slice = IoSlice::new(frame);
+                }
+                let used = frames.len().min(FRAMES_PER_WRITE);
+                Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..used])
+            });
+            let written = match tokio::time::timeout(timeout, writing).await {
+                Ok(written) => written?,
+                Err(_) => {
+                    metrics::WRITE_TIMEOUTS.inc();
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            metrics::DATA_SENT.add(written as u64);
+            consume(&mut frames, written);
+        }
+        socket.flush().await?;
+    }
+}
+
+fn consume(frames: &mut VecDeque<Bytes>, mut written: usize) {
+    while written > 0 {
+        let Some(first) = frames.front_mut() else { return };
+        if first.len() > written {
+            first.advance(written);
+            return;
+        }
+        written -= first.len();
+        frames.pop_front();
+    }
+}
+
+/// The reading side of a socket. What the WebSocket layer wants to write (pongs, answers to close frames) goes into the
+/// outbox, behind what is queued there.
+struct Inbound {
+    read: ReadHalf<Socket>,
+    outbox: Arc<Outbox>,
+}
+
+impl AsyncRead for Inbound {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Inbound {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.outbox.push(Bytes::copy_from_slice(buf));
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Client frames as the node wants them.
+struct Frames {
+    frames: WebSocketStream<Inbound>,
+    over: bool,
+}
+
+impl Stream for Frames {
+    type Item = Incoming;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        loop {
+            if self.over {
+                return Poll::Ready(None);
+            }
+            let frame = match Pin::new(&mut self.frames).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(frame) => frame,
+            };
+            let incoming = match frame {
+                Some(Ok(Message::Text(text))) => Incoming::Text(text.as_str().to_owned()),
+                // Either opcode is accepted; what is not text is no command.
+                Some(Ok(Message::Binary(bytes))) => Incoming::Text(String::from_utf8_lossy(&bytes).into_owned()),
+                Some(Ok(Message::Pong(_))) => Incoming::NativePong,
+                Some(Ok(Message::Ping(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Close(_))) => {
+                    // The answer to the client's close frame goes into the outbox.
+                    let _ = Pin::new(&mut self.frames).poll_flush(cx);
+                    self.over = true;
+                    Incoming::Closed
+                }
+                Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
+                    self.over = true;
+                    Incoming::TooBig
+                }
+                Some(Err(_)) | None => {
+                    self.over = true;
+                    Incoming::Closed
+                }
+            };
+            if let Incoming::Text(text) = &incoming {
+                metrics::DATA_RCVD.add(text.len() as u64);
+            }
+            return Poll::Ready(Some(incoming));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Kill tests: publishers publish, stock clients drop and return, and in the middle the server or its nats-server is
+//! killed, frozen or stopped. Afterwards every acknowledged message has reached every follower, once and in order.
+//!
+//! One short round per fault. The long form is `scripts/kill-rounds`.
+
+mod clients;
+mod judge;
+mod judge_tests;
+mod plan;
+mod proc;
+mod publishers;
+mod round;
+mod server;
+
+use plan::{Fault, Plan};
+use std::sync::{Mutex, PoisonError};
+
+/// Rounds share the machine badly.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn survives(fault: Fault) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let outcome =
+        round::run(&Plan::short(fault, 7), &round::binary()).unwrap_or_else(|error| panic!("{fault}: {error}"));
+    println!("{}\n{}\n{}", round::Outcome::HEADER, outcome.line(), outcome.proof());
+    assert!(outcome.failures.is_empty(), "{}\n{}", outcome.line(), outcome.failures.join("\n"));
+}
+
+#[test]
+fn killing_carrick_loses_nothing() {
+    survives(Fault::KillCarrick);
+}
+
+#[test]
+fn killing_its_nats_server_loses_nothing() {
+    survives(Fault::KillNats);
+}
+
+#[test]
+fn freezing_its_nats_server_loses_nothing() {
+    survives(Fault::FreezeNats);
+}
+
+#[test]
+fn stopping_carrick_loses_nothing() {
+    survives(Fault::TermCarrick);
+}
+
+#[test]
+fn the_plan_has_the_clients_that_matter() {
+    let followers = Plan::new(Fault::None, 1).followers();
+    let of = |kind| followers.iter().filter(|follower| follower.kind == kind).count();
+    assert_eq!(followers.len(), 200);
+    assert!(of(plan::Kind::Double) >= 20 && of(plan::Kind::Silent) >= 20);
+    for follower in &followers {
+        let streams: std::collections::BTreeSet<_> = follower.follows.iter().map(|follow| &follow.stream).collect();
+        assert!((1..=2).contains(&streams.len()), "{follower:?}");
+        let doubled = follower.follows.len() > streams.len();
+        assert_eq!(doubled, follower.kind == plan::Kind::Double, "{follower:?}");
+    }
+}
