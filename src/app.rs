@@ -105,8 +105,7 @@ impl App {
             ready_path: config.server.ready_path.clone(),
         };
         tracing::info!(context = "http", "Handle health requests at {}{}", base(addr), health.health_path);
-        let mut router: Router =
-            sockets.router().merge(Health::new(broker.status(), draining.clone()).router(&health));
+        let mut router: Router = sockets.router().merge(Health::new(broker.status(), draining.clone()).router(&health));
         if let Some(path) = &config.metrics.http_path {
             router = router.merge(metrics_page::router(path, &[]));
             tracing::info!(context = "metrics", "Serve metrics at {}{path}", base(addr));
@@ -306,8 +305,7 @@ fn announce(config: &Config) {
 }
 
 fn announce_broadcast(config: &Config, base: &str) {
-    let authorization =
-        if config.broadcast_key.is_some() { "authorization required" } else { "no authorization" };
+    let authorization = if config.broadcast_key.is_some() { "authorization required" } else { "no authorization" };
     let cors = if config.http_broadcast.cors_headers { ", CORS enabled" } else { "" };
     tracing::info!(
         context = "broadcast",
@@ -341,11 +339,24 @@ async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Result<(A
         }
         BrokerKind::Memory => {
             let broker = MemoryBroker::new(limits, config.broker.dedup_window, feed);
-            tracing::info!(context = "broker", "Using in-memory broker (epoch: {}, {settings})", broker.epoch().as_str());
+            tracing::info!(
+                context = "broker",
+                "Using in-memory broker (epoch: {}, {settings})",
+                broker.epoch().as_str()
+            );
             store.memory = Some(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
             broker
         }
         BrokerKind::Nats => start_nats(config, feed, &mut store, &settings).await?,
     };
     Ok((broker, store))
+}
+
+async fn start_nats(
+    _config: &Config,
+    _feed: Arc<dyn Feed>,
+    _store: &mut Store,
+    _settings: &str,
+) -> anyhow::Result<Arc<dyn Broker>> {
+    anyhow::bail!("not built yet")
 }

@@ -274,6 +274,13 @@ options! {
         derived {}
     }
 
+    /// Counters and gauges for an operator.
+    metrics: Metrics {
+        /// Path of the metrics page (Prometheus text format) on the main port; empty: none
+        http_path: Option<String> [PATH] = "", "metrics_http", Server;
+        derived {}
+    }
+
     /// The nats-server that Carrick runs itself.
     embedded_nats: EmbeddedNats {
         /// Run a nats-server as a part of this one
