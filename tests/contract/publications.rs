@@ -73,7 +73,8 @@ async fn the_excluded_socket_gets_nothing(server: SharedServer) {
     server.publish_with(&stream, json!("to others"), json!({"exclude_socket": one.sid})).await;
     two.expect_message(&public(&stream), json!("to others")).await;
     one.expect_silence().await;
-    server.publish_with(&stream, json!("again"), json!({"exclude_socket": one.sid, "transient": true})).await;
+    let meta = json!({"exclude_socket": one.sid, "transient": true});
+    server.accepted(json!({"stream": stream, "data": "\"again\"", "meta": meta})).await;
     two.expect_message(&public(&stream), json!("again")).await;
     one.expect_silence().await;
 }

@@ -117,11 +117,11 @@ async fn base_clients_need_not_pong() {
 /// Our client answers native pings by itself, which counts as life; on any subprotocol.
 #[tokio::test]
 async fn native_pongs_count_as_life() {
-    let options = Server::on(Backend::Memory).option("pong_timeout", 1).option("enable_native_pings", true);
+    let options = Server::on(Backend::Memory).option("pong_timeout", 2).option("enable_native_pings", true);
     let server = options.start();
     for dial in [server.dial(), server.dial().base()] {
         let mut client = dial.query("pi=1").connect().await;
-        for _ in 0..3 {
+        for _ in 0..4 {
             client.next_ping(MOMENT).await.expect("a ping");
         }
     }
