@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { after, afterEach, before, describe, test } from 'node:test'
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'
-import { Carrick, eventually, sleep } from './carrick.js'
+import { Carrick, DURABLE, MEMORY, eventually, sleep } from './carrick.js'
 import { recorder } from './recorder.js'
 
 const cables = []
@@ -53,9 +53,11 @@ afterEach(() => {
   for (const cable of cables.splice(0)) cable.disconnect()
 })
 
-describe('a stock client of a server that stays', () => {
+const STORES = { 'in memory': MEMORY, 'in embedded NATS': DURABLE }
+
+for (const [store, options] of Object.entries(STORES)) describe(`a stock client of a server with its store ${store}`, () => {
   let server
-  before(async () => (server = await Carrick.start()))
+  before(async () => (server = await Carrick.start(options)))
   after(() => server.dispose())
 
   test('subscribes and receives messages with their positions', async () => {
@@ -80,13 +82,13 @@ describe('a stock client of a server that stays', () => {
   test('gets history by time', async () => {
     const stream = newStream()
     await server.publishNumbers(stream, 1, 3)
-    const { cable } = client(server, { historyTimestamp: Math.floor(Date.now() / 1000) - 30 })
+    const { cable, socket } = client(server, { historyTimestamp: Math.floor(Date.now() / 1000) - 30 })
     const seen = await follow(cable, stream)
     await has(seen, 3)
     await server.publish(stream, { n: 4 })
     await has(seen, 4)
     assert.deepEqual(seen.numbers, upTo(4))
-    assert.deepEqual(seen.infos, ['history_received'])
+    assert.equal(socket.frames('confirm_history').length, 1)
   })
 
   test('gets history by position after a drop without a session', async () => {
