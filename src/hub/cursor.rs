@@ -163,8 +163,8 @@ impl Cursor {
             None => start.after,
         };
         member.positioned = true;
-        if let Some(earlier) = member.job.replace(job) {
-            earlier.abandon();
+        if let Some(earlier) = member.job.replace(job.clone()) {
+            job.overtake(earlier);
         }
     }
 

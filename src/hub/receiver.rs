@@ -3,10 +3,8 @@
 use super::outbox::Outbox;
 use crate::metrics;
 use crate::protocol::{Encoding, encoding, reply};
-use bytes::Bytes;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use tokio::sync::Notify;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An identifier and its JSON text, made once.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -59,6 +57,15 @@ impl Receiver {
     }
 }
 
+/// How a history request ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Confirm,
+    Reject,
+    /// The subscription is gone; nobody waits for an answer.
+    Nothing,
+}
+
 /// One `history` request: confirmed when the last of its streams has caught up, rejected when one cannot.
 pub struct HistoryJob {
     receiver: Arc<Receiver>,
@@ -66,19 +73,22 @@ pub struct HistoryJob {
     /// Streams still replaying.
     streams: AtomicUsize,
     answered: AtomicBool,
-    done: Notify,
+    /// Requests of the same subscription that this one overtook: they are answered with it.
+    overtaken: Mutex<Vec<Arc<HistoryJob>>>,
 }
+
+/// Unanswered requests of one subscription; more are a client's fault and get no answer.
+const MAX_OVERTAKEN: usize = 64;
 
 impl HistoryJob {
     pub fn new(receiver: Arc<Receiver>, identifier: Arc<Identifier>, streams: usize) -> Arc<Self> {
-        let job = Self {
+        Arc::new(Self {
             receiver,
             identifier,
             streams: AtomicUsize::new(streams),
             answered: AtomicBool::new(false),
-            done: Notify::new(),
-        };
-        Arc::new(job)
+            overtaken: Mutex::default(),
+        })
     }
 
     /// One stream has caught up.
@@ -90,42 +100,43 @@ impl HistoryJob {
 
     /// Answers `confirm_history`, if nothing was answered yet.
     pub fn confirm(&self) {
-        self.answer(|job| {
-            metrics::HISTORY_CONFIRMED.inc();
-            let frame: Bytes = reply::confirm_history(job.receiver.encoding(), &job.identifier.json);
-            job.receiver.outbox.push(frame);
-        });
+        self.answer(Answer::Confirm);
     }
 
     /// A hole opened in the middle of the replay.
     pub fn reject(&self) {
-        self.answer(|job| job.receiver.reject_history(&job.identifier));
+        self.answer(Answer::Reject);
     }
 
-    /// The subscription is gone; nobody waits for an answer.
+    /// The subscription is gone.
     pub fn abandon(&self) {
-        self.answer(|_| ());
+        self.answer(Answer::Nothing);
     }
 
-    fn answer(&self, say: impl FnOnce(&Self)) {
-        if !self.answered.swap(true, Ordering::AcqRel) {
-            say(self);
-            self.done.notify_waiters();
+    /// This request starts over what `earlier` was doing.
+    pub fn overtake(&self, earlier: Arc<HistoryJob>) {
+        let mut overtaken = self.overtaken.lock().unwrap_or_else(PoisonError::into_inner);
+        overtaken.append(&mut earlier.overtaken.lock().unwrap_or_else(PoisonError::into_inner));
+        if overtaken.len() < MAX_OVERTAKEN {
+            overtaken.push(earlier);
         }
     }
 
-    pub fn is_answered(&self) -> bool {
-        self.answered.load(Ordering::Acquire)
-    }
-
-    /// Waits for the answer to be queued.
-    pub async fn finished(&self) {
-        loop {
-            let notified = self.done.notified();
-            if self.is_answered() {
-                return;
+    fn answer(&self, answer: Answer) {
+        if self.answered.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        for earlier in self.overtaken.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            earlier.answer(answer);
+        }
+        match answer {
+            Answer::Confirm => {
+                metrics::HISTORY_CONFIRMED.inc();
+                let receiver = &self.receiver;
+                receiver.outbox.push(reply::confirm_history(receiver.encoding(), &self.identifier.json));
             }
-            notified.await;
+            Answer::Reject => self.receiver.reject_history(&self.identifier),
+            Answer::Nothing => {}
         }
     }
 }

@@ -3,11 +3,11 @@
 use super::client::Client;
 use crate::auth::Resolution;
 use crate::broker::Unavailable;
-use crate::hub::Identifier;
+use crate::hub::{Identifier, Located};
 use crate::metrics;
 use crate::protocol::command::{self, Skipped};
 use crate::protocol::{Command, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
-use crate::session::{Followed, PRESENCE_KEY, State, Subscribe, WHISPER_KEY};
+use crate::session::{Ask, Followed, PRESENCE_KEY, State, Subscribe, WHISPER_KEY};
 use std::sync::Arc;
 
 impl Client {
@@ -58,30 +58,29 @@ impl Client {
             Subscribe::Ignore => return Ok(()),
             Subscribe::ConfirmRestored(identifier) => {
                 self.confirm(&identifier);
-                identifier
+                return match history {
+                    Some(history) => self.history(&identifier.text, &history).await,
+                    None => Ok(()),
+                };
             }
-            Subscribe::Authorize(identifier) => match self.node.access.resolve(text) {
-                Resolution::Stream { name, whisper, presence } => {
-                    let mut istate = State::new();
-                    if whisper {
-                        istate.insert(WHISPER_KEY.into(), name.as_str().into());
-                    }
-                    if presence {
-                        istate.insert(PRESENCE_KEY.into(), name.as_str().into());
-                    }
-                    self.follow(&identifier, &name, istate, history.is_some()).await?;
-                    identifier
-                }
-                Resolution::Rejected(reason) => {
-                    tracing::debug!(context = "streams", reason, "subscription rejected");
-                    return self.reject_subscription(&identifier);
-                }
-                Resolution::NotOurs => return self.reject_subscription(&identifier),
-            },
+            Subscribe::Authorize(identifier) => identifier,
         };
-        match history {
-            Some(history) => self.history(&identifier.text, &history).await,
-            None => Ok(()),
+        match self.node.access.resolve(text) {
+            Resolution::Stream { name, whisper, presence } => {
+                let mut istate = State::new();
+                if whisper {
+                    istate.insert(WHISPER_KEY.into(), name.as_str().into());
+                }
+                if presence {
+                    istate.insert(PRESENCE_KEY.into(), name.as_str().into());
+                }
+                self.follow(&identifier, &name, istate, history.as_ref()).await
+            }
+            Resolution::Rejected(reason) => {
+                tracing::debug!(context = "streams", reason, "subscription rejected");
+                self.reject_subscription(&identifier)
+            }
+            Resolution::NotOurs => self.reject_subscription(&identifier),
         }
     }
 
@@ -94,27 +93,46 @@ impl Client {
         Ok(())
     }
 
-    /// Subscribes to a stream: opened first, committed, confirmed, and then followed from where it stood when it was
-    /// opened, so that nothing stored in between is missed and nothing precedes the confirmation.
+    /// Subscribes to a stream: opened first, committed, confirmed, and only then followed, from where it stood when it was
+    /// opened (or from where the client wants its history), so that nothing stored in between is missed and nothing
+    /// precedes the confirmation.
     async fn follow(
         self: &Arc<Self>,
         identifier: &Arc<Identifier>,
         stream: &StreamName,
         istate: State,
-        held: bool,
+        history: Option<&HistoryRequest>,
     ) -> Result<(), Unavailable> {
-        let cell = self.node.hub.open(stream).await?;
-        let began = {
-            let core = cell.lock();
-            Position { epoch: core.epoch().clone(), offset: core.complete_to() }
+        let hub = &self.node.hub;
+        let cell = hub.open(stream).await?;
+        let ask = history.and_then(|request| Ask::of(stream, request));
+        let located = match &ask {
+            Some(ask) if hub.broker().features().history => hub.locate(&cell, &ask.from, None).await?,
+            _ => Located::Lost,
         };
-        let from = began.offset;
-        let followed = Followed { stream: stream.clone(), began };
+        let (epoch, head) = {
+            let core = cell.lock();
+            (core.epoch().clone(), core.complete_to())
+        };
+        // What the client asked for is part of what it must get, also if it drops before it has received any of it.
+        let offset = if let Located::After(after) = located { after.min(head) } else { head };
+        let followed = Followed { stream: stream.clone(), began: Position { epoch, offset } };
         self.state().session.subscribed(identifier, vec![followed], istate);
         // A commit that fails costs resumability, not the subscription.
         let _ = self.commit().await;
         self.confirm(identifier);
-        self.attach(&cell, stream, identifier, from, held);
+        self.attach(&cell, stream, identifier, head, ask.is_some());
+        let Some(request) = history else { return Ok(()) };
+        let located = match ask {
+            Some(ask) => Some((ask, located)),
+            // Nothing to look for where there is history is done; where there is none it is refused.
+            None if hub.broker().features().history || !request.is_wanted() => None,
+            None => {
+                self.receiver.reject_history(identifier);
+                return Ok(());
+            }
+        };
+        self.start_history(identifier, located.into_iter().collect());
         Ok(())
     }
 

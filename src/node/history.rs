@@ -2,7 +2,7 @@
 
 use super::client::{Client, Following};
 use crate::broker::Unavailable;
-use crate::hub::{HistoryJob, Located, Pump, Start};
+use crate::hub::{HistoryJob, Identifier, Located, Pump, Start};
 use crate::metrics;
 use crate::protocol::{HistoryRequest, StreamName, encoding, reply};
 use crate::session::{Ask, Plan};
@@ -30,49 +30,66 @@ impl Client {
             }
             Plan::Replay(identifier, asks) => (identifier, asks),
         };
-        let streams: Vec<_> = {
-            let state = self.state();
-            let subscription = state.session.subscription(text);
-            subscription.map(|one| one.streams.iter().map(|f| f.stream.clone()).collect()).unwrap_or_default()
-        };
-        let following = |stream: &StreamName| self.following(stream, &identifier);
-        if !self.node.hub.broker().features().history {
-            self.receiver.reject_history(&identifier);
-            self.let_go(streams.iter().filter_map(following), text);
-            return Ok(());
-        }
-        let mut located: Vec<(Ask, Following, u64)> = Vec::with_capacity(asks.len());
+        let has_history = self.node.hub.broker().features().history;
+        let mut located = Vec::with_capacity(asks.len());
         for ask in asks {
-            let Some(target) = following(&ask.stream) else { continue };
+            let Some(target) = self.following(&ask.stream, &identifier) else { continue };
             let proof = self.state().saved_proofs.get(&ask.stream).copied();
-            match self.node.hub.locate(&target.cell, &ask.from, proof.as_ref()).await? {
-                Located::After(after) => located.push((ask, target, after)),
-                Located::Lost => {
-                    tracing::debug!(context = "node", stream = ?ask.stream, from = ?ask.from, "history rejected");
-                    self.receiver.reject_history(&identifier);
-                    self.let_go(streams.iter().filter_map(following), text);
-                    return Ok(());
-                }
+            let found = match has_history {
+                true => self.node.hub.locate(&target.cell, &ask.from, proof.as_ref()).await?,
+                false => Located::Lost,
+            };
+            let lost = found == Located::Lost;
+            located.push((ask, found));
+            if lost {
+                break;
             }
         }
-        let job = HistoryJob::new(self.receiver.clone(), identifier.clone(), located.len());
-        let replayed: Vec<_> = located.iter().map(|(ask, ..)| ask.stream.clone()).collect();
-        self.let_go(streams.iter().filter(|stream| !replayed.contains(stream)).filter_map(following), text);
-        if located.is_empty() {
-            job.confirm();
+        if !has_history && located.is_empty() && request.is_wanted() {
+            self.receiver.reject_history(&identifier);
+            self.let_go(&identifier, |_| true);
+            return Ok(());
         }
-        for (ask, target, after) in located {
-            let start = Start { after, claimed: ask.claimed };
-            target.cell.lock().history(target.cursor, text, start, job.clone());
-        }
-        self.want_replay();
+        self.start_history(&identifier, located);
         Ok(())
     }
 
+    /// Begins the replays of one request, or rejects it whole if one of its streams lost something.
+    pub fn start_history(self: &Arc<Self>, identifier: &Arc<Identifier>, located: Vec<(Ask, Located)>) {
+        if let Some((ask, _)) = located.iter().find(|(_, found)| *found == Located::Lost) {
+            tracing::debug!(context = "node", stream = ?ask.stream, from = ?ask.from, "history rejected");
+            self.receiver.reject_history(identifier);
+            self.let_go(identifier, |_| true);
+            return;
+        }
+        self.let_go(identifier, |stream| located.iter().all(|(ask, _)| ask.stream != *stream));
+        let job = HistoryJob::new(self.receiver.clone(), identifier.clone(), located.len());
+        if located.is_empty() {
+            job.confirm();
+        }
+        for (ask, found) in located {
+            match (self.following(&ask.stream, identifier), found) {
+                (Some(target), Located::After(after)) => {
+                    let start = Start { after, claimed: ask.claimed };
+                    target.cell.lock().history(target.cursor, &identifier.text, start, job.clone());
+                }
+                _ => job.abandon(),
+            }
+        }
+        self.want_replay();
+    }
+
     /// Streams that are not replayed for this identifier go on from where they were held.
-    fn let_go(&self, targets: impl Iterator<Item = Following>, text: &str) {
-        for target in targets {
-            target.cell.lock().reject(target.cursor, text);
+    fn let_go(&self, identifier: &Identifier, which: impl Fn(&StreamName) -> bool) {
+        let streams: Vec<StreamName> = {
+            let state = self.state();
+            let subscription = state.session.subscription(&identifier.text);
+            subscription.map(|one| one.streams.iter().map(|f| f.stream.clone()).collect()).unwrap_or_default()
+        };
+        for stream in streams.iter().filter(|stream| which(stream)) {
+            if let Some(target) = self.following(stream, identifier) {
+                target.cell.lock().reject(target.cursor, &identifier.text);
+            }
         }
         self.want_replay();
     }

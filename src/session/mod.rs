@@ -57,8 +57,18 @@ pub struct Ask {
     pub from: From,
     /// The position that the client named itself.
     pub claimed: Option<u64>,
-    /// The position is the one that the subscription began from.
-    pub restored: bool,
+}
+
+impl Ask {
+    /// What the request itself says about a stream, if anything.
+    pub fn of(stream: &StreamName, request: &HistoryRequest) -> Option<Self> {
+        let stream = stream.clone();
+        if let Some(position) = request.position(stream.as_str()) {
+            return Some(Self { stream, from: From::Position(position.clone()), claimed: Some(position.offset) });
+        }
+        let since = request.since?;
+        Some(Self { stream, from: From::Since(since), claimed: None })
+    }
 }
 
 /// What a history request means.
@@ -159,18 +169,13 @@ impl Session {
         let restored = !subscription.confirmed || subscription.awaits_history;
         subscription.awaits_history = false;
         let asks = subscription.streams.iter().filter_map(|followed| {
-            let stream = followed.stream.clone();
-            if let Some(position) = request.position(stream.as_str()) {
-                let claimed = Some(position.offset);
-                return Some(Ask { stream, from: From::Position(position.clone()), claimed, restored: false });
+            let named = request.position(followed.stream.as_str()).is_some();
+            if named || !restored || followed.began.epoch.as_str().is_empty() {
+                return Ask::of(&followed.stream, request);
             }
-            if restored && !followed.began.epoch.as_str().is_empty() {
-                // It has received nothing yet: everything since it began is missing, whatever its clock says.
-                let from = From::Position(followed.began.clone());
-                return Some(Ask { stream, from, claimed: None, restored: true });
-            }
-            let since = request.since?;
-            Some(Ask { stream, from: From::Since(since), claimed: None, restored: false })
+            // It has received nothing yet: everything since it began is missing, whatever its clock says.
+            let from = From::Position(followed.began.clone());
+            Some(Ask { stream: followed.stream.clone(), from, claimed: None })
         });
         Plan::Replay(subscription.identifier.clone(), asks.collect())
     }
