@@ -16,6 +16,20 @@ on_every_backend!(
     history_does_not_need_listeners,
 );
 
+with_own_server_on_every_backend!(without_history_messages_are_delivered_and_not_stored);
+
+async fn without_history_messages_are_delivered_and_not_stored(backend: Backend) {
+    for option in ["history_limit", "history_ttl"] {
+        let server = Server::on(backend).option(option, 0).start();
+        let mut client = server.subscriber("chat").await;
+        server.accepted(json!({"stream": "chat", "data": "1"})).await;
+        assert_eq!(client.expect_message(&public("chat"), json!(1)).await.position, None);
+        // Sessions are another matter.
+        let sid = client.drop_hard();
+        assert_eq!(server.resume(&sid).await.restored(), [public("chat")]);
+    }
+}
+
 async fn payloads_are_parsed_once(server: SharedServer) {
     let stream = stream("chat");
     let mut client = server.subscriber(&stream).await;

@@ -139,3 +139,30 @@ impl State {
         is_lost
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::shared_nats;
+    use super::*;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn it_loses_what_it_is_told_and_nothing_else() {
+        let proxy = NatsProxy::start(shared_nats().address());
+        let deaf = async_nats::connect(proxy.url()).await.expect("the proxy passes the handshake");
+        let mut heard = deaf.subscribe("proxy.>").await.expect("subscribed");
+        deaf.flush().await.expect("flushed");
+        proxy.lose_live(1, 2);
+        let operator = shared_nats().operator().await;
+        for (number, subject) in ["live.a", "live.b", "other", "live.c", "live.d"].into_iter().enumerate() {
+            let payload = format!("{number}\r\nMSG is part of it");
+            operator.publish(format!("proxy.{subject}.x"), payload.into()).await.expect("published");
+        }
+        operator.flush().await.expect("flushed");
+        for number in ["0", "2", "4"] {
+            let message = heard.next().await.expect("a message");
+            assert!(message.payload.starts_with(number.as_bytes()), "{message:?} instead of {number}");
+        }
+        assert_eq!(proxy.lost(), 2);
+    }
+}
