@@ -1,6 +1,6 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
-use crate::auth::{self, Access, Authenticator, Secrets, StreamsConfig};
+use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, Feed, Limits, none};
 use crate::config::{BroadcastListener, BrokerKind, Config, ShutdownMode, TimePrecision};
@@ -272,7 +272,7 @@ fn access(config: &Config) -> Access {
 fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
     let broadcast = HttpBroadcastConfig {
         path: config.http_broadcast.path.clone(),
-        key: config.broadcast_key.as_ref().map(|key| auth::Secret::from(key.expose())),
+        key: config.broadcast_key.clone(),
         cors: config.http_broadcast.cors_headers,
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
         max_body: config.http_broadcast.max_body,

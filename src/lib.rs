@@ -3,7 +3,7 @@
 //!
 //! The tree in reading order (left may use right, never back):
 //! `main → cli → app → {transport, ingest, ops} → node → {session, hub, auth} → broker → nats`, all of them on
-//! `protocol`; `metrics` is a leaf that anyone may use.
+//! `protocol`; `metrics` and `secret` are leaves that anyone may use.
 
 /// Composition root: configuration → parts → listeners → drain.
 pub mod app;
@@ -38,3 +38,5 @@ pub mod nats;
 /// Counters and gauges.
 pub mod metrics;
 pub mod protocol;
+/// Text that is never shown.
+pub mod secret;

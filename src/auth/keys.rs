@@ -1,9 +1,6 @@
 //! Bearer keys derived from the application's secret, so that one secret configures both sides.
 
-use super::Secret;
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
-use std::fmt::Write;
+use crate::secret::Secret;
 
 /// What a derived key is for. The phrases are those of the AnyCable SDKs: both sides must use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,18 +25,7 @@ impl Purpose {
 
 /// The bearer key for `purpose`: lower-case hexadecimal HMAC-SHA256 of its phrase.
 pub fn derive(secret: &Secret, purpose: Purpose) -> Secret {
-    Secret::from(hmac_hex(secret.expose().as_bytes(), purpose.phrase().as_bytes()))
-}
-
-/// Lower-case hexadecimal HMAC-SHA256.
-pub(super) fn hmac_hex(key: &[u8], text: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    mac.update(text);
-    let digest = mac.finalize().into_bytes();
-    digest.iter().fold(String::with_capacity(2 * digest.len()), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
-        hex
-    })
+    secret.derive(purpose.phrase())
 }
 
 #[cfg(test)]

@@ -7,10 +7,8 @@
 pub mod access;
 pub mod connect;
 pub mod keys;
-pub mod secret;
 pub mod streams;
 
 pub use access::{Access, Resolution, StreamsConfig};
 pub use connect::{Authenticator, Identity, Refused};
-pub use secret::Secret;
 pub use streams::Secrets;

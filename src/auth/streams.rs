@@ -1,9 +1,8 @@
 //! Signed stream names: `<base64 of the name's JSON text>--<hex HMAC-SHA256 of that base64>`, as Rails'
 //! `MessageVerifier` and the AnyCable SDKs make them.
 
-use super::Secret;
-use super::keys::hmac_hex;
 use crate::protocol::StreamName;
+use crate::secret::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use subtle::ConstantTimeEq;
@@ -31,7 +30,7 @@ impl Secrets {
     pub fn sign(&self, name: &str) -> Option<String> {
         let json = serde_json::to_string(name).expect("a string is always JSON");
         let payload = STANDARD.encode(json);
-        let signature = hmac_hex(self.0.first()?.expose().as_bytes(), payload.as_bytes());
+        let signature = self.0.first()?.sign(payload.as_bytes());
         Some(format!("{payload}--{signature}"))
     }
 
@@ -44,7 +43,7 @@ impl Secrets {
         // The last one: the URL-safe alphabet may put `--` into the payload, hexadecimal never has it.
         let (payload, signature) = signed.rsplit_once("--").ok_or(InvalidName::Malformed)?;
         let authentic = self.0.iter().any(|secret| {
-            let expected = hmac_hex(secret.expose().as_bytes(), payload.as_bytes());
+            let expected = secret.sign(payload.as_bytes());
             bool::from(expected.as_bytes().ct_eq(signature.as_bytes()))
         });
         if !authentic {
@@ -98,7 +97,7 @@ mod tests {
 
     /// Signs any text as a signer of another language would.
     fn sign_raw(secret: &str, payload: &str) -> String {
-        format!("{payload}--{}", hmac_hex(secret.as_bytes(), payload.as_bytes()))
+        format!("{payload}--{}", Secret::from(secret).sign(payload.as_bytes()))
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `carrick publish STREAM DATA`: publishes over HTTP and prints where the message stands.
 
 use crate::client::publisher::{OutgoingMeta, PublishError};
-use crate::client::signed::{BROADCAST_PHRASE, derived_key};
+use crate::client::signed::broadcast_key;
 use crate::client::{Outgoing, Publisher};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -69,7 +69,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let stream = text("stream").context("STREAM is missing")?;
     let data = text("data").context("DATA is missing")?;
     let url = text("url").context("--url is missing")?;
-    let key = text("key").map(str::to_owned).or_else(|| text("secret").map(|s| derived_key(s, BROADCAST_PHRASE)));
+    let key = text("key").map(str::to_owned).or_else(|| text("secret").map(broadcast_key));
     let timeout = Duration::from_secs(*matches.get_one::<u64>("timeout").context("--timeout is missing")?);
     let idempotency_key = text("idempotency_key").map_or_else(|| random_text(21), str::to_owned);
     let meta = OutgoingMeta {

@@ -1,26 +1,16 @@
 //! Keys derived from the application's secret, signed stream names, and the identifiers of `$pubsub` subscriptions.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use crate::auth::{Secrets, keys};
+use crate::secret::Secret;
 
-/// Phrase of the HTTP broadcast endpoint's key.
-pub const BROADCAST_PHRASE: &str = "broadcast-cable";
-
-/// Lower-case hexadecimal HMAC-SHA256 of a phrase: how every key is derived from the application's secret.
-pub fn derived_key(secret: &str, phrase: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
-    mac.update(phrase.as_bytes());
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+/// Bearer key for publishing over HTTP that follows from the application's secret.
+pub fn broadcast_key(secret: &str) -> String {
+    keys::derive(&Secret::from(secret), keys::Purpose::Broadcast).expose().to_owned()
 }
 
-/// `base64(JSON text of the name)--hex(HMAC of that base64)`, as Rails' message verifier and Turbo sign it.
-pub fn signed_stream_name(secret: &str, stream: &str) -> String {
-    let json = serde_json::to_string(stream).expect("a string is always JSON");
-    let payload = STANDARD.encode(json);
-    let signature = derived_key(secret, &payload);
-    format!("{payload}--{signature}")
+/// A stream's name, signed with the application's secret; `None` without one.
+pub fn signed_stream_name(secret: &str, stream: &str) -> Option<String> {
+    Secrets::parse(secret).sign(stream)
 }
 
 /// Identifier of a `$pubsub` subscription to a public stream.
@@ -56,16 +46,13 @@ mod tests {
                 "ImE+Yj9jfn5+Ig==--df8589710835516b341d4a38ad90a6ec2b6ba609141888baea475c69c0c21550",
             ),
         ] {
-            assert_eq!(signed_stream_name(secret, name), signed);
+            assert_eq!(signed_stream_name(secret, name).as_deref(), Some(signed));
         }
     }
 
     #[test]
     fn keys_are_derived_as_other_signers_do() {
-        assert_eq!(
-            derived_key("s3cr3t-alpha", BROADCAST_PHRASE),
-            "a6d8ef59c34e2b4b8650e45d089a9e20269df060267aeba78ebcdf2b0aec0a7d"
-        );
+        assert_eq!(broadcast_key("s3cr3t-alpha"), "a6d8ef59c34e2b4b8650e45d089a9e20269df060267aeba78ebcdf2b0aec0a7d");
     }
 
     #[test]

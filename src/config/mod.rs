@@ -17,18 +17,17 @@ mod presets;
 mod print;
 mod resolve;
 mod row;
-mod secret;
 #[cfg(test)]
 mod tests;
 mod values;
 
+pub use crate::secret::Secret;
 pub use command::{command, double_dashes};
 pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
 pub use options::{
     App, Broker, Config, EmbeddedNats, HttpBroadcast, Logging, Nats, NatsBroadcast, NatsPubsub, Server, Streams, Ws,
 };
-pub use secret::Secret;
 pub use values::{
     BroadcastAdapter, BroadcastListener, BrokerKind, LogFormat, LogLevel, Preset, PubsubKind, ShutdownMode, SyncPolicy,
     TimePrecision,

@@ -4,9 +4,8 @@ use super::load::{ConfigError, Fault, Given};
 use super::{
     BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Secret, Streams,
 };
+use crate::auth::keys::{Purpose, derive};
 use crate::protocol::names::random_text;
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -131,7 +130,7 @@ fn secrets(config: &mut Config) {
     *turbo_secret = secret_or(turbo_secret, streams);
     *cable_ready_secret = secret_or(cable_ready_secret, streams);
 
-    let derived = secret.as_ref().map(|secret| derive(secret, "broadcast-cable"));
+    let derived = secret.as_ref().map(|secret| derive(secret, Purpose::Broadcast));
     let key = secret_or(&config.broadcast_key, &derived);
     config.http_broadcast.key_derived = config.broadcast_key.is_none() && key.is_some();
     config.http_broadcast.listener = listener(&config.http_broadcast, config.server.port, key.is_some());
@@ -139,13 +138,6 @@ fn secrets(config: &mut Config) {
     config.broadcast_key = key.filter(|_| !config.public);
     config.http_broadcast.key_derived &= !config.public;
     config.secret = secret;
-}
-
-/// Lower-case hexadecimal HMAC-SHA256 of the phrase, keyed with the application secret.
-fn derive(secret: &Secret, phrase: &str) -> Secret {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length");
-    mac.update(phrase.as_bytes());
-    Secret::new(mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener {

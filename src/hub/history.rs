@@ -1,6 +1,6 @@
 //! Reading the past on demand: is a position complete, and what follows it?
 
-use super::proof::{Behind, Proof, is_complete_after};
+use super::proof::{Proof, is_complete_after};
 use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId};
 use super::{Cell, Hub};
@@ -92,14 +92,12 @@ impl Hub {
         if cell.lock().cover(x) != (Cover::Before { floor }) {
             return Ok(None);
         }
-        let mut page = self.broker().read(&name, ReadFrom::Offset(x.max(1)), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
-        let kept = x > 0 && page.messages.first().is_some_and(|first| first.offset == x);
-        page.messages.retain(|message| message.offset > x);
+        let page = self.broker().read(&name, ReadFrom::Offset(x + 1), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
+        let behind = self.behind(&name, x, page.facts.last_seq).await?;
         let mut core = cell.lock();
         if *core.epoch() != position.epoch || !core.is_open() {
             return Ok(None);
         }
-        let behind = Behind { kept, after: page.messages.len() as u64 + page.remaining + core.kept_above(floor) };
         let held = core.proof();
         let proofs = [saved, Some(&held)];
         if !proofs.into_iter().any(|proof| is_complete_after(x, behind, &page.facts, proof)) {
@@ -150,12 +148,12 @@ impl Hub {
             let core = cell.lock();
             (core.name().clone(), core.epoch().clone())
         };
-        let read = self.broker().read(&name, ReadFrom::Offset(after.max(1)), up_to, PAGE_MESSAGES, PAGE_BYTES);
+        let read = self.broker().read(&name, ReadFrom::Offset(after + 1), up_to, PAGE_MESSAGES, PAGE_BYTES);
         let page: Page = read.await?;
-        let kept = after > 0 && page.messages.first().is_some_and(|first| first.offset == after);
+        let behind = self.behind(&name, after, page.facts.last_seq).await?;
         let mut core = cell.lock();
         if *core.epoch() == epoch {
-            core.supply(cursor, after, up_to, &page, kept);
+            core.supply(cursor, after, up_to, &page, behind);
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! Fetching from the log what the live feed lost.
 
+use super::proof::Behind;
 use super::stream::Gap;
 use super::{Cell, Hub};
-use crate::broker::{Page, ReadFrom};
+use crate::broker::{Page, ReadFrom, Unavailable};
+use crate::protocol::{Epoch, Message, StreamName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -18,52 +20,78 @@ pub(super) const PAGE_BYTES: usize = 256 << 10;
 pub(super) async fn repair(hub: Arc<Hub>, cell: Arc<Cell>, gap: Gap) {
     let mut gap = Some(gap);
     while let Some(hole) = gap {
-        let (name, epoch) = {
-            let core = cell.lock();
-            (core.name().clone(), core.epoch().clone())
+        let mut reading = Reading::new(&hub, &cell, hole);
+        let page = loop {
+            match reading.read().await {
+                Ok(Some(page)) => break page,
+                Ok(None) => return,
+                Err(unavailable) => {
+                    tracing::debug!(context = "broker", error = %unavailable, "repair waits for the store");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
         };
-        let Some((page, kept)) = read_hole(&hub, &cell, &name, &epoch, hole).await else { return };
         let mut core = cell.lock();
-        if *core.epoch() != epoch {
+        if *core.epoch() != reading.epoch {
             return;
         }
-        gap = core.repaired(hole, &page, kept, Instant::now());
+        gap = core.repaired(hole, &page, reading.behind, Instant::now());
     }
 }
 
-/// Everything kept in the hole, as one page; `None` when the log began a new life meanwhile. The read starts at the
-/// held message, which shows whether that one is still kept.
-async fn read_hole(
-    hub: &Hub,
-    cell: &Cell,
-    name: &crate::protocol::StreamName,
-    epoch: &crate::protocol::Epoch,
+/// Reading everything that is kept in a hole, over several attempts.
+struct Reading<'a> {
+    hub: &'a Hub,
+    cell: &'a Cell,
     hole: Gap,
-) -> Option<(Page, bool)> {
-    let mut messages = Vec::new();
-    let mut from = hole.after.max(1);
-    let mut kept = false;
-    loop {
-        if *cell.lock().epoch() != *epoch || hub.status().epoch != *epoch {
-            return None;
+    name: StreamName,
+    epoch: Epoch,
+    messages: Vec<Arc<Message>>,
+    /// The newest message held.
+    newest: u64,
+    behind: Behind,
+}
+
+impl<'a> Reading<'a> {
+    fn new(hub: &'a Hub, cell: &'a Cell, hole: Gap) -> Self {
+        let core = cell.lock();
+        Self {
+            hub,
+            cell,
+            hole,
+            name: core.name().clone(),
+            epoch: core.epoch().clone(),
+            messages: Vec::new(),
+            newest: core.newest(),
+            behind: Behind { kept: false, after: 0 },
         }
-        let read = hub.broker().read(name, ReadFrom::Offset(from), hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await;
-        let mut page = match read {
-            Ok(page) => page,
-            Err(unavailable) => {
-                tracing::debug!(context = "broker", stream = ?name, error = %unavailable, "repair waits for the store");
-                tokio::time::sleep(RETRY).await;
-                continue;
+    }
+
+    /// Goes on reading; `None` when the log began a new life meanwhile.
+    async fn read(&mut self) -> Result<Option<Page>, Unavailable> {
+        let Self { hole, .. } = *self;
+        let broker = self.hub.broker();
+        loop {
+            if *self.cell.lock().epoch() != self.epoch || self.hub.status().epoch != self.epoch {
+                return Ok(None);
             }
-        };
-        let before = page.messages.len();
-        page.messages.retain(|message| message.offset > hole.after);
-        kept |= page.messages.len() < before;
-        messages.append(&mut page.messages);
-        match messages.last() {
-            Some(last) if page.remaining > 0 && last.offset < hole.up_to => from = last.offset + 1,
-            None if page.remaining > 0 => from = hole.after + 1,
-            _ => return Some((Page { messages, remaining: 0, ..page }, kept)),
+            let from = ReadFrom::Offset(self.messages.last().map_or(hole.after, |last| last.offset) + 1);
+            let mut page = broker.read(&self.name, from, hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
+            self.messages.append(&mut page.messages);
+            if page.remaining == 0 {
+                self.behind = self.hub.behind(&self.name, self.newest, page.facts.last_seq).await?;
+                return Ok(Some(Page { messages: std::mem::take(&mut self.messages), ..page }));
+            }
         }
+    }
+}
+
+impl Hub {
+    /// What is kept of a stream at and behind `x`. Asked *after* its messages were read: what was not dropped by then was
+    /// not missing in what was read.
+    pub(super) async fn behind(&self, stream: &StreamName, x: u64, last_seq: u64) -> Result<Behind, Unavailable> {
+        let page = self.broker().read(stream, ReadFrom::Offset(x.max(1)), last_seq.max(x), 1, 1).await?;
+        let kept = x > 0 && page.messages.first().is_some_and(|first| first.offset == x);
+        Ok(Behind { kept, after: page.messages.len() as u64 + page.remaining - u64::from(kept) })
     }
 }

@@ -78,7 +78,7 @@ pub struct Stream {
     opened: bool,
     floor: u64,
     complete_to: u64,
-    /// Offset of the newest message known to have been stored, 0 if none is.
+    /// No message behind it and up to `complete_to`: the newest one known, or where the stream was opened.
     newest: u64,
     tail: VecDeque<Entry>,
     tail_bytes: usize,
@@ -136,7 +136,7 @@ impl Stream {
         self.complete_to
     }
 
-    /// Offset of the newest message known, 0 if none is.
+    /// Offset of the newest message; where none was kept at opening, what the log had reached then.
     pub fn newest(&self) -> u64 {
         self.newest
     }
@@ -158,6 +158,8 @@ impl Stream {
             self.opened = true;
             self.floor = if head > 0 { head } else { up_to };
             self.complete_to = up_to.max(head);
+            // Where nothing is kept the last message may have been any.
+            self.newest = self.floor;
             for (_, cursor) in &mut self.cursors {
                 cursor.reopened(self.complete_to);
             }
@@ -198,10 +200,9 @@ impl Stream {
     }
 
     /// What the log keeps in a hole: everything in `(gap.after, gap.up_to]`, as a page (`page.remaining` is 0).
-    pub fn repaired(&mut self, gap: Gap, page: &Page, kept: bool, now: Instant) -> Option<Gap> {
+    pub fn repaired(&mut self, gap: Gap, page: &Page, behind: Behind, now: Instant) -> Option<Gap> {
         self.repairing = false;
         if gap.after == self.complete_to {
-            let behind = Behind { kept, after: page.messages.len() as u64 };
             let recent = self.recently_checked(now) && behind.after < page.facts.limit;
             if recent || is_complete_after(gap.after, behind, &page.facts, Some(&self.proof)) {
                 metrics::GAPS_REPAIRED.inc();
@@ -376,11 +377,6 @@ impl Stream {
         Ok(if at == 0 { self.floor } else { self.tail[at - 1].message.offset })
     }
 
-    /// Messages of the tail above `floor` (as of a read that ended there).
-    pub fn kept_above(&self, floor: u64) -> u64 {
-        (self.tail.len() - self.tail.partition_point(|entry| entry.message.offset <= floor)) as u64
-    }
-
     /// Puts what the log keeps in `(x, floor]` before the tail, if it still joins and fits. `since`: the page was read
     /// from this second on.
     pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) {
@@ -514,15 +510,13 @@ impl Stream {
         Pump::Live
     }
 
-    /// Hands a cursor what the log keeps in `(after, up_to]`; `kept`: the message at `after` itself is kept.
-    pub fn supply(&mut self, id: CursorId, after: u64, up_to: u64, page: &Page, kept: bool) {
+    /// Hands a cursor what the log keeps in `(after, up_to]`; `behind` was asked after the page was read.
+    pub fn supply(&mut self, id: CursorId, after: u64, up_to: u64, page: &Page, behind: Behind) {
         let Some(cursor) = self.cursors.get_mut(id) else { return };
-        let above = self.tail.len() as u64;
-        let behind = Behind { kept, after: page.messages.len() as u64 + page.remaining + above };
         if !is_complete_after(after, behind, &page.facts, Some(&self.proof)) {
             cursor.hole_in_replay(after);
         }
-        let messages: VecDeque<_> = page.messages.iter().filter(|message| message.offset > after).cloned().collect();
+        let messages: VecDeque<_> = page.messages.iter().cloned().collect();
         let reached = messages.back().map_or(after, |last| last.offset);
         cursor.set_backlog(messages, if page.remaining == 0 { up_to } else { reached });
     }

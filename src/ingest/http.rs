@@ -5,10 +5,10 @@
 
 use super::payload::{self, Payload};
 use super::{answer, cors};
-use crate::auth::Secret;
 use crate::broker::Broker;
 use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
 use crate::node::publish::publish_all;
+use crate::secret::Secret;
 use crate::transport::origin::AllowedOrigins;
 use axum::Router;
 use axum::body::{Body, HttpBody};

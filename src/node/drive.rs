@@ -63,8 +63,9 @@ where
     if source_open {
         serve(&client, &hello, &mut source, commands).await;
     }
-    client.leave();
+    // Saved while it still follows its streams: what is known of their heads is part of it.
     client.finish().await;
+    client.leave();
     node.registry.remove(&client.handle);
 }
 
@@ -104,9 +105,8 @@ where
     let node = &client.node;
     let outbox = client.outbox();
     let mut timers = timers(node, hello);
-    if hello.restore.is_some() && client.state().session.subscriptions().next().is_some() {
-        timers.hold(Instant::now() + node.config.history_hold);
-    }
+    // The hold starts when `welcome` is written: a client cannot answer what it has not been sent.
+    let mut welcome_unwritten = hello.restore.is_some() && client.state().session.subscriptions().next().is_some();
     let mut executing: Option<Work<Result<(), Unavailable>>> = None;
     let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
     let mut touching: Option<Work<()>> = None;
@@ -147,6 +147,10 @@ where
                 }
                 Some(Incoming::Closed) | None => break,
             },
+            () = poll_fn(|cx| outbox.poll_below(cx, 1)), if welcome_unwritten => {
+                welcome_unwritten = false;
+                timers.hold(Instant::now() + node.config.history_hold);
+            }
             result = poll_work(&mut executing) => {
                 executing = None;
                 if result.is_err() {

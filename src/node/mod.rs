@@ -7,6 +7,8 @@ mod connect;
 mod disconnect;
 mod drive;
 mod history;
+#[cfg(test)]
+mod model;
 pub mod publish;
 mod save;
 

@@ -1,6 +1,7 @@
 //! The configuration file that nats-server reads: a pure function, compared with `testdata/nats/*.conf` in tests.
 
-use super::config::{Credentials, EmbeddedConfig, ListenAddr, Secret, SyncMode};
+use super::config::{Credentials, EmbeddedConfig, ListenAddr, SyncMode};
+use crate::secret::Secret;
 use std::fmt::Write;
 use std::path::Path;
 

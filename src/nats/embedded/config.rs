@@ -1,5 +1,6 @@
 //! What is asked of an embedded server.
 
+use crate::secret::Secret;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -100,41 +101,6 @@ impl FromStr for SyncMode {
             _ if text == "always" => Ok(Self::Always),
             _ => Err(format!("«{text}» is not a sync interval; give seconds or always")),
         }
-    }
-}
-
-/// Text that never shows in logs.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// 256 random bits as hexadecimal text.
-    pub(super) fn random() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes)?;
-        Ok(Self(bytes.iter().map(|b| format!("{b:02x}")).collect()))
-    }
-
-    /// A secret for one purpose, derived from this one (HMAC-SHA-256): the same on every member of a cluster.
-    pub(super) fn derive(&self, purpose: &str) -> Self {
-        use hmac::{Hmac, Mac};
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes keys of any length");
-        mac.update(purpose.as_bytes());
-        Self(mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect())
-    }
-
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }
 

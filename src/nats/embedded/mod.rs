@@ -23,9 +23,7 @@ mod supervisor;
 #[cfg(feature = "embedded-nats")]
 mod tests;
 
-pub use config::{
-    ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, Secret, SyncMode,
-};
+pub use config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, SyncMode};
 pub use server::{EmbeddedServer, State, Status};
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 use super::conf::{self, Runtime};
 use super::*;
 use crate::nats::embedded::lock::StoreLock;
+use crate::secret::Secret;
 use rustix::process::{Pid, Signal};
 use std::io::{BufRead, BufReader};
 use std::path::Path;

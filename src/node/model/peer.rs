@@ -1,0 +1,211 @@
+//! A stock client and what it may expect.
+
+use crate::client::stock::{StockClient, StockEvent};
+use crate::hub::Outbox;
+use crate::node::{Hello, Incoming, Node, drive};
+use crate::protocol::{Encoding, Subprotocol};
+use bytes::Bytes;
+use futures_util::Stream;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+
+/// What one identifier has seen of its stream.
+struct Journal {
+    stream: &'static str,
+    /// Numbers of the messages, as they came.
+    last: Option<u64>,
+    /// Everything published beyond this number must come: its subscription was confirmed.
+    from: Option<u64>,
+    /// A loss was signalled, or is to be expected: the next message may come from further on.
+    signalled: bool,
+    faults: Vec<String>,
+}
+
+struct Connection {
+    outbox: Arc<Outbox>,
+    commands: mpsc::UnboundedSender<Incoming>,
+}
+
+struct Source(mpsc::UnboundedReceiver<Incoming>);
+
+impl Stream for Source {
+    type Item = Incoming;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+pub struct Peer {
+    stock: StockClient,
+    journals: HashMap<String, Journal>,
+    connection: Option<Connection>,
+    started: (SystemTime, tokio::time::Instant),
+    /// With two subscriptions on one stream the cut may fall between the copies of one message: that one is excused.
+    excused: HashSet<(&'static str, u64)>,
+    newest: HashMap<&'static str, u64>,
+    rejected: usize,
+}
+
+impl Peer {
+    pub fn new(subscriptions: Vec<(String, &'static str)>) -> Self {
+        let stock = StockClient::new(subscriptions.iter().map(|(identifier, _)| identifier.clone()));
+        let journal = |(identifier, stream)| {
+            (identifier, Journal { stream, last: None, from: None, signalled: false, faults: Vec::new() })
+        };
+        Self {
+            stock,
+            journals: subscriptions.into_iter().map(journal).collect(),
+            connection: None,
+            started: (SystemTime::now(), tokio::time::Instant::now()),
+            excused: HashSet::new(),
+            newest: HashMap::new(),
+            rejected: 0,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        let now = self.started.0 + self.started.1.elapsed();
+        now.duration_since(UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    pub fn connect(&mut self, node: Arc<Node>) {
+        if let Some(connection) = &self.connection
+            && !connection.outbox.is_over()
+        {
+            return;
+        }
+        self.drop_connection();
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 1 << 20));
+        let (commands, source) = mpsc::unbounded_channel();
+        let hello = Hello {
+            subprotocol: Subprotocol::ExtJson,
+            restore: self.stock.url_sid().filter(|sid| !sid.is_empty()).map(str::to_owned),
+            ping_interval: None,
+            ping_precision: None,
+        };
+        tokio::spawn(drive(node, hello, Source(source), outbox.clone()));
+        let now = self.now();
+        self.stock.on_open(now);
+        self.connection = Some(Connection { outbox, commands });
+    }
+
+    /// The network is gone, without a word.
+    pub fn drop_connection(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        let _ = connection.commands.send(Incoming::Closed);
+        connection.outbox.kill();
+        self.stock.on_close();
+        let shared = self.journals.len() > self.journals.values().map(|j| j.stream).collect::<HashSet<_>>().len();
+        if shared {
+            self.excused.extend(self.newest.iter().map(|(stream, number)| (*stream, *number)));
+        }
+    }
+
+    /// A new life of the log begins: whatever is missed must be signalled, and is by the next message's epoch at the
+    /// latest.
+    pub fn expect_loss(&mut self) {
+        for journal in self.journals.values_mut() {
+            journal.signalled = true;
+        }
+    }
+
+    /// Reads frames. `published`: the newest number of a stream.
+    pub fn read(&mut self, count: usize, published: impl Fn(&str) -> u64) {
+        let Some(connection) = &self.connection else { return };
+        let mut frames: VecDeque<Bytes> = VecDeque::new();
+        let _ = connection.outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, count);
+        let commands = connection.commands.clone();
+        let now = self.now();
+        for frame in frames {
+            let Some(text) = text_of(&frame) else {
+                self.drop_connection();
+                return;
+            };
+            for command in self.stock.on_frame(text, now) {
+                let _ = commands.send(Incoming::Text(command));
+            }
+            while let Some(event) = self.stock.poll_event() {
+                self.on_event(event, &published);
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: StockEvent, published: &impl Fn(&str) -> u64) {
+        match event {
+            StockEvent::Confirmed(identifier) | StockEvent::Restored(identifier) => {
+                let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
+                let head = published(journal.stream);
+                journal.from.get_or_insert(head);
+            }
+            StockEvent::HistoryNotFound(identifier) => {
+                self.rejected += 1;
+                self.journals.get_mut(&identifier).expect("an identifier of this client").signalled = true;
+            }
+            StockEvent::Delivery(data) => {
+                let number: u64 = data.message.parse().expect("messages of this world are numbers");
+                let journal = self.journals.get_mut(&data.identifier).expect("an identifier of this client");
+                journal.delivered(number, &self.excused);
+                self.newest.insert(journal.stream, number);
+            }
+            StockEvent::UnexpectedConfirmation(identifier) => {
+                self.journals.get_mut(&identifier).expect("an identifier").faults.push("confirmed twice".into());
+            }
+            _ => {}
+        }
+    }
+
+    pub fn faults(&self, lossless: bool, published: impl Fn(&str) -> u64) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (identifier, journal) in &self.journals {
+            faults.extend(journal.faults.iter().map(|fault| format!("{identifier}: {fault}")));
+            let head = published(journal.stream);
+            let Some(from) = journal.from else {
+                faults.push(format!("{identifier}: was never confirmed"));
+                continue;
+            };
+            let last = journal.last.unwrap_or(from).max(from);
+            let excused = (last + 1..=head).all(|number| self.excused.contains(&(journal.stream, number)));
+            if last < head && !excused && !journal.signalled {
+                faults.push(format!("{identifier}: ends at {last}, published up to {head}"));
+            }
+        }
+        if lossless && self.rejected > 0 {
+            faults.push(format!("{} false alarms", self.rejected));
+        }
+        faults
+    }
+}
+
+impl Journal {
+    fn delivered(&mut self, number: u64, excused: &HashSet<(&'static str, u64)>) {
+        let missing = |from: u64| (from..number).filter(|missed| !excused.contains(&(self.stream, *missed))).count();
+        let fault = match (self.last, self.from) {
+            (Some(last), _) if number <= last => Some(format!("{number} after {last}")),
+            _ if self.signalled => None,
+            (Some(last), _) if missing(last + 1) > 0 => Some(format!("{number} after {last}: a silent hole")),
+            (None, Some(from)) if missing(from + 1) > 0 => Some(format!("{number} first, promised from {from} on")),
+            _ => None,
+        };
+        self.faults.extend(fault);
+        self.last = Some(self.last.unwrap_or(0).max(number));
+        self.signalled = false;
+    }
+}
+
+/// Payload of an unmasked text frame; `None` for a close frame.
+fn text_of(frame: &[u8]) -> Option<&str> {
+    if frame[0] & 0x0f == 8 {
+        return None;
+    }
+    let header = match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    Some(std::str::from_utf8(&frame[header..]).expect("text frames are UTF-8"))
+}

@@ -1,0 +1,359 @@
+//! The world around the nodes: one log in memory shared by all of them, and a feed per node that arrives late or not at
+//! all.
+
+use super::Op;
+use super::peer::Peer;
+use crate::auth::{Access, Authenticator, StreamsConfig};
+use crate::broker::memory::MemoryBroker;
+use crate::broker::*;
+use crate::hub::{Hub, HubConfig, HubFeed};
+use crate::node::{Node, NodeConfig, PingPrecision, Registry};
+use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Limits of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub history_limit: u64,
+    pub history_ttl: Duration,
+    /// Nothing is ever lost in it: a rejected history is a false alarm.
+    pub lossless: bool,
+}
+
+impl Shape {
+    pub const ROOMY: Self = Self { history_limit: 10_000, history_ttl: Duration::from_secs(3_600), lossless: true };
+    pub const TIGHT: Self = Self { history_limit: 4, history_ttl: Duration::from_secs(12), lossless: false };
+}
+
+enum Event {
+    Live(StreamName, u64, Arc<Message>),
+    Transient(StreamName, Arc<Message>),
+}
+
+/// What the log tells all nodes; each node gets it when its feed is moved.
+#[derive(Default)]
+struct Wires {
+    queues: Mutex<Vec<VecDeque<Event>>>,
+    hubs: Mutex<Vec<HubFeed>>,
+}
+
+impl Wires {
+    fn send(&self, event: impl Fn() -> Event) {
+        for queue in self.queues.lock().unwrap().iter_mut() {
+            queue.push_back(event());
+        }
+    }
+}
+
+struct SharedFeed(Arc<Wires>);
+
+impl Feed for SharedFeed {
+    fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
+        self.0.send(|| Event::Live(stream.clone(), previous, message.clone()));
+    }
+
+    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
+        self.0.send(|| Event::Transient(stream.clone(), message.clone()));
+    }
+
+    fn lagged(&self, _: &StreamName) {}
+
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
+        for hub in self.0.hubs.lock().unwrap().iter() {
+            hub.disconnect(mark, command.clone());
+        }
+    }
+
+    fn commands_lost(&self) {}
+}
+
+/// A node's view of the shared log.
+struct NodeBroker {
+    log: Arc<Mutex<Arc<MemoryBroker>>>,
+    status: watch::Sender<Status>,
+}
+
+impl NodeBroker {
+    fn log(&self) -> Arc<MemoryBroker> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Broker for NodeBroker {
+    fn features(&self) -> Features {
+        Features { history: true, sessions: true, shared: true }
+    }
+    fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+    async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
+        self.log().append(publication).await
+    }
+    async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
+        self.log().transient(stream, message).await
+    }
+    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        tokio::task::yield_now().await;
+        let heads = self.log().open(streams).await;
+        tokio::task::yield_now().await;
+        heads
+    }
+    fn close(&self, _: &StreamName) {}
+    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        let heads = self.log().heads(streams).await;
+        tokio::task::yield_now().await;
+        heads
+    }
+    async fn read(
+        &self,
+        stream: &StreamName,
+        from: ReadFrom,
+        up_to: u64,
+        _: usize,
+        bytes: usize,
+    ) -> Result<Page, Unavailable> {
+        tokio::task::yield_now().await;
+        // Small pages, so that replays take several.
+        let page = self.log().read(stream, from, up_to, 3, bytes).await;
+        tokio::task::yield_now().await;
+        page
+    }
+    async fn facts(&self) -> Result<Facts, Unavailable> {
+        self.log().facts().await
+    }
+    async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
+        tokio::task::yield_now().await;
+        self.log().load_session(key).await
+    }
+    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        tokio::task::yield_now().await;
+        self.log().save_session(key, body, revision).await
+    }
+    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        self.log().delete_session(key).await
+    }
+    async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
+        self.log().disconnect(command).await
+    }
+    async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
+        self.log().mark(identifiers).await
+    }
+}
+
+struct TestNode {
+    node: Arc<Node>,
+    broker: Arc<NodeBroker>,
+}
+
+pub struct World {
+    shape: Shape,
+    wires: Arc<Wires>,
+    log: Arc<Mutex<Arc<MemoryBroker>>>,
+    nodes: Vec<TestNode>,
+    peers: Vec<Peer>,
+    published: HashMap<usize, u64>,
+    /// Streams that were published to in this life of the log, and when last.
+    fresh: HashMap<usize, tokio::time::Instant>,
+}
+
+const STREAMS: [&str; 3] = ["a", "b", "c"];
+
+pub fn public(stream: &str, extra: &str) -> String {
+    format!(r#"{{"channel":"$pubsub","stream_name":"{stream}"{extra}}}"#)
+}
+
+impl World {
+    pub fn new(shape: Shape) -> Self {
+        let wires = Arc::new(Wires::default());
+        let log = Arc::new(Mutex::new(new_log(shape, &wires)));
+        let nodes: Vec<_> = (0..2).map(|_| new_node(shape, &log, &wires)).collect();
+        let peers = vec![
+            // One stream; two subscriptions on one stream; two streams.
+            Peer::new(vec![(public("a", ""), "a")]),
+            Peer::new(vec![(public("a", ""), "a"), (public("a", r#","n":2"#), "a")]),
+            Peer::new(vec![(public("a", ""), "a"), (public("b", ""), "b"), (public("c", ""), "c")]),
+        ];
+        Self { shape, wires, log, nodes, peers, published: HashMap::new(), fresh: HashMap::new() }
+    }
+
+    pub async fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Publish { stream, count } => {
+                for _ in 0..count {
+                    let number = self.published.entry(stream).or_default();
+                    *number += 1;
+                    let number = *number;
+                    self.fresh.insert(stream, tokio::time::Instant::now());
+                    self.publish(stream, number).await;
+                }
+            }
+            Op::Republish { stream } => {
+                // A new life of the log remembers no ids, and an old one not for ever.
+                if let Some(number) = self.published.get(&stream).copied()
+                    && self.fresh.get(&stream).is_some_and(|at| at.elapsed() < Duration::from_secs(10))
+                {
+                    self.publish(stream, number).await;
+                }
+            }
+            Op::Feed { node, count } => self.feed(node, count, true),
+            Op::Lose { node, count } => self.feed(node, count, false),
+            Op::Reconnect { node } => {
+                self.feed(node, usize::MAX, false);
+                self.nodes[node].broker.status.send_modify(|status| status.generation += 1);
+            }
+            Op::Connect { client, node } => {
+                let node = self.nodes[node].node.clone();
+                self.peers[client].connect(node);
+            }
+            Op::Read { client, count } => self.read(client, count).await,
+            Op::Drop { client } => self.peers[client].drop_connection(),
+            Op::Turns { count } => turns(count).await,
+            Op::Wait { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
+            Op::NewLife => self.new_life(),
+        }
+    }
+
+    async fn publish(&self, stream: usize, number: u64) {
+        let name = StreamName::from(STREAMS[stream]);
+        let life = self.log.lock().unwrap().epoch().as_str().to_owned();
+        let publication = Publication {
+            id: MessageId::from_key(&name, &format!("{life}{number}"), 0),
+            stream: name,
+            data: Bytes::from(number.to_string()),
+            meta: Meta::default(),
+            transient: false,
+        };
+        let log = self.log.lock().unwrap().clone();
+        log.append(publication).await.expect("the log in memory takes everything");
+    }
+
+    /// Moves the head of a node's feed, or loses it.
+    fn feed(&self, node: usize, count: usize, deliver: bool) {
+        for _ in 0..count {
+            let Some(event) = self.wires.queues.lock().unwrap()[node].pop_front() else { return };
+            let hubs = self.wires.hubs.lock().unwrap();
+            match event {
+                _ if !deliver => {}
+                Event::Live(stream, previous, message) => hubs[node].live(&stream, previous, message),
+                Event::Transient(stream, message) => hubs[node].transient(&stream, message),
+            }
+        }
+    }
+
+    async fn read(&mut self, client: usize, count: usize) {
+        turns(3).await;
+        let published = |stream: &str| {
+            let index = STREAMS.iter().position(|name| *name == stream).expect("a stream of this world");
+            self.published.get(&index).copied().unwrap_or(0)
+        };
+        self.peers[client].read(count, published);
+        turns(3).await;
+    }
+
+    fn new_life(&mut self) {
+        let fresh = new_log(self.shape, &self.wires);
+        self.fresh.clear();
+        for queue in self.wires.queues.lock().unwrap().iter_mut() {
+            queue.clear();
+        }
+        let epoch = fresh.epoch().clone();
+        *self.log.lock().unwrap() = fresh;
+        for node in &self.nodes {
+            node.broker.status.send_modify(|status| {
+                status.generation += 1;
+                status.epoch = epoch.clone();
+            });
+        }
+        for peer in &mut self.peers {
+            peer.expect_loss();
+        }
+    }
+
+    /// Lets everything settle, then says what is wrong.
+    pub async fn finish(mut self) -> Result<(), String> {
+        for _ in 0..2 {
+            for client in 0..self.peers.len() {
+                let node = self.nodes[client % 2].node.clone();
+                self.peers[client].connect(node);
+            }
+            for _ in 0..4 {
+                for node in 0..self.nodes.len() {
+                    self.feed(node, usize::MAX, true);
+                }
+                tokio::time::sleep(Duration::from_millis(2_600)).await;
+                for client in 0..self.peers.len() {
+                    self.read(client, usize::MAX).await;
+                }
+            }
+        }
+        let mut faults = Vec::new();
+        for (number, peer) in self.peers.iter().enumerate() {
+            let heads = |stream: &str| {
+                let index = STREAMS.iter().position(|name| *name == stream).expect("a stream of this world");
+                self.published.get(&index).copied().unwrap_or(0)
+            };
+            faults.extend(
+                peer.faults(self.shape.lossless, heads).into_iter().map(|fault| format!("client {number}: {fault}")),
+            );
+        }
+        for node in &self.nodes {
+            node.node.hub.stop().await;
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
+    }
+}
+
+async fn turns(count: usize) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn limits(shape: Shape) -> Limits {
+    Limits {
+        history_limit: shape.history_limit,
+        history_ttl: shape.history_ttl,
+        sessions_ttl: Duration::from_secs(3_600),
+    }
+}
+
+fn new_log(shape: Shape, wires: &Arc<Wires>) -> Arc<MemoryBroker> {
+    MemoryBroker::new(limits(shape), Duration::from_secs(60), Arc::new(SharedFeed(wires.clone())))
+}
+
+fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
+    let hub = Hub::new(HubConfig {
+        limits: limits(shape),
+        snapshot_budget: 1 << 20,
+        linger: Duration::from_secs(3),
+        head_check: Duration::from_secs(2),
+        broker_timeout: Duration::from_secs(8),
+    });
+    wires.hubs.lock().unwrap().push(HubFeed(hub.clone()));
+    wires.queues.lock().unwrap().push(VecDeque::new());
+    let epoch = log.lock().unwrap().epoch().clone();
+    let status = Status { ready: true, generation: 1, epoch, reason: "".into() };
+    let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
+    let registry = Arc::new(Registry::default());
+    hub.start(broker.clone(), registry.clone());
+    let config = NodeConfig {
+        ping_interval: Duration::from_secs(3),
+        ping_precision: PingPrecision::Seconds,
+        pong_timeout: Duration::ZERO,
+        native_pings: false,
+        sessions_ttl: Duration::from_secs(3_600),
+        history_ttl: shape.history_ttl,
+        history_hold: Duration::from_secs(2),
+        broker_timeout: Duration::from_secs(8),
+        max_pending: 1 << 20,
+        handover: true,
+    };
+    let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });
+    TestNode { node: Node::new(config, hub, access, Authenticator::NoAuth, registry), broker }
+}
