@@ -1,9 +1,10 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
+mod store;
+
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
-use crate::broker::memory::MemoryBroker;
-use crate::broker::{Broker, Feed, Limits, none};
-use crate::config::{BroadcastListener, BrokerKind, Config, ShutdownMode, TimePrecision};
+use crate::broker::{Broker, Limits};
+use crate::config::{BroadcastListener, Config, ShutdownMode, TimePrecision};
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
 use crate::node::{Node, NodeConfig, PingPrecision, Registry};
@@ -18,6 +19,7 @@ use axum::Router;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use store::{Store, start_broker};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,14 +58,6 @@ pub struct App {
     listeners: TaskTracker,
     connections: TaskTracker,
     websockets: TaskTracker,
-}
-
-/// What stands behind the broker and must be stopped after it.
-struct Store {
-    #[cfg(unix)]
-    embedded: Option<crate::nats::embedded::EmbeddedServer>,
-    nats: Option<Arc<crate::broker::nats::NatsBroker>>,
-    memory: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl App {
@@ -166,17 +160,7 @@ impl App {
         phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
         phases.reserve(Duration::ZERO);
         phases.run("closing streams", self.hub.stop()).await;
-        if let Some(nats) = &self.store.nats {
-            phases.run("leaving the store", nats.shutdown()).await;
-        }
-        if let Some(sweep) = &self.store.memory {
-            sweep.abort();
-        }
-        #[cfg(unix)]
-        if let Some(embedded) = &self.store.embedded {
-            let left = phases.remaining();
-            phases.run("stopping the embedded nats-server", embedded.stop(left)).await;
-        }
+        self.store.stop(phases).await;
     }
 }
 
@@ -315,48 +299,4 @@ fn announce_broadcast(config: &Config, base: &str) {
     if config.http_broadcast.key_derived {
         tracing::info!("auto-generated authorization secret from the application secret");
     }
-}
-
-async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
-    let limits = limits(config);
-    let mut store = Store {
-        #[cfg(unix)]
-        embedded: None,
-        nats: None,
-        memory: None,
-    };
-    let settings = format!(
-        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
-        limits.history_limit,
-        limits.history_ttl.as_secs(),
-        limits.sessions_ttl.as_secs(),
-        config.broker.presence_ttl.as_secs()
-    );
-    let broker: Arc<dyn Broker> = match config.broker.adapter {
-        BrokerKind::None => {
-            tracing::info!(context = "broker", "Using no-op (legacy) broker");
-            none::new(feed)
-        }
-        BrokerKind::Memory => {
-            let broker = MemoryBroker::new(limits, config.broker.dedup_window, feed);
-            tracing::info!(
-                context = "broker",
-                "Using in-memory broker (epoch: {}, {settings})",
-                broker.epoch().as_str()
-            );
-            store.memory = Some(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
-            broker
-        }
-        BrokerKind::Nats => start_nats(config, feed, &mut store, &settings).await?,
-    };
-    Ok((broker, store))
-}
-
-async fn start_nats(
-    _config: &Config,
-    _feed: Arc<dyn Feed>,
-    _store: &mut Store,
-    _settings: &str,
-) -> anyhow::Result<Arc<dyn Broker>> {
-    anyhow::bail!("not built yet")
 }

@@ -1,4 +1,5 @@
 //! What knows NATS the product: client connections and the embedded server.
 
+pub mod connect;
 #[cfg(unix)]
 pub mod embedded;

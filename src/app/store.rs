@@ -1,0 +1,211 @@
+//! The store behind the server: the embedded nats-server and the broker, from the configuration.
+
+use super::limits;
+use crate::broker::memory::MemoryBroker;
+use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
+use crate::broker::{Broker, Feed, none};
+use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
+use crate::nats::connect::ClientConfig;
+use crate::nats::embedded::{
+    ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, SyncMode,
+};
+use crate::ops::shutdown::Phases;
+use crate::secret::Secret;
+use anyhow::Context;
+use std::sync::Arc;
+
+/// What stands behind the broker and must be stopped after it.
+pub struct Store {
+    embedded: Option<EmbeddedServer>,
+    pub nats: Option<Arc<NatsBroker>>,
+    memory: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Store {
+    /// Leaves the store in order; the embedded server last, cleanly, so that the next start is quick.
+    pub async fn stop(self, phases: &mut Phases) {
+        if let Some(nats) = &self.nats {
+            phases.run("leaving the store", nats.shutdown()).await;
+        }
+        if let Some(sweep) = &self.memory {
+            sweep.abort();
+        }
+        if let Some(embedded) = &self.embedded {
+            let left = phases.remaining();
+            phases.run("stopping the embedded nats-server", embedded.stop(left)).await;
+        }
+    }
+}
+
+/// Starts the embedded nats-server, if there is one, and the broker.
+pub async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
+    let limits = limits(config);
+    let embedded = if config.embedded_nats.enabled { Some(start_embedded(config).await?) } else { None };
+    let mut store = Store { embedded, nats: None, memory: None };
+    let settings = format!(
+        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
+        limits.history_limit,
+        limits.history_ttl.as_secs(),
+        limits.sessions_ttl.as_secs(),
+        config.broker.presence_ttl.as_secs()
+    );
+    let broker: Arc<dyn Broker> = match config.broker.adapter {
+        BrokerKind::None => {
+            tracing::info!(context = "broker", "Using no-op (legacy) broker");
+            none::new(feed)
+        }
+        BrokerKind::Memory => {
+            let broker = MemoryBroker::new(limits, config.broker.dedup_window, feed);
+            tracing::info!(
+                context = "broker",
+                "Using in-memory broker (epoch: {}, {settings})",
+                broker.epoch().as_str()
+            );
+            store.memory = Some(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            broker
+        }
+        BrokerKind::Nats => start_nats(config, feed, &mut store, &settings).await?,
+    };
+    Ok((broker, store))
+}
+
+/// Connects to NATS, the embedded server first if there is one.
+async fn start_nats(
+    config: &Config,
+    feed: Arc<dyn Feed>,
+    store: &mut Store,
+    settings: &str,
+) -> anyhow::Result<Arc<dyn Broker>> {
+    let mut client = nats_client(config)?;
+    let mut witness_file = None;
+    if let Some(embedded) = &store.embedded {
+        let credentials = embedded.credentials();
+        client.servers = vec![Secret::from(format!("nats://{}", embedded.addr()))];
+        client.user = Some(credentials.user.clone());
+        client.password = Some(credentials.password.clone());
+        witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
+    }
+    let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
+    let servers = match &store.embedded {
+        Some(embedded) => format!("nats://{}", embedded.addr()),
+        None => servers.join(","),
+    };
+    let cluster = config.embedded_nats.cluster_addr.is_some().then(|| config.embedded_nats.cluster_name.clone());
+    let broker = NatsBroker::start(
+        NatsBrokerConfig {
+            client,
+            prefix: config.nats.prefix.clone(),
+            cluster,
+            limits: limits(config),
+            replicas: usize::from(config.nats.replicas),
+            publish_timeout: config.broker.publish_timeout,
+            broker_timeout: config.broker.timeout,
+            dedup_window: config.broker.dedup_window,
+            node: config.node_id.clone(),
+            witness_file,
+        },
+        feed,
+    )
+    .await?;
+    tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
+    store.nats = Some(broker.clone());
+    Ok(broker)
+}
+
+fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {
+    let nats = &config.nats;
+    let seed = |path: &std::path::PathBuf| {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read nats_nkey {}", path.display()));
+        text.map(|seed| Secret::from(seed.trim()))
+    };
+    Ok(ClientConfig {
+        servers: nats.servers.iter().map(|server| Secret::from(server.as_str())).collect(),
+        name: format!("carrick {}", config.node_id),
+        user: nats.user.clone(),
+        password: nats.password.clone(),
+        token: nats.token.clone(),
+        creds_file: nats.creds.clone(),
+        nkey_seed: nats.nkey.as_ref().map(seed).transpose()?,
+        ca_file: nats.tls_ca.clone(),
+        client_cert: nats.tls_cert.clone(),
+        client_key: nats.tls_key.clone(),
+        ..ClientConfig::default()
+    })
+}
+
+/// A server's URL as it may be shown.
+fn without_credentials(server: &str) -> String {
+    let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
+    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+    format!("{scheme}://{address}")
+}
+
+async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
+    let enats = &config.embedded_nats;
+    let listen = |endpoint: &Endpoint| ListenAddr {
+        host: endpoint.host.clone(),
+        port: match endpoint.port {
+            EndpointPort::Any => None,
+            EndpointPort::Fixed(port) => Some(port),
+        },
+    };
+    let shared = || {
+        let secret = config.secret.as_ref().context(
+            "a cluster of embedded nats-servers authenticates its members: give all of them the same --secret",
+        );
+        secret.map(|secret| secret.derive("nats-cluster"))
+    };
+    let cluster = match &enats.cluster_addr {
+        Some(addr) => Some(ClusterConfig {
+            addr: listen(addr),
+            name: enats.cluster_name.clone(),
+            routes: enats.routes.iter().map(Endpoint::url).collect(),
+            secret: shared()?,
+        }),
+        None => None,
+    };
+    let gateway = match &enats.gateway_addr {
+        Some(addr) => Some(GatewayConfig {
+            addr: listen(addr),
+            name: enats.cluster_name.clone(),
+            advertise: enats.gateway_advertise.clone(),
+            remotes: enats
+                .gateways
+                .iter()
+                .map(|gateway| RemoteGateway {
+                    name: gateway.name.clone(),
+                    urls: gateway.urls.iter().map(Endpoint::url).collect(),
+                })
+                .collect(),
+            secret: shared()?,
+        }),
+        None => None,
+    };
+    let credentials = match &enats.service_addr.credentials {
+        Some(config::Credentials { user, password: Some(password) }) => {
+            Some(Credentials { user: user.clone(), password: password.clone() })
+        }
+        _ => None,
+    };
+    let embedded = EmbeddedConfig {
+        addr: listen(&enats.service_addr),
+        server_name: (!enats.name.is_empty()).then(|| enats.name.clone()),
+        store_dir: enats.jetstream_store_dir.clone(),
+        bin: enats.bin.clone(),
+        max_payload: u32::try_from(enats.max_payload).unwrap_or(u32::MAX),
+        debug: enats.debug,
+        trace: enats.trace,
+        sync: match enats.sync {
+            SyncPolicy::ServerDefault => None,
+            SyncPolicy::Always => Some(SyncMode::Always),
+            SyncPolicy::Every(period) => Some(SyncMode::Every(period)),
+        },
+        jetstream: true,
+        credentials,
+        cluster,
+        gateway,
+        ready_timeout: enats.jetstream_ready_timeout,
+        ..EmbeddedConfig::default()
+    };
+    Ok(EmbeddedServer::start(embedded).await?)
+}

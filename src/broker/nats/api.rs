@@ -1,0 +1,220 @@
+//! The JetStream requests we make: stream info, message by sequence, acknowledged publishing.
+//!
+//! Spoken as JSON over our own multiplexer rather than through the client library's typed context: settings we do not
+//! know survive an update, and every request ends with its connection.
+
+use super::clock;
+use super::headers;
+use super::mux::{Mux, RequestError};
+use async_nats::{HeaderMap, StatusCode};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Time for one answer before the request is repeated; elections and frozen replicas make repeating worthwhile.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Error codes of the JetStream API (`err_code`).
+pub(super) mod code {
+    pub const STREAM_NOT_FOUND: u32 = 10059;
+    pub const MESSAGE_NOT_FOUND: u32 = 10037;
+    pub const NOT_ENABLED: u32 = 10076;
+    pub const NOT_ENABLED_FOR_ACCOUNT: u32 = 10039;
+    pub const NAME_IN_USE: u32 = 10058;
+    pub const SUBJECTS_OVERLAP: u32 = 10065;
+    pub const WRONG_LAST_SEQUENCE: u32 = 10071;
+    pub const WRONG_LAST_SEQUENCE_CONSTANT: u32 = 10164;
+    pub const EXPECTED_STREAM: u32 = 10060;
+    pub const INSUFFICIENT_RESOURCES: u32 = 10023;
+    pub const STORAGE_EXCEEDED: u32 = 10047;
+    pub const STORE_FAILED: u32 = 10077;
+    pub const REPLICAS_NOT_SUPPORTED: u32 = 10074;
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// JetStream answered: no.
+    #[error("{description} (code {err_code})")]
+    Refused { err_code: u32, description: String },
+    /// Nobody listens: no such log, no JetStream, or no leader just now. Nothing was done.
+    #[error("nobody answers for it (no log, no leader or no JetStream)")]
+    NoResponders,
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("unreadable answer: {0}")]
+    Unreadable(String),
+}
+
+impl ApiError {
+    pub fn is(&self, wanted: u32) -> bool {
+        matches!(self, Self::Refused { err_code, .. } if *err_code == wanted)
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// What we read of a stream's info.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamInfo {
+    pub config: StreamConfig,
+    pub state: StreamState,
+    /// The server's clock.
+    #[serde(default)]
+    pub ts: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamConfig {
+    #[serde(default)]
+    pub max_msgs_per_subject: i64,
+    /// Nanoseconds, 0 is unlimited.
+    #[serde(default)]
+    pub max_age: u64,
+    #[serde(default)]
+    pub metadata: HashMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamState {
+    pub messages: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    #[serde(default)]
+    pub subjects: HashMap<String, u64>,
+}
+
+/// A message as the leader keeps it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Kept {
+    pub subject: String,
+    pub seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+impl Kept {
+    /// Unix nanoseconds.
+    pub fn stored_at(&self) -> u64 {
+        clock::parse(&self.time).unwrap_or_default()
+    }
+
+    pub fn data(&self) -> Result<Bytes, ApiError> {
+        STANDARD.decode(&self.data).map(Bytes::from).map_err(|e| ApiError::Unreadable(e.to_string()))
+    }
+
+    /// The last value of a header.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let block = STANDARD.decode(&self.hdrs).ok()?;
+        let block = String::from_utf8_lossy(&block);
+        let found = block.lines().filter_map(|line| line.split_once(':')).rfind(|(n, _)| n.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.trim().to_owned())
+    }
+}
+
+/// The log's answer to a publication.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Ack {
+    pub stream: String,
+    pub seq: u64,
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+/// JetStream over one connection.
+pub(super) struct Api {
+    pub mux: Mux,
+}
+
+impl Api {
+    pub async fn call<T: DeserializeOwned>(&self, what: &str, body: &impl Serialize) -> Result<T, ApiError> {
+        let body = serde_json::to_vec(body).expect("requests are plain JSON");
+        let body = if body == b"null" { Bytes::new() } else { Bytes::from(body) };
+        let answer = self.mux.request(format!("$JS.API.{what}"), HeaderMap::new(), body, ATTEMPT).await?;
+        read(&answer)
+    }
+
+    pub async fn info(&self, stream: &str) -> Result<StreamInfo, ApiError> {
+        self.call(&format!("STREAM.INFO.{stream}"), &Value::Null).await
+    }
+
+    /// A message from the leader; `None` only if the leader has none.
+    pub async fn message(&self, stream: &str, which: &Value) -> Result<Option<Kept>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            message: Kept,
+        }
+        match self.call::<Answer>(&format!("STREAM.MSG.GET.{stream}"), which).await {
+            Ok(answer) => Ok(Some(answer.message)),
+            Err(error) if error.is(code::MESSAGE_NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A key's newest entry from the bucket's leader, value or marker of a deletion.
+    pub async fn entry(&self, bucket: &str, key: &str) -> Result<Option<Kept>, ApiError> {
+        let which = json!({"last_by_subj": super::config::key_subject(bucket, key)});
+        self.message(&super::config::bucket_stream(bucket), &which).await
+    }
+
+    /// A key's newest value from the bucket's leader, with its revision; `None` if it is absent or deleted.
+    pub async fn value(&self, bucket: &str, key: &str) -> Result<Option<(Bytes, u64)>, ApiError> {
+        match self.entry(bucket, key).await? {
+            Some(kept) if is_marker(&kept) => Ok(None),
+            Some(kept) => Ok(Some((kept.data()?, kept.seq))),
+            None => Ok(None),
+        }
+    }
+
+    /// Publishes and waits for the acknowledgement.
+    pub async fn publish(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Ack, ApiError> {
+        read(&self.mux.request(subject, headers, payload, timeout).await?)
+    }
+}
+
+/// A deleted key leaves a marker, its own or the server's at expiry.
+pub(super) fn is_marker(kept: &Kept) -> bool {
+    kept.header("KV-Operation").is_some() || kept.header("Nats-Marker-Reason").is_some()
+}
+
+fn read<T: DeserializeOwned>(answer: &async_nats::Message) -> Result<T, ApiError> {
+    if answer.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(ApiError::NoResponders);
+    }
+    if let Ok(Envelope { error: Some(refusal) }) = serde_json::from_slice(&answer.payload) {
+        return Err(ApiError::Refused { err_code: refusal.err_code, description: refusal.description });
+    }
+    serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))
+}
+
+/// Marks a deletion in a bucket.
+pub(super) fn marker_headers(life: Duration) -> HeaderMap {
+    let mut marker = HeaderMap::new();
+    marker.insert(headers::KV_OPERATION, "DEL");
+    marker.insert(async_nats::header::NATS_MESSAGE_TTL, life.as_secs().max(1).to_string());
+    marker
+}

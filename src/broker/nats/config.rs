@@ -1,0 +1,156 @@
+//! What the broker is told: where NATS is, how much to keep, how long to wait; and the names that follow from it.
+
+use crate::broker::Limits;
+use crate::nats::connect::ClientConfig;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything [`super::NatsBroker::start`] needs.
+#[derive(Clone, Debug)]
+pub struct NatsBrokerConfig {
+    pub client: ClientConfig,
+    /// First token of every subject and first part of every name in NATS: `A-Za-z0-9_-`.
+    pub prefix: String,
+    /// Name of the cluster whose logs these are, when logs of several clusters can meet (gateways).
+    pub cluster: Option<String>,
+    pub limits: Limits,
+    /// Copies of each log and bucket. 0: three in a cluster, one on a single server; never lowers what is there.
+    pub replicas: usize,
+    /// How long a publication may wait for its acknowledgement, retries included; at most half the dedup window.
+    pub publish_timeout: Duration,
+    /// How long reads, openings and session requests wait for NATS.
+    pub broker_timeout: Duration,
+    /// How long the log remembers message ids; at most `history_ttl`. Memory on the server: rate × window.
+    pub dedup_window: Duration,
+    /// Names this node among its peers; stable across restarts where possible.
+    pub node: String,
+    /// Where to keep the witness (see `witness.rs`) beside an embedded store.
+    pub witness_file: Option<PathBuf>,
+}
+
+impl NatsBrokerConfig {
+    /// The defaults, for a client and limits.
+    pub fn new(client: ClientConfig, limits: Limits) -> Self {
+        Self {
+            client,
+            prefix: "carrick".into(),
+            cluster: None,
+            limits,
+            replicas: 0,
+            publish_timeout: Duration::from_secs(10),
+            broker_timeout: Duration::from_secs(8),
+            dedup_window: Duration::from_secs(30),
+            node: crate::protocol::names::random_text(8),
+            witness_file: None,
+        }
+    }
+
+    pub(super) fn history(&self) -> bool {
+        self.limits.history_limit > 0 && !self.limits.history_ttl.is_zero()
+    }
+
+    pub(super) fn sessions(&self) -> bool {
+        !self.limits.sessions_ttl.is_zero()
+    }
+
+    /// Message ids are kept this long; NATS wants it at least 100 ms and at most the messages' own life.
+    pub(super) fn window(&self) -> Duration {
+        self.dedup_window.min(self.limits.history_ttl).max(Duration::from_millis(100))
+    }
+
+    /// A retry after this could find its id forgotten.
+    pub(super) fn publish_budget(&self) -> Duration {
+        if self.history() { self.publish_timeout.min(self.window() / 2) } else { self.publish_timeout }
+    }
+
+    /// Life of a stored remote command.
+    pub(super) fn mark_life(&self) -> Duration {
+        (self.limits.sessions_ttl * 2).max(Duration::from_secs(60))
+    }
+
+    pub(super) fn check(&self) -> Result<(), StartError> {
+        for (option, text) in [("nats_prefix", Some(&self.prefix)), ("cluster name", self.cluster.as_ref())] {
+            let Some(text) = text else { continue };
+            let fits = !text.is_empty()
+                && text.len() <= 32
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+            if !fits {
+                return Err(StartError(format!("{option} {text:?}: expected 1 to 32 characters of A-Z a-z 0-9 _ -")));
+            }
+        }
+        self.client.addresses().map_err(|e| StartError(e.to_string()))?;
+        Ok(())
+    }
+}
+
+/// NATS, or what is stored there, does not fit this configuration; a retry will not mend it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(pub String);
+
+/// Names of everything we keep in NATS; `nats/STREAMS.md` shows them on one page.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    /// First tokens of our subjects.
+    subjects: String,
+    /// First part of stream and bucket names.
+    names: String,
+}
+
+impl Names {
+    pub fn new(config: &NatsBrokerConfig) -> Self {
+        match &config.cluster {
+            None => Self { subjects: config.prefix.clone(), names: config.prefix.clone() },
+            Some(cluster) => {
+                Self { subjects: format!("{}.{cluster}", config.prefix), names: format!("{}_{cluster}", config.prefix) }
+            }
+        }
+    }
+
+    pub fn log(&self, id: &str) -> String {
+        format!("{}_log_default_{id}", self.names)
+    }
+
+    pub fn commands(&self, id: &str) -> String {
+        format!("{}_ctl_{id}", self.names)
+    }
+
+    pub fn log_subject(&self, token: &str) -> String {
+        format!("{}.log.default.{token}", self.subjects)
+    }
+
+    pub fn live_subject(&self, token: &str) -> String {
+        format!("{}.live.default.{token}", self.subjects)
+    }
+
+    pub fn command_subject(&self, token: &str) -> String {
+        format!("{}.ctl.{token}", self.subjects)
+    }
+
+    pub fn live_command_subject(&self, token: &str) -> String {
+        format!("{}.ctllive.{token}", self.subjects)
+    }
+
+    /// Where starting nodes ask for witnesses.
+    pub fn witness_subject(&self) -> String {
+        format!("{}.peer.witness", self.subjects)
+    }
+
+    pub fn meta_bucket(&self) -> String {
+        format!("{}_meta", self.names)
+    }
+
+    pub fn sessions_bucket(&self) -> String {
+        format!("{}_sessions", self.names)
+    }
+}
+
+/// The JetStream stream behind a key-value bucket.
+pub(super) fn bucket_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// The subject of a bucket's key.
+pub(super) fn key_subject(bucket: &str, key: &str) -> String {
+    format!("$KV.{bucket}.{key}")
+}

@@ -1,0 +1,413 @@
+//! One NATS connection, from connecting to its loss, and the loop that makes the next one.
+//!
+//! A connection is never resumed. When it is lost everything in flight on it ends, what the client library still
+//! buffered is discarded, and a new connection is made, whose log is compared with what this node remembers before
+//! anything is published, read or delivered through it.
+
+use super::api::{Api, ApiError};
+use super::config::{bucket_stream, key_subject};
+use super::heads::Asks;
+use super::live::LiveSet;
+use super::mux::{Mux, RequestError};
+use super::{Core, SetupError, commands, heads, live};
+use crate::metrics;
+use crate::nats::connect::{ConnectError, parse_server, shown};
+use crate::protocol::Epoch;
+use async_nats::connection::State;
+use async_nats::{Client, Event, HeaderMap, ServerAddr, ServerInfo, Subscriber, header};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// How often the log, its epoch and our lease are looked after.
+const CHECK_PERIOD: Duration = Duration::from_secs(5);
+const MIN_CHECK: Duration = Duration::from_secs(2);
+/// A node counts as running this long after its last sign of life.
+const LEASE: Duration = Duration::from_secs(15);
+/// Checks that may fail in a row before the broker says it is not ready: one election is not an outage.
+const TOLERATED_FAILURES: u32 = 2;
+/// Loss of the connection shows in the library's state; events about it can be dropped.
+const STATE_POLL: Duration = Duration::from_millis(50);
+const BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// A misfit that only an operator can mend is looked at again this often.
+const FATAL_PAUSE: Duration = Duration::from_secs(5);
+
+/// The life of one connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    /// Cancelled when the connection is lost or given up; everything that belongs to it ends then.
+    pub dead: CancellationToken,
+    /// Messages were dropped on our side: heads of all open streams must be compared. (The library says which
+    /// subscription, but drops such events under pressure itself.)
+    slow: Arc<AtomicBool>,
+}
+
+/// A connection that may not have been verified yet.
+pub(super) struct Connection {
+    pub link: Link,
+    pub client: Client,
+    pub api: Api,
+    pub server: ServerInfo,
+}
+
+impl Connection {
+    /// More than one server may answer: replicas lag, interest spreads later, leaders change.
+    pub fn clustered(&self) -> bool {
+        self.server.cluster.is_some()
+    }
+
+    /// Subscribes, unless the connection is lost meanwhile.
+    pub async fn subscribe(&self, subject: String) -> Result<Subscriber, ApiError> {
+        tokio::select! {
+            subscriber = self.client.subscribe(subject) => subscriber.map_err(|e| ApiError::Unreadable(e.to_string())),
+            () = self.link.dead.cancelled() => Err(RequestError::NotSent("connection to NATS lost").into()),
+        }
+    }
+}
+
+/// A verified connection: the log's identity has been checked.
+pub(super) struct Generation {
+    pub connection: Arc<Connection>,
+    /// Empty if nothing is stored.
+    pub log: String,
+    pub commands: String,
+    pub live: LiveSet,
+    pub asks: Asks,
+}
+
+impl Generation {
+    pub fn api(&self) -> &Api {
+        &self.connection.api
+    }
+
+    pub fn dead(&self) -> &CancellationToken {
+        &self.connection.link.dead
+    }
+}
+
+impl Core {
+    /// Connects, verifies, looks after the connection, and starts over, until the broker is stopped.
+    pub(super) async fn supervise(self: Arc<Self>) {
+        let mut known: Vec<ServerAddr> = Vec::new();
+        let mut backoff = BACKOFF;
+        for number in 1.. {
+            let outcome = tokio::select! {
+                outcome = self.one_generation(number, &mut known) => outcome,
+                () = self.stop.cancelled() => return,
+            };
+            let pause = match outcome {
+                Ok(()) => {
+                    backoff = BACKOFF;
+                    backoff
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    if matches!(error, SetupError::Fatal(_)) { FATAL_PAUSE } else { backoff }
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn failed(&self, error: &SetupError) {
+        let reason = error.to_string();
+        let news = self.status.send_if_modified(|status| {
+            let news = *status.reason != *reason || status.ready;
+            status.ready = false;
+            status.reason = Arc::from(reason.as_str());
+            news
+        });
+        self.attempts.send_modify(|attempts| *attempts += 1);
+        match error {
+            SetupError::Fatal(fatal) => {
+                if news {
+                    tracing::error!(reason, "cannot work with this NATS");
+                }
+                self.fatal.send_replace(Some(fatal.clone()));
+            }
+            _ if news => tracing::warn!(reason, "NATS is not available"),
+            _ => {}
+        }
+    }
+
+    /// Tries the known servers one after another.
+    async fn connect(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<Connection, SetupError> {
+        let mut servers = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
+        // Nodes begin at different servers, and a server that just failed us is not the first to be tried again.
+        let start = self.config.node.bytes().map(usize::from).sum::<usize>() + number as usize;
+        let len = servers.len();
+        servers.rotate_left(start % len);
+        servers.extend(known.iter().filter(|s| !servers.contains(s)).cloned().collect::<Vec<_>>());
+        let mut last = None;
+        for server in servers {
+            let link = Link { dead: CancellationToken::new(), slow: Arc::default() };
+            let on_event = {
+                let (link, core) = (link.clone(), Arc::downgrade(self));
+                move |event| match event {
+                    Event::Disconnected | Event::Closed => link.dead.cancel(),
+                    Event::SlowConsumer(_) if !link.slow.swap(true, Ordering::Relaxed) => {
+                        metrics::SLOW_CONSUMER.inc();
+                        if let Some(core) = core.upgrade() {
+                            core.nudge.notify_one();
+                        }
+                    }
+                    Event::LameDuckMode => tracing::info!("the NATS server is about to leave"),
+                    _ => {}
+                }
+            };
+            match self.config.client.connect_once(&server, on_event).await {
+                Ok(client) => {
+                    let info = client.server_info();
+                    // Discovered servers come without scheme and credentials.
+                    let scheme = if server.tls_required() { "tls" } else { "nats" };
+                    *known = info
+                        .connect_urls
+                        .iter()
+                        .filter_map(|u| parse_server(&format!("{scheme}://{u}")).ok())
+                        .collect();
+                    metrics::STORE_CONNECTS.inc();
+                    let api = Api { mux: Mux::new(client.clone()) };
+                    return Ok(Connection { link, client, api, server: info });
+                }
+                Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
+                Err(error) => {
+                    tracing::debug!(server = shown(&server), %error, "connection attempt failed");
+                    last = Some(match error {
+                        ConnectError::Connect { server, source } => {
+                            format!("cannot connect to NATS at {server}: {source}")
+                        }
+                        ConnectError::Config(text) => text,
+                    });
+                }
+            }
+        }
+        Err(SetupError::retry(last.unwrap_or_else(|| "no NATS server answers".into())))
+    }
+
+    /// From connecting to the loss of the connection. An error means that it never became usable.
+    async fn one_generation(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<(), SetupError> {
+        let connection = Arc::new(self.connect(number, known).await?);
+        let _end = connection.link.dead.clone().drop_guard();
+        let inbox = connection.subscribe(connection.api.mux.subject()).await?;
+        self.tasks.spawn({
+            let connection = connection.clone();
+            async move { connection.api.mux.run(inbox, &connection.link).await }
+        });
+        self.tasks.spawn(watch_state(connection.client.clone(), connection.link.dead.clone()));
+
+        let (generation, epoch) = loop {
+            match self.prepare(&connection).await {
+                Ok(prepared) => break prepared,
+                Err(error) if connection.link.dead.is_cancelled() => return Err(error),
+                Err(SetupError::Fatal(error)) => return Err(SetupError::Fatal(error)),
+                Err(error) => self.failed(&error),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let generation = Arc::new(generation);
+        self.settle();
+        self.adopt_epoch(&epoch);
+        tracing::info!(generation = number, log = generation.log, epoch = epoch.as_str(), "NATS is ready");
+        self.fatal.send_replace(None);
+        self.current.send_replace(Some(generation.clone()));
+        self.status.send_modify(|status| {
+            status.ready = true;
+            status.generation = number;
+            status.reason = Arc::from("");
+        });
+
+        self.maintain(&generation).await;
+
+        self.current.send_replace(None);
+        self.away();
+        self.status.send_modify(|status| {
+            status.ready = false;
+            status.reason = Arc::from("connection to NATS lost");
+        });
+        tracing::warn!(generation = number, "connection to NATS lost");
+        Ok(())
+    }
+
+    /// Checks the server, sets up what we need in it, verifies the log and catches up with remote commands.
+    async fn prepare(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<(Generation, Epoch), SetupError> {
+        check_version(&connection.server.version)?;
+        match connection.api.call::<Value>("INFO", &Value::Null).await {
+            Ok(_) => {}
+            // In a cluster another server may have it, and before there is a quorum nobody answers.
+            Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
+                return Err(SetupError::fatal("JetStream is not enabled on this NATS server: start it with -js"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let (log, command_log) = self.set_up(connection).await?;
+        let epoch = match log.as_str() {
+            "" => Epoch::none(),
+            log => {
+                self.ask_peers(connection, log).await?;
+                self.verify(connection, log).await?
+            }
+        };
+        let remote = self.follow_commands(connection, &command_log).await?;
+        self.renew_lease(connection).await?;
+        let (asks, questions) = heads::asks();
+        let (live, inputs) = LiveSet::new();
+        let generation = Generation { connection: connection.clone(), log, commands: command_log, live, asks };
+        // The tasks hold the connection's parts, not the generation: it ends with its last user.
+        self.tasks.spawn(heads::answer(connection.clone(), generation.log.clone(), questions));
+        for input in inputs {
+            self.tasks.spawn(live::feed(self.clone(), connection.clone(), generation.log.clone(), input));
+        }
+        self.tasks.spawn(commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote));
+        self.tasks.spawn(self.clone().answer_peers(connection.clone()));
+        Ok((generation, epoch))
+    }
+
+    /// Looks after a ready connection until it is lost or must be given up.
+    async fn maintain(&self, generation: &Generation) {
+        let connection = &generation.connection;
+        let mut tick = tokio::time::interval(CHECK_PERIOD.min(self.config.limits.history_ttl.max(MIN_CHECK) / 4));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Hints only: what they announce is read from the leader, and the timer finds what they miss.
+        let record = key_subject(&self.names.meta_bucket(), super::epoch::LOG_KEY);
+        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{}", generation.log);
+        let (Ok(mut record), Ok(mut elected)) =
+            (connection.subscribe(record).await, connection.subscribe(elected).await)
+        else {
+            return;
+        };
+        let mut failures = 0;
+        loop {
+            tokio::select! {
+                () = generation.dead().cancelled() => return,
+                _ = tick.tick() => {
+                    if let Err(error) = self.renew_lease(connection).await {
+                        tracing::debug!(%error, "cannot renew this node's lease");
+                    } else {
+                        self.storage_full.store(false, Ordering::Relaxed);
+                    }
+                }
+                () = self.nudge.notified() => {}
+                _ = record.next() => {}
+                // What the old leader stored in its last moment may never have reached the live feed.
+                _ = elected.next() => generation.live.all_lagged(&*self.feed),
+            }
+            if connection.link.slow.swap(false, Ordering::Relaxed) {
+                tracing::warn!("the live feed was faster than this node: comparing the heads of all open streams");
+                generation.live.all_lagged(&*self.feed);
+            }
+            let outcome = match generation.log.as_str() {
+                "" => Ok(Epoch::none()),
+                log => tokio::select! {
+                    outcome = self.verify(connection, log) => outcome,
+                    () = generation.dead().cancelled() => return,
+                },
+            };
+            match outcome {
+                Ok(epoch) => {
+                    failures = 0;
+                    self.adopt_epoch(&epoch);
+                    let full = self.storage_full.load(Ordering::Relaxed);
+                    self.set_ready(!full, if full { "storage full" } else { "" });
+                }
+                Err(error @ (SetupError::LogGone(_) | SetupError::Fatal(_))) => {
+                    tracing::error!(%error, "giving up this connection to set up the log again");
+                    return;
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::debug!(%error, failures, "cannot check the log");
+                    if failures > TOLERATED_FAILURES {
+                        self.set_ready(false, &error.to_string());
+                    }
+                }
+            }
+            // Nudges come in crowds.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn set_ready(&self, ready: bool, reason: &str) {
+        let changed = self.status.send_if_modified(|status| {
+            let changed = status.ready != ready || *status.reason != *reason;
+            status.ready = ready;
+            status.reason = Arc::from(reason);
+            changed
+        });
+        match (changed, ready) {
+            (true, true) => tracing::info!("NATS is ready"),
+            (true, false) => tracing::warn!(reason, "NATS is not ready"),
+            _ => {}
+        }
+    }
+
+    pub(super) fn lease_key(&self) -> String {
+        format!("node.{}", super::token::hash_hex(&self.config.node))
+    }
+
+    /// Says that this node is running, so that another one does not change the limits beneath it.
+    async fn renew_lease(&self, connection: &Connection) -> Result<(), SetupError> {
+        let bucket = self.names.meta_bucket();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_MESSAGE_TTL, LEASE.as_secs().to_string());
+        headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
+        let subject = key_subject(&bucket, &self.lease_key());
+        connection.api.publish(subject, headers, Bytes::from(self.config.node.clone()), super::api::ATTEMPT).await?;
+        Ok(())
+    }
+
+    /// At a clean stop.
+    pub(super) async fn end_lease(&self, connection: &Connection) -> Result<(), ApiError> {
+        let subject = key_subject(&self.names.meta_bucket(), &self.lease_key());
+        let marker = super::api::marker_headers(Duration::from_secs(1));
+        connection.api.publish(subject, marker, Bytes::new(), super::api::ATTEMPT).await.map(drop)
+    }
+}
+
+/// Ends the connection's life once the library has lost it. Its state never recovers: it makes no second connection.
+async fn watch_state(client: Client, dead: CancellationToken) {
+    let mut poll = tokio::time::interval(STATE_POLL);
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {}
+            () = dead.cancelled() => return,
+        }
+        if client.connection_state() != State::Connected {
+            dead.cancel();
+        }
+    }
+}
+
+/// Per-message time to live, batch direct gets and stream metadata came with 2.11.
+fn check_version(version: &str) -> Result<(), SetupError> {
+    let mut parts = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if (major, minor) < (2, 11) {
+        return Err(SetupError::fatal(format!("nats-server {version} is too old: 2.11 or newer is needed")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for good in ["2.11.0", "2.15.1", "2.12.0-RC.1", "3.0.0"] {
+            assert!(check_version(good).is_ok(), "{good}");
+        }
+        for bad in ["2.10.29", "1.4.1", ""] {
+            assert!(check_version(bad).unwrap_err().to_string().contains("2.11"), "{bad}");
+        }
+    }
+}

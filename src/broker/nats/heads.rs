@@ -1,0 +1,181 @@
+//! What the log says about itself, and the newest offsets of many streams.
+
+use super::api::{ApiError, StreamInfo};
+use super::generation::{Connection, Generation};
+use super::headers;
+use super::layout::{META_RAISED_AT, META_REVISION};
+use super::mux::RequestError;
+use super::token::Token;
+use super::{Core, clock};
+use crate::broker::{Facts, Heads};
+use crate::protocol::StreamName;
+use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Subjects of one request. The answer carries whole messages; more subjects gain little.
+const CHUNK: usize = 256;
+/// Requests of one call under way at once.
+const CONCURRENT: usize = 3;
+/// Bytes of one answer; the server sends the rest on a further request.
+const MAX_BYTES: usize = 1024 * 1024;
+/// A replica that has not answered by then may be frozen; another one is asked.
+const SILENCE: Duration = Duration::from_millis(750);
+/// Questions waiting for the next look at the log; askers wait when it is full.
+const QUESTIONS: usize = 1024;
+
+/// The log as its leader sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Top {
+    pub facts: Facts,
+    pub messages: u64,
+    /// A subject that has a message: with it a replica's answer is never empty, and an empty one says nothing.
+    pub sentinel: Option<String>,
+}
+
+type Question = oneshot::Sender<Result<Top, ApiError>>;
+
+/// Where to ask for the [`Top`]: questions that wait together share one answer, taken after all of them were asked.
+pub(super) struct Asks(mpsc::Sender<Question>);
+
+pub(super) fn asks() -> (Asks, mpsc::Receiver<Question>) {
+    let (sender, questions) = mpsc::channel(QUESTIONS);
+    (Asks(sender), questions)
+}
+
+impl Asks {
+    pub async fn top(&self) -> Result<Top, ApiError> {
+        let lost = || ApiError::from(RequestError::NoAnswer("connection to NATS lost"));
+        let (sender, answer) = oneshot::channel();
+        self.0.send(sender).await.map_err(|_| lost())?;
+        answer.await.map_err(|_| lost())?
+    }
+}
+
+/// Answers questions until the connection ends.
+pub(super) async fn answer(connection: Arc<Connection>, log: String, mut questions: mpsc::Receiver<Question>) {
+    let mut waiting = Vec::new();
+    let mut sentinel = None;
+    loop {
+        let count = tokio::select! {
+            count = questions.recv_many(&mut waiting, QUESTIONS) => count,
+            () = connection.link.dead.cancelled() => 0,
+        };
+        if count == 0 {
+            return;
+        }
+        let top = look(&connection, &log, &mut sentinel).await;
+        for question in waiting.drain(..) {
+            // The asker may have given up.
+            let _ = question.send(top.clone());
+        }
+    }
+}
+
+async fn look(connection: &Connection, log: &str, known: &mut Option<(String, u64)>) -> Result<Top, ApiError> {
+    let info = connection.api.info(log).await?;
+    // Messages leave from the log's front, so a subject keeps one as long as the message we know of it would be kept.
+    if known.as_ref().is_none_or(|(_, seq)| *seq < info.state.first_seq) {
+        *known = match info.state.messages {
+            0 => None,
+            _ => {
+                let newest = connection.api.message(log, &json!({"seq": info.state.last_seq})).await?;
+                newest.map(|kept| (kept.subject, kept.seq))
+            }
+        };
+    }
+    let sentinel = known.as_ref().map(|(subject, _)| subject.clone());
+    Ok(Top { messages: info.state.messages, facts: facts(&info), sentinel })
+}
+
+fn facts(info: &StreamInfo) -> Facts {
+    let meta = |name: &str| info.config.metadata.get(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    Facts {
+        first_seq: info.state.first_seq.max(1),
+        last_seq: info.state.last_seq,
+        limit: u64::try_from(info.config.max_msgs_per_subject).ok().filter(|l| *l > 0).unwrap_or(u64::MAX),
+        ttl: match info.config.max_age {
+            0 => Duration::MAX,
+            age => Duration::from_nanos(age),
+        },
+        revision: meta(META_REVISION),
+        raised_at: meta(META_RAISED_AT),
+        now: clock::parse(&info.ts).unwrap_or_default() / 1_000_000,
+    }
+}
+
+impl Core {
+    /// Heads of the streams as of this call.
+    pub(super) async fn try_heads(&self, generation: &Generation, streams: &[StreamName]) -> Result<Heads, ApiError> {
+        if generation.log.is_empty() {
+            return Ok(Heads { heads: vec![0; streams.len()], up_to: 0 });
+        }
+        let top = generation.asks.top().await?;
+        if top.messages == 0 || streams.is_empty() {
+            return Ok(Heads { heads: vec![0; streams.len()], up_to: top.facts.last_seq });
+        }
+        let Some(sentinel) = top.sentinel else {
+            return Err(ApiError::Unreadable("the log's newest message aged out meanwhile".into()));
+        };
+        let last = top.facts.last_seq;
+        let requests: Vec<_> =
+            streams.chunks(CHUNK).map(|chunk| self.chunk_of_heads(generation, chunk, &sentinel, last)).collect();
+        let chunks: Vec<(Vec<u64>, u64)> = stream::iter(requests).buffered(CONCURRENT).try_collect().await?;
+        let up_to = chunks.iter().map(|(_, up_to)| *up_to).min().unwrap_or(last);
+        Ok(Heads { heads: chunks.into_iter().flat_map(|(heads, _)| heads).collect(), up_to })
+    }
+
+    /// One request and its continuations; any replica may answer, but only one that has come to `last` is believed.
+    async fn chunk_of_heads(
+        &self,
+        generation: &Generation,
+        streams: &[StreamName],
+        sentinel: &str,
+        last: u64,
+    ) -> Result<(Vec<u64>, u64), ApiError> {
+        let subjects: Vec<String> = streams.iter().map(|s| self.names.log_subject(&Token::of(s).text)).collect();
+        let mut wanted: Vec<&str> = subjects.iter().map(String::as_str).chain([sentinel]).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut newest: HashMap<String, u64> = HashMap::with_capacity(wanted.len());
+        let mut reached = u64::MAX;
+        let mut from = 1;
+        loop {
+            let mut request = json!({"multi_last": wanted, "batch": CHUNK + 1, "max_bytes": MAX_BYTES});
+            if from > 1 {
+                // The rest of the same picture.
+                request["seq"] = json!(from);
+                request["up_to_seq"] = json!(reached);
+            }
+            let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
+            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let subject = format!("$JS.API.DIRECT.GET.{}", generation.log);
+            let (messages, end) = generation.api().mux.batch(subject, request, CHUNK + 2, SILENCE).await?;
+            drop(permit);
+            let Some(up_to) = headers::number(&end, &headers::UP_TO_SEQUENCE).filter(|up_to| *up_to >= last) else {
+                return Err(ApiError::Unreadable("a replica answered that lags behind".into()));
+            };
+            reached = reached.min(up_to);
+            for message in &messages {
+                if let (Some(subject), Some(seq)) =
+                    (headers::text(message, &NATS_SUBJECT), headers::number(message, &NATS_SEQUENCE))
+                {
+                    from = from.max(seq + 1);
+                    newest.insert(subject.to_owned(), seq);
+                }
+            }
+            if headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0 || messages.is_empty() {
+                break;
+            }
+        }
+        if !newest.contains_key(sentinel) {
+            return Err(ApiError::Unreadable("the log's state changed while it was read".into()));
+        }
+        Ok((subjects.iter().map(|s| newest.get(s).copied().unwrap_or(0)).collect(), reached))
+    }
+}

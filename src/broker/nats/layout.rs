@@ -1,0 +1,417 @@
+//! The streams and buckets as they should be: created when missing, updated in place where they differ, never deleted.
+
+use super::api::{StreamInfo, code};
+use super::config::{bucket_stream, key_subject};
+use super::epoch::{COMMANDS_KEY, FORMAT, LOG_KEY, LogRecord, read_record, write_record};
+use super::generation::Connection;
+use super::{Core, SetupError};
+use crate::protocol::names::random_text;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// `raised_at` while a rise is under way: beyond every sequence, so that counting proves nothing meanwhile.
+pub(super) const RAISING: u64 = (1 << 53) - 1;
+
+/// Metadata of the log. Written in the same update as the limits, so that one stream info is consistent.
+pub(super) const META_REVISION: &str = "carrick-revision";
+pub(super) const META_RAISED_AT: &str = "carrick-raised-at";
+const META_FORMAT: &str = "carrick-format";
+
+/// Settings that no update can or should change: whoever made them meant something else.
+const FIXED: [&str; 11] = [
+    "retention",
+    "storage",
+    "discard",
+    "max_msgs",
+    "max_bytes",
+    "max_msg_size",
+    "sealed",
+    "no_ack",
+    "mirror",
+    "sources",
+    "subject_transform",
+];
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Creation ids are plain letters and digits.
+fn creation_id() -> String {
+    random_text(12).replace(['-', '_'], "x")
+}
+
+/// Settings that differ from the wanted ones. Absent means off, zero or empty to the server.
+fn differences(have: &Map<String, Value>, want: &Value) -> Vec<(String, Value, Value)> {
+    let blank = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    let want = want.as_object().expect("settings are an object");
+    want.iter()
+        .filter_map(|(name, wanted)| {
+            let found = have.get(name).cloned().unwrap_or(Value::Null);
+            let equal = match (&found, wanted) {
+                // The server adds entries of its own.
+                (Value::Object(found), Value::Object(wanted)) => {
+                    wanted.iter().all(|(key, value)| found.get(key).unwrap_or(&Value::Null) == value)
+                }
+                _ => found == *wanted || (blank(&found) && blank(wanted)),
+            };
+            (!equal).then(|| (name.clone(), found, wanted.clone()))
+        })
+        .collect()
+}
+
+#[derive(Deserialize)]
+struct RawInfo {
+    config: Map<String, Value>,
+}
+
+impl Core {
+    /// Everything in NATS that this configuration needs; answers with the names of the log and the command log.
+    pub(super) async fn set_up(&self, connection: &Connection) -> Result<(String, String), SetupError> {
+        let replicas = self.replicas(connection);
+        self.ensure(connection, &self.bucket(&self.names.meta_bucket(), replicas)).await?;
+        if self.config.sessions() {
+            self.ensure(connection, &self.bucket(&self.names.sessions_bucket(), replicas)).await?;
+        }
+        let commands = self.find(connection, COMMANDS_KEY, replicas).await?;
+        let log = match self.config.history() {
+            true => self.find(connection, LOG_KEY, replicas).await?,
+            false => String::new(),
+        };
+        Ok((log, commands))
+    }
+
+    /// Three copies need three servers; a server that runs alone says so by advertising no peers.
+    fn replicas(&self, connection: &Connection) -> usize {
+        match self.config.replicas {
+            0 if connection.server.cluster.is_some() && connection.server.connect_urls.len() > 1 => 3,
+            0 => 1,
+            wanted => wanted,
+        }
+    }
+
+    fn bucket(&self, bucket: &str, replicas: usize) -> Value {
+        json!({
+            "name": bucket_stream(bucket),
+            "subjects": [format!("$KV.{bucket}.>")],
+            "retention": "limits", "storage": "file", "discard": "new",
+            "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_msgs_per_subject": 1,
+            "allow_msg_ttl": true, "allow_direct": true, "allow_rollup_hdrs": true, "deny_delete": true,
+            "duplicate_window": nanos(Duration::from_secs(30)),
+            "num_replicas": replicas,
+        })
+    }
+
+    fn command_log(&self, name: &str, replicas: usize) -> Value {
+        json!({
+            "name": name,
+            "subjects": [self.names.command_subject(">")],
+            "retention": "limits", "storage": "file", "discard": "old",
+            "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_msgs_per_subject": -1,
+            "max_age": nanos(self.config.mark_life()),
+            "duplicate_window": nanos(Duration::from_secs(30)),
+            "allow_direct": true, "deny_delete": true, "deny_purge": true,
+            "republish": {"src": self.names.command_subject(">"), "dest": self.names.live_command_subject(">")},
+            "num_replicas": replicas,
+        })
+    }
+
+    fn log(&self, name: &str, replicas: usize) -> Value {
+        json!({
+            "name": name,
+            "subjects": [self.names.log_subject(">")],
+            "retention": "limits", "storage": "file", "discard": "old",
+            "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1,
+            "max_msgs_per_subject": self.config.limits.history_limit,
+            "max_age": nanos(self.config.limits.history_ttl),
+            "duplicate_window": nanos(self.config.window()),
+            "allow_direct": true, "deny_delete": true, "deny_purge": true, "allow_rollup_hdrs": false,
+            "allow_msg_ttl": false,
+            "sealed": false, "no_ack": false, "mirror": null, "sources": null, "subject_transform": null,
+            "republish": {"src": self.names.log_subject(">"), "dest": self.names.live_subject(">")},
+            "num_replicas": replicas,
+        })
+    }
+
+    /// The settings of a stream as they are; `None` only if the leader of all streams says so.
+    async fn settings(&self, connection: &Connection, name: &str) -> Result<Option<Map<String, Value>>, SetupError> {
+        match connection.api.call::<RawInfo>(&format!("STREAM.INFO.{name}"), &Value::Null).await {
+            Ok(info) => Ok(Some(info.config)),
+            Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
+        let name = want["name"].as_str().expect("settings have a name");
+        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), want).await {
+            Ok(_) => {
+                tracing::info!(stream = name, replicas = want["num_replicas"].as_u64(), "created");
+                Ok(())
+            }
+            // Another node was faster, perhaps with other limits: compare like any existing one.
+            Err(error) if error.is(code::NAME_IN_USE) => Ok(()),
+            Err(error) if error.is(code::SUBJECTS_OVERLAP) => Err(SetupError::fatal(format!(
+                "subjects {} belong to another JetStream stream: choose another nats_prefix or remove that stream",
+                want["subjects"]
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A stream whose settings are all ours to decide.
+    async fn ensure(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
+        let name = want["name"].as_str().expect("settings have a name");
+        if self.settings(connection, name).await?.is_none() {
+            self.create(connection, want).await?;
+        }
+        let Some(have) = self.settings(connection, name).await? else {
+            return Err(SetupError::retry(format!("{name} is not visible yet")));
+        };
+        self.update(connection, have, want).await
+    }
+
+    /// Changes what differs, after checking that all of it may be changed.
+    async fn update(
+        &self,
+        connection: &Connection,
+        mut have: Map<String, Value>,
+        want: &Value,
+    ) -> Result<(), SetupError> {
+        let name = want["name"].as_str().expect("settings have a name").to_owned();
+        let mut changes = differences(&have, want);
+        // Copies are only ever added: an operator lowers them by hand.
+        changes.retain(|(setting, found, wanted)| {
+            setting != "num_replicas" || self.config.replicas != 0 || found.as_u64() < wanted.as_u64()
+        });
+        if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| FIXED.contains(&setting.as_str())) {
+            return Err(SetupError::fatal(format!(
+                "JetStream stream {name} has {setting} = {found}, expected {wanted}: change it by hand, remove the \
+                 stream, or choose another nats_prefix"
+            )));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for (setting, found, wanted) in changes {
+            tracing::info!(stream = name, setting, %found, %wanted, "updating in place");
+            match (have.get_mut(&setting), wanted) {
+                (Some(Value::Object(found)), Value::Object(wanted)) => found.extend(wanted),
+                (_, wanted) => {
+                    have.insert(setting, wanted);
+                }
+            }
+        }
+        match connection.api.call::<RawInfo>(&format!("STREAM.UPDATE.{name}"), &have).await {
+            Ok(_) => Ok(()),
+            Err(super::api::ApiError::Refused { description, .. }) => {
+                Err(SetupError::fatal(format!("JetStream stream {name} cannot be updated: {description}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The log (or command log) that the meta bucket names; created when there is none yet, and, loudly and with a new
+    /// epoch, when it has disappeared.
+    async fn find(&self, connection: &Connection, key: &str, replicas: usize) -> Result<String, SetupError> {
+        let bucket = self.names.meta_bucket();
+        // A few rounds: each ends with this node's or another's progress.
+        for _ in 0..5 {
+            let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
+                let record = match self.orphan(connection, key).await? {
+                    Some(log) => LogRecord { created: true, ..LogRecord::fresh(log) },
+                    None => LogRecord::fresh(self.fresh_name(key)),
+                };
+                write_record(connection, &bucket, key, &record, 0).await?;
+                continue;
+            };
+            let want = self.wanted(key, &record.log, replicas);
+            match self.settings(connection, &record.log).await? {
+                Some(have) => {
+                    if !record.created {
+                        let record = LogRecord { created: true, ..record.clone() };
+                        write_record(connection, &bucket, key, &record, revision).await?;
+                    }
+                    self.adjust(connection, key, have, want).await?;
+                    return Ok(record.log);
+                }
+                None if !record.created => self.create(connection, &want).await?,
+                None => {
+                    self.confirm_missing(connection, &record.log).await?;
+                    let next = LogRecord::fresh(self.fresh_name(key));
+                    tracing::error!(
+                        missing = record.log,
+                        replacement = next.log,
+                        "a log has disappeared from NATS: creating a new one, with a new epoch"
+                    );
+                    write_record(connection, &bucket, key, &next, revision).await?;
+                }
+            }
+        }
+        Err(SetupError::retry(format!("other nodes keep changing {key}")))
+    }
+
+    fn fresh_name(&self, key: &str) -> String {
+        match key {
+            COMMANDS_KEY => self.names.commands(&creation_id()),
+            _ => self.names.log(&creation_id()),
+        }
+    }
+
+    fn wanted(&self, key: &str, name: &str, replicas: usize) -> Value {
+        match key {
+            COMMANDS_KEY => {
+                let mut want = self.command_log(name, replicas);
+                // Marks of a later command log are higher than those of an earlier one, which sessions remember.
+                want["first_seq"] = json!(super::unix_millis());
+                want
+            }
+            _ => {
+                let mut want = self.log(name, replicas);
+                want["metadata"] = json!({META_FORMAT: FORMAT.to_string(), META_REVISION: "1", META_RAISED_AT: "0"});
+                want
+            }
+        }
+    }
+
+    /// A log of ours that no record names: the meta bucket was lost. It is taken over with a new epoch.
+    async fn orphan(&self, connection: &Connection, key: &str) -> Result<Option<String>, SetupError> {
+        #[derive(Deserialize)]
+        struct Names {
+            #[serde(default)]
+            streams: Option<Vec<String>>,
+        }
+        let (subject, ours) = match key {
+            COMMANDS_KEY => (self.names.command_subject(">"), self.names.commands("")),
+            _ => (self.names.log_subject(">"), self.names.log("")),
+        };
+        let found: Names = connection.api.call("STREAM.NAMES", &json!({"subject": subject})).await?;
+        match found.streams.unwrap_or_default().as_slice() {
+            [] => Ok(None),
+            [one] if one.starts_with(&ours) => {
+                tracing::error!(log = one, "the record of this log was lost: taking it over with a new epoch");
+                Ok(Some(one.clone()))
+            }
+            others => Err(SetupError::fatal(format!(
+                "subjects {subject} belong to JetStream streams {others:?}: choose another nats_prefix or remove them"
+            ))),
+        }
+    }
+
+    /// A server that is just starting may not know its streams yet.
+    async fn confirm_missing(&self, connection: &Connection, log: &str) -> Result<(), SetupError> {
+        let (tries, pause) = if connection.clustered() { (6, 500) } else { (3, 200) };
+        for _ in 0..tries {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if self.settings(connection, log).await?.is_some() {
+                return Err(SetupError::retry(format!("{log} was not visible for a moment")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings an existing log to the configured policy. Only at this process's first connection: later the log's own
+    /// settings hold, so that a policy changed elsewhere is adopted and not changed back.
+    async fn adjust(
+        &self,
+        connection: &Connection,
+        key: &str,
+        have: Map<String, Value>,
+        mut want: Value,
+    ) -> Result<(), SetupError> {
+        let settings = want.as_object_mut().expect("settings are an object");
+        settings.remove("first_seq");
+        settings.remove("metadata");
+        if key == COMMANDS_KEY {
+            return self.update(connection, have, &want).await;
+        }
+        let name = have["name"].as_str().unwrap_or_default().to_owned();
+        let meta = |field: &str| have.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
+        let number = |field: &str| meta(field).and_then(|text| text.parse::<u64>().ok());
+        if number(META_FORMAT).unwrap_or(0) > u64::from(FORMAT) {
+            return Err(SetupError::fatal(format!("{name} was written by a newer version: upgrade this node")));
+        }
+        let interrupted = number(META_RAISED_AT) == Some(RAISING);
+        if self.is_settled() && !interrupted {
+            return Ok(());
+        }
+        let policy = ["max_msgs_per_subject", "max_age"];
+        let (have_limit, have_age) = (have[policy[0]].as_i64(), have[policy[1]].as_u64().unwrap_or(0));
+        let (want_limit, want_age) = (want[policy[0]].as_i64(), want[policy[1]].as_u64().unwrap_or(0));
+        let changed = have_limit != want_limit || have_age != want_age;
+        if changed && !self.is_settled() {
+            let others = self.other_nodes(connection).await?;
+            if !others.is_empty() {
+                return Err(SetupError::fatal(format!(
+                    "{name} keeps {} messages for {} s, this node is configured for {} messages and {} s, and other \
+                     nodes are running ({}): use their limits, or stop them before changing",
+                    have_limit.unwrap_or(-1),
+                    have_age / 1_000_000_000,
+                    self.config.limits.history_limit,
+                    self.config.limits.history_ttl.as_secs(),
+                    others.join(", "),
+                )));
+            }
+        }
+        // 0 and -1 are unlimited to the server.
+        let raised = want_limit.filter(|l| *l > 0) > have_limit.filter(|l| *l > 0) && have_limit.is_some_and(|l| l > 0)
+            || want_age > have_age && have_age > 0;
+        if changed {
+            let revision = number(META_REVISION).unwrap_or(0) + 1;
+            let raised_at = if raised { RAISING } else { number(META_RAISED_AT).unwrap_or(0) };
+            want["metadata"] = json!({
+                META_FORMAT: FORMAT.to_string(),
+                META_REVISION: revision.to_string(),
+                META_RAISED_AT: raised_at.to_string(),
+            });
+        }
+        self.update(connection, have, &want).await?;
+        if (changed && raised) || interrupted {
+            // Read after the rise took effect: everything up to here lived under the lower limit.
+            let info: StreamInfo = connection.api.info(&name).await?;
+            let have = self.settings(connection, &name).await?.unwrap_or_default();
+            let done = json!({"name": name, "metadata": {META_RAISED_AT: info.state.last_seq.to_string()}});
+            self.update(connection, have, &done).await?;
+        }
+        Ok(())
+    }
+
+    /// Names of other nodes whose lease has not run out.
+    async fn other_nodes(&self, connection: &Connection) -> Result<Vec<String>, SetupError> {
+        let bucket = self.names.meta_bucket();
+        let filter = json!({"subjects_filter": key_subject(&bucket, "node.*")});
+        let info: StreamInfo = connection.api.call(&format!("STREAM.INFO.{}", bucket_stream(&bucket)), &filter).await?;
+        let own = self.lease_key();
+        let mut others = Vec::new();
+        for subject in info.state.subjects.keys() {
+            let Some(key) = subject.strip_prefix(&format!("$KV.{bucket}.")).filter(|key| *key != own) else { continue };
+            if let Some((name, _)) = connection.api.value(&bucket, key).await? {
+                others.push(String::from_utf8_lossy(&name).into_owned());
+            }
+        }
+        others.sort();
+        Ok(others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_settings_are_off() {
+        let have = json!({"name": "a", "max_age": 5, "metadata": {"x": "1", "_nats.ver": "2"}, "deny_purge": true});
+        let have = have.as_object().unwrap();
+        let same = json!({"max_age": 5, "sealed": false, "sources": null, "max_consumers": 0, "metadata": {"x": "1"}});
+        assert_eq!(differences(have, &same), []);
+        let other = json!({"max_age": 6, "deny_purge": false, "metadata": {"x": "2"}});
+        let names: Vec<_> = differences(have, &other).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(names, ["deny_purge", "max_age", "metadata"]);
+    }
+}

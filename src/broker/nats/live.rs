@@ -1,0 +1,195 @@
+//! The live feed: which streams this node hears, and what each message means.
+//!
+//! One core subscription per open stream. A few feeder tasks own them all: a task for each of 100,000 streams would
+//! cost more memory than the subscriptions themselves.
+
+use super::generation::Connection;
+use super::token::Token;
+use super::{Core, headers};
+use crate::broker::Feed;
+use crate::protocol::StreamName;
+use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM};
+use async_nats::{Message, Subscriber};
+use futures_util::future::FutureExt;
+use futures_util::stream::{AbortHandle, Abortable, SelectAll, Stream, StreamExt};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+
+/// Feeder tasks. A stream always has the same one, so that its order holds across closing and opening again.
+const FEEDERS: usize = 4;
+/// Subscriptions on their way to a feeder; opening waits when it is full.
+const HANDOVER: usize = 256;
+/// Messages handed on before a feeder looks for new subscriptions.
+const CHUNK: usize = 128;
+
+/// The streams open on one connection.
+pub(super) struct LiveSet {
+    open: Mutex<HashMap<StreamName, AbortHandle>>,
+    /// Held while subscribing: a second opener of a stream must not go on before its subscription is sent.
+    opening: tokio::sync::Mutex<()>,
+    feeders: Vec<mpsc::Sender<LiveStream>>,
+}
+
+/// One subscription, and the stream its messages belong to.
+pub(super) struct LiveStream {
+    messages: Abortable<Subscriber>,
+    name: Arc<Named>,
+}
+
+pub(super) struct Named {
+    stream: StreamName,
+    hashed: bool,
+}
+
+impl Stream for LiveStream {
+    type Item = (Arc<Named>, Message);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.messages.poll_next_unpin(cx).map(|next| next.map(|message| (self.name.clone(), message)))
+    }
+}
+
+impl LiveSet {
+    pub fn new() -> (Self, Vec<mpsc::Receiver<LiveStream>>) {
+        let (feeders, inputs) = (0..FEEDERS).map(|_| mpsc::channel(HANDOVER)).unzip();
+        (Self { open: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders }, inputs)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, AbortHandle>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Subscribes those that are not open yet. When it returns, the subscriptions are ahead of any later request on
+    /// the same connection.
+    pub async fn open(
+        &self,
+        connection: &Connection,
+        streams: &[StreamName],
+        subject: impl Fn(&Token) -> String,
+    ) -> Result<(), super::api::ApiError> {
+        let _opening = self.opening.lock().await;
+        for stream in streams {
+            if self.lock().contains_key(stream) {
+                continue;
+            }
+            let token = Token::of(stream);
+            let subscriber = connection.subscribe(subject(&token)).await?;
+            let (handle, registration) = AbortHandle::new_pair();
+            let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed });
+            let live = LiveStream { messages: Abortable::new(subscriber, registration), name };
+            self.lock().insert(stream.clone(), handle);
+            let mut hasher = DefaultHasher::new();
+            stream.hash(&mut hasher);
+            // A feeder that has ended means that the connection is lost; the next request on it fails.
+            let _ = self.feeders[hasher.finish() as usize % FEEDERS].send(live).await;
+        }
+        Ok(())
+    }
+
+    pub fn close(&self, stream: &StreamName) {
+        if let Some(handle) = self.lock().remove(stream) {
+            handle.abort();
+        }
+    }
+
+    pub fn all_lagged(&self, feed: &dyn Feed) {
+        let open: Vec<StreamName> = self.lock().keys().cloned().collect();
+        open.iter().for_each(|stream| feed.lagged(stream));
+    }
+
+    pub fn is_open(&self, stream: &StreamName) -> bool {
+        self.lock().contains_key(stream)
+    }
+}
+
+/// Hands messages to the node in the order they came, until the connection ends.
+pub(super) async fn feed(
+    core: Arc<Core>,
+    connection: Arc<Connection>,
+    log: String,
+    mut input: mpsc::Receiver<LiveStream>,
+) {
+    let dead = &connection.link.dead;
+    let mut streams: SelectAll<LiveStream> = SelectAll::new();
+    let mut stale = Vec::new();
+    loop {
+        tokio::select! {
+            () = dead.cancelled() => return,
+            new = input.recv() => match new {
+                Some(stream) => streams.push(stream),
+                // The generation is gone.
+                None => return,
+            },
+            Some((name, message)) = streams.next(), if !streams.is_empty() => {
+                let mut next = Some((name, message));
+                for _ in 0..CHUNK {
+                    let Some((name, message)) = next else { break };
+                    if !deliver(&core, &connection, &log, &mut stale, &name, &message).await {
+                        return dead.cancel();
+                    }
+                    next = streams.next().now_or_never().flatten();
+                }
+                if let Some((name, message)) = next
+                    && !deliver(&core, &connection, &log, &mut stale, &name, &message).await
+                {
+                    return dead.cancel();
+                }
+            }
+        }
+    }
+}
+
+/// False: the message's epoch could not be checked; the connection must be given up rather than release it.
+async fn deliver(
+    core: &Core,
+    connection: &Connection,
+    log: &str,
+    stale: &mut Vec<String>,
+    name: &Named,
+    raw: &Message,
+) -> bool {
+    if !headers::is_of(raw, &name.stream, name.hashed) {
+        return true;
+    }
+    if headers::text(raw, &headers::TRANSIENT).is_some() {
+        core.feed.transient(&name.stream, headers::message(raw, 0, 0));
+        return true;
+    }
+    let (Some(source), Some(offset)) = (headers::text(raw, &NATS_STREAM), headers::number(raw, &NATS_SEQUENCE)) else {
+        tracing::debug!(stream = ?name.stream, "a message on a live subject that is not from the log: ignored");
+        return true;
+    };
+    if source != log {
+        // Another cluster's log behind a gateway, or a log created anew by another node: the latter is for us to learn.
+        tracing::debug!(source, log, "a live message of another log: ignored");
+        core.nudge.notify_one();
+        return true;
+    }
+    let epoch = core.epoch();
+    if let Some(foreign) = headers::text(raw, &headers::EPOCH).filter(|e| *e != epoch.as_str())
+        && !stale.iter().any(|known| known == foreign)
+    {
+        // The publisher knows another epoch: a newer one, or it has not yet learnt of ours.
+        match core.record_of(connection, log).await {
+            Ok((record, _)) => core.adopt_epoch(&record.epoch.as_str().into()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot check the epoch of a live message");
+                return false;
+            }
+        }
+        if core.epoch().as_str() != foreign {
+            // Bounded: epochs are rare.
+            stale.truncate(15);
+            stale.insert(0, foreign.to_owned());
+        }
+    }
+    let stored_at = headers::stored_at(raw).unwrap_or_default();
+    core.witness.note(log, core.epoch().as_str(), offset, headers::message_id(raw), stored_at);
+    let previous = headers::number(raw, &NATS_LAST_SEQUENCE).unwrap_or_default();
+    core.feed.live(&name.stream, previous, headers::message(raw, offset, stored_at));
+    true
+}

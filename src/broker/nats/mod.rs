@@ -1,0 +1,444 @@
+//! The broker on NATS JetStream: streams as subjects of one log, read without consumers.
+//!
+//! * Publishing (`publish`): an acknowledged publish with a message id, repeated until it is answered.
+//! * The live feed (`live`): the log republishes each stored message as a core message; one subscription per open
+//!   stream.
+//! * History (`read`, `heads`): direct gets that any replica may answer, believed only as far as the leader confirms.
+//! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
+//! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
+//!   remembers of it (`witness`, `epoch`).
+//! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
+
+mod api;
+mod clock;
+mod commands;
+mod config;
+mod epoch;
+mod generation;
+mod headers;
+mod heads;
+mod layout;
+mod live;
+mod mux;
+mod peers;
+mod publish;
+mod read;
+mod sessions;
+mod token;
+mod witness;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{NatsBrokerConfig, StartError};
+
+use super::{
+    AppendError, Appended, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
+    SessionKey, Status, StoredSession, Unavailable,
+};
+use crate::protocol::{Epoch, Message, Publication, StreamName};
+use api::{ApiError, code};
+use async_trait::async_trait;
+use bytes::Bytes;
+use config::Names;
+use generation::Generation;
+use headers::Body;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use witness::Witness;
+
+/// How long [`NatsBroker::start`] waits for a verdict on the NATS server; it does not wait for the server itself.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+/// In a cluster other servers learn of a subscription a little later than ours; heads are compared again after this.
+const INTEREST_SPREAD: Duration = Duration::from_millis(100);
+
+/// The handle that the node holds. See the module's documentation.
+pub struct NatsBroker {
+    core: Arc<Core>,
+}
+
+/// What all parts share.
+struct Core {
+    config: NatsBrokerConfig,
+    names: Names,
+    feed: Arc<dyn Feed>,
+    status: watch::Sender<Status>,
+    /// The verified connection, if there is one.
+    current: watch::Sender<Option<Arc<Generation>>>,
+    /// Since when there is none.
+    away_since: Mutex<Instant>,
+    witness: Witness,
+    commands: Mutex<Option<commands::Followed>>,
+    fatal: watch::Sender<Option<StartError>>,
+    /// Counts failed attempts to become ready.
+    attempts: watch::Sender<u64>,
+    /// The configured policy has been applied (or was there); from now on the log's own settings hold.
+    settled: AtomicBool,
+    /// The store refused a write for want of space; cleared by a write that succeeds.
+    storage_full: AtomicBool,
+    /// Look at the log now.
+    nudge: Notify,
+    /// Batch reads under way.
+    batches: Semaphore,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why a connection did not become usable.
+#[derive(Clone, Debug, thiserror::Error)]
+enum SetupError {
+    #[error("{0}")]
+    Fatal(StartError),
+    #[error("{0}")]
+    Retry(String),
+    /// The log that this connection works with is no longer the log.
+    #[error("{0}")]
+    LogGone(String),
+}
+
+impl SetupError {
+    fn fatal(text: impl Into<String>) -> Self {
+        Self::Fatal(StartError(text.into()))
+    }
+
+    fn retry(text: impl Into<String>) -> Self {
+        Self::Retry(text.into())
+    }
+}
+
+impl From<ApiError> for SetupError {
+    fn from(error: ApiError) -> Self {
+        if error.is(code::NOT_ENABLED) || error.is(code::NOT_ENABLED_FOR_ACCOUNT) {
+            return Self::fatal("JetStream is not enabled for this NATS account: enable it on the server");
+        }
+        if error.is(code::REPLICAS_NOT_SUPPORTED) {
+            return Self::fatal("this NATS server is not part of a cluster: set nats_replicas to 1");
+        }
+        Self::Retry(error.to_string())
+    }
+}
+
+impl NatsBroker {
+    /// Starts connecting. NATS need not be there: the broker comes up by itself, see [`Broker::status`]. If NATS
+    /// answers within two seconds that it cannot serve this configuration, that is the error; later such verdicts
+    /// show in the status, the log and [`NatsBroker::fatal`].
+    pub async fn start(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Result<Arc<Self>, StartError> {
+        config.check()?;
+        let status =
+            Status { ready: false, generation: 0, epoch: Epoch::none(), reason: Arc::from("connecting to NATS") };
+        let core = Arc::new(Core {
+            names: Names::new(&config),
+            feed,
+            status: watch::Sender::new(status),
+            current: watch::Sender::new(None),
+            away_since: Mutex::new(Instant::now()),
+            witness: Witness::default(),
+            commands: Mutex::default(),
+            fatal: watch::Sender::new(None),
+            attempts: watch::Sender::new(0),
+            settled: AtomicBool::new(false),
+            storage_full: AtomicBool::new(false),
+            nudge: Notify::new(),
+            batches: Semaphore::new(read::MAX_BATCHES),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        });
+        if let Some(mark) = core.config.witness_file.as_deref().and_then(witness::read_file) {
+            core.witness.set(mark);
+        }
+        let mut attempts = core.attempts.subscribe();
+        let mut current = core.current.subscribe();
+        core.tasks.spawn(core.clone().supervise());
+        if core.config.witness_file.is_some() {
+            core.tasks.spawn(core.clone().keep_witness());
+        }
+        let broker = Arc::new(Self { core });
+        // Whichever comes first: ready, a verdict, or a failed attempt (then nobody is there to give one).
+        let _ = tokio::time::timeout(START_PATIENCE, async {
+            tokio::select! {
+                _ = current.wait_for(Option::is_some) => {}
+                _ = attempts.wait_for(|count| *count > 0) => {}
+            }
+        })
+        .await;
+        let verdict = broker.core.fatal.borrow().clone();
+        if let Some(error) = verdict {
+            broker.shutdown().await;
+            return Err(error);
+        }
+        Ok(broker)
+    }
+
+    /// Resolves with a misfit that only an operator can mend, also one found after the start.
+    pub async fn fatal(&self) -> StartError {
+        let mut fatal = self.core.fatal.subscribe();
+        let found = fatal.wait_for(Option::is_some).await.map(|error| error.clone());
+        match found {
+            Ok(Some(error)) => error,
+            // The sender lives as long as this handle.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Gives the log a new epoch: all positions become void. For an operator who has put an old backup back.
+    pub async fn reset_epoch(&self) -> Result<Epoch, Unavailable> {
+        let core = &*self.core;
+        let mut attempts = Attempts::new(core, core.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            let connection = &generation.connection;
+            let outcome = async {
+                let (record, revision) = core.record_of(connection, &generation.log).await?;
+                core.change_epoch(connection, &record, revision).await?;
+                core.record_of(connection, &generation.log).await
+            };
+            match outcome.await {
+                Ok((record, _)) => {
+                    let epoch = Epoch::from(record.epoch.as_str());
+                    core.adopt_epoch(&epoch);
+                    return Ok(epoch);
+                }
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    /// Ends all tasks and the connection. Calls under way fail.
+    pub async fn shutdown(&self) {
+        let core = &self.core;
+        if let Some(generation) = core.generation() {
+            if let Err(error) = core.end_lease(&generation.connection).await {
+                tracing::debug!(%error, "cannot end this node's lease");
+            }
+        }
+        core.stop.cancel();
+        if let Some(generation) = core.current.send_replace(None) {
+            generation.dead().cancel();
+        }
+        core.tasks.close();
+        core.tasks.wait().await;
+        core.write_witness().await;
+    }
+}
+
+impl Core {
+    fn generation(&self) -> Option<Arc<Generation>> {
+        self.current.borrow().clone()
+    }
+
+    async fn wait_for_generation(&self) -> Arc<Generation> {
+        let mut current = self.current.subscribe();
+        let found = current.wait_for(Option::is_some).await.map(|found| found.clone());
+        match found {
+            Ok(Some(generation)) => generation,
+            // The sender lives as long as `self`.
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.status.borrow().epoch.clone()
+    }
+
+    fn away(&self) {
+        *self.away_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn away_for(&self) -> Duration {
+        self.away_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes the witness beside the store, at most every second.
+    async fn keep_witness(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut written = None;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            let mark = self.witness.get();
+            if mark != written {
+                self.write_witness().await;
+                written = mark;
+            }
+        }
+    }
+
+    async fn write_witness(&self) {
+        let (Some(path), Some(mark)) = (self.config.witness_file.clone(), self.witness.get()) else { return };
+        let outcome = tokio::task::spawn_blocking(move || witness::write_file(&path, &mark)).await;
+        if let Ok(Err(error)) = outcome {
+            tracing::warn!(%error, "cannot write the witness of the log");
+        }
+    }
+}
+
+/// Repeats a request over whichever connection there is, until a deadline.
+struct Attempts<'a> {
+    core: &'a Core,
+    deadline: Instant,
+    pause: Duration,
+    reason: Option<String>,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(core: &'a Core, budget: Duration) -> Self {
+        Self { core, deadline: Instant::now() + budget, pause: Duration::ZERO, reason: None }
+    }
+
+    /// The connection for the next attempt.
+    async fn next(&mut self) -> Result<Arc<Generation>, Unavailable> {
+        if !self.pause.is_zero() {
+            tokio::time::sleep(self.pause).await;
+        }
+        let found = match Instant::now() < self.deadline {
+            true => timeout_at(self.deadline, self.core.wait_for_generation()).await.ok(),
+            false => None,
+        };
+        found.ok_or_else(|| {
+            Unavailable(self.reason.take().unwrap_or_else(|| self.core.status.borrow().reason.to_string()))
+        })
+    }
+
+    fn failed(&mut self, error: impl std::fmt::Display) {
+        self.reason = Some(error.to_string());
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(5), Duration::from_millis(200));
+    }
+}
+
+fn unix_millis() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
+impl Broker for NatsBroker {
+    fn features(&self) -> Features {
+        Features { history: self.core.config.history(), sessions: self.core.config.sessions(), shared: true }
+    }
+
+    fn status(&self) -> watch::Receiver<Status> {
+        self.core.status.subscribe()
+    }
+
+    async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
+        if !publication.transient && self.core.config.history() {
+            return self.core.store(publication).await;
+        }
+        self.core.fan_out(&publication.stream, &publication.meta, publication.data, Body::Data).await?;
+        Ok(Appended { epoch: self.core.epoch(), offset: 0, duplicate: false })
+    }
+
+    async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
+        let data = message.payload.json().clone();
+        let sent = self.core.fan_out(stream, &message.meta, data, Body::Json).await;
+        sent.map_err(|error| Unavailable(error.to_string()))
+    }
+
+    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        let core = &self.core;
+        let mut attempts = Attempts::new(core, core.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            let outcome = async {
+                let subject = |token: &token::Token| core.names.live_subject(&token.text);
+                generation.live.open(&generation.connection, streams, subject).await?;
+                core.try_heads(&generation, streams).await
+            };
+            match outcome.await {
+                Ok(heads) => {
+                    if generation.connection.clustered() && !streams.is_empty() {
+                        let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
+                        core.tasks.spawn(async move {
+                            tokio::select! {
+                                () = tokio::time::sleep(INTEREST_SPREAD) => {}
+                                () = dead.cancelled() => return,
+                            }
+                            streams.iter().for_each(|stream| feed.lagged(stream));
+                        });
+                    }
+                    return Ok(heads);
+                }
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    fn close(&self, stream: &StreamName) {
+        if let Some(generation) = self.core.generation() {
+            generation.live.close(stream);
+        }
+    }
+
+    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            match self.core.try_heads(&generation, streams).await {
+                Ok(heads) => return Ok(heads),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        stream: &StreamName,
+        from: ReadFrom,
+        up_to: u64,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Page, Unavailable> {
+        self.core.read_page(stream, from, up_to, max_messages, max_bytes).await
+    }
+
+    async fn facts(&self) -> Result<Facts, Unavailable> {
+        if !self.core.config.history() {
+            return Ok(read::nothing_kept());
+        }
+        let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            match generation.asks.top().await {
+                Ok(top) => return Ok(top.facts),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
+        self.core.load(key).await
+    }
+
+    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        self.core.save(key, body, revision).await
+    }
+
+    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        self.core.delete(key).await
+    }
+
+    async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
+        self.core.store_disconnect(command).await
+    }
+
+    async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
+        self.core.newest_mark(identifiers).await
+    }
+}

@@ -1,0 +1,230 @@
+//! Storing a publication: one acknowledged publish, repeated with the same message id until it is answered.
+
+use super::Core;
+use super::api::{ATTEMPT, ApiError, code};
+use super::headers::{self, Body};
+use super::mux::RequestError;
+use super::token::Token;
+use crate::broker::{AppendError, Appended};
+use crate::protocol::{Meta, Publication, StreamName};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// NATS that has been away for longer fails publications at once; shorter absences (elections, a restart of the
+/// server) are waited out.
+const PATIENCE_WHEN_AWAY: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// What a refusal means for the publication.
+enum Verdict {
+    /// Nothing was stored; try again.
+    Retry,
+    /// This or an earlier attempt may be stored; try again.
+    RetryUnknown,
+    StorageFull,
+    TooLarge,
+}
+
+fn verdict(err_code: u32, description: &str) -> Verdict {
+    let says = |text: &str| description.contains(text);
+    match err_code {
+        code::STORE_FAILED | code::INSUFFICIENT_RESOURCES | code::STORAGE_EXCEEDED => Verdict::StorageFull,
+        _ if says("maximum bytes") || says("insufficient") || says("no space left") || says("resource limits") => {
+            Verdict::StorageFull
+        }
+        // The same id is being stored just now.
+        10158 => Verdict::RetryUnknown,
+        _ if says("in process") => Verdict::RetryUnknown,
+        // "message size exceeds maximum allowed", "header size exceeds maximum allowed of 64k"
+        10054 | 10097 => Verdict::TooLarge,
+        _ => Verdict::Retry,
+    }
+}
+
+/// How a stored write ended when it was not acknowledged.
+pub(super) enum WriteError {
+    NotStored(String),
+    Unknown(String),
+    StorageFull(String),
+    TooLarge,
+    /// The condition in its headers does not hold.
+    Conflict,
+}
+
+/// One write that is repeated with the same message id.
+pub(super) struct Write<'a> {
+    core: &'a Core,
+    deadline: Instant,
+    pause: Duration,
+    /// An attempt may have been stored without our knowing.
+    unknown: bool,
+    reason: String,
+    /// How long NATS may have been away for the write still to wait for it.
+    patience: Duration,
+}
+
+impl<'a> Write<'a> {
+    /// A write that fails at once when NATS has been away for a while: its sender is told to come again.
+    pub fn new(core: &'a Core, budget: Duration) -> Self {
+        let reason = String::from("NATS is not available");
+        let deadline = Instant::now() + budget;
+        Self { core, deadline, pause: PAUSE, unknown: false, reason, patience: PATIENCE_WHEN_AWAY }
+    }
+
+    /// A write that waits for NATS as long as its budget allows.
+    pub fn patient(core: &'a Core, budget: Duration) -> Self {
+        Self { patience: Duration::MAX, ..Self::new(core, budget) }
+    }
+
+    pub fn end(self) -> WriteError {
+        if self.unknown { WriteError::Unknown(self.reason) } else { WriteError::NotStored(self.reason) }
+    }
+
+    /// The connection to use, waiting for one within the budget; nothing waits for a store that has been away for long
+    /// unless it may hold the write already.
+    pub async fn connection(&mut self) -> Option<std::sync::Arc<super::Generation>> {
+        if Instant::now() >= self.deadline {
+            return None;
+        }
+        if let Some(generation) = self.core.generation() {
+            return Some(generation);
+        }
+        let found = match self.unknown || self.core.away_for() <= self.patience {
+            true => timeout_at(self.deadline, self.core.wait_for_generation()).await.ok(),
+            false => None,
+        };
+        if found.is_none() {
+            self.reason = self.core.status.borrow().reason.to_string();
+        }
+        found
+    }
+
+    /// Time for one attempt.
+    pub fn attempt(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).min(ATTEMPT)
+    }
+
+    /// Takes note of a failed attempt and waits before the next. `Err`: the write is over.
+    pub async fn failed(&mut self, error: ApiError) -> Result<(), WriteError> {
+        self.reason = error.to_string();
+        match error {
+            ApiError::Request(RequestError::NotSent(_)) => {}
+            ApiError::Request(RequestError::NoAnswer(_)) | ApiError::Unreadable(_) => self.unknown = true,
+            // No log, or no leader just now: the check finds out.
+            ApiError::NoResponders => self.core.nudge.notify_one(),
+            ApiError::Refused { err_code: code::WRONG_LAST_SEQUENCE | code::WRONG_LAST_SEQUENCE_CONSTANT, .. } => {
+                return Err(WriteError::Conflict);
+            }
+            ApiError::Refused { err_code: code::EXPECTED_STREAM, .. } => self.core.nudge.notify_one(),
+            ApiError::Refused { err_code, description } => match verdict(err_code, &description) {
+                Verdict::Retry => {}
+                Verdict::RetryUnknown => self.unknown = true,
+                Verdict::StorageFull => {
+                    self.core.storage_full.store(true, Ordering::Relaxed);
+                    self.core.nudge.notify_one();
+                    if !self.unknown {
+                        return Err(WriteError::StorageFull(description));
+                    }
+                }
+                Verdict::TooLarge if !self.unknown => return Err(WriteError::TooLarge),
+                Verdict::TooLarge => {}
+            },
+        }
+        let until = (Instant::now() + self.pause).min(self.deadline);
+        tokio::time::sleep_until(until).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+
+    /// The attempt was stored, but elsewhere or under another epoch: ask again for its position.
+    pub fn stored_elsewhere(&mut self, reason: &str) {
+        self.unknown = true;
+        self.reason = reason.into();
+    }
+}
+
+impl Core {
+    pub(super) async fn store(&self, publication: Publication) -> Result<Appended, AppendError> {
+        let token = Token::of(&publication.stream);
+        let subject = self.names.log_subject(&token.text);
+        let mut write = Write::new(self, self.config.publish_budget());
+        loop {
+            let Some(generation) = write.connection().await else { return Err(write.end().into()) };
+            let epoch = self.epoch();
+            let headers = headers::stored(&publication, &token, &generation.log, epoch.as_str());
+            let limit = generation.connection.client.max_payload().saturating_sub(headers::wire_len(&headers));
+            let size = publication.data.len();
+            if size > limit {
+                return Err(AppendError::TooLarge { size, limit });
+            }
+            let timeout = write.attempt();
+            let outcome = generation.api().publish(subject.clone(), headers, publication.data.clone(), timeout).await;
+            match outcome {
+                Ok(ack) if ack.stream != generation.log => {
+                    tracing::warn!(stream = ack.stream, log = generation.log, "another log took a publication");
+                    self.nudge.notify_one();
+                    write.stored_elsewhere("the log was replaced meanwhile");
+                }
+                // The position's epoch must be the one that held when it was given.
+                Ok(_) if self.epoch() != epoch => write.stored_elsewhere("the log's epoch changed meanwhile"),
+                Ok(ack) => {
+                    self.witness.note(&generation.log, epoch.as_str(), ack.seq, Some(publication.id), 0);
+                    if ack.duplicate && generation.live.is_open(&publication.stream) {
+                        // The first attempt may have been stored by a leader that died before it fed it.
+                        self.feed.lagged(&publication.stream);
+                    }
+                    return Ok(Appended { epoch, offset: ack.seq, duplicate: ack.duplicate });
+                }
+                Err(error) => {
+                    if let Err(end) = write.failed(error).await {
+                        return Err(match end {
+                            WriteError::TooLarge => AppendError::TooLarge { size, limit },
+                            end => end.into(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a message to all nodes without storing it. Core NATS does not acknowledge: success means handed over.
+    pub(super) async fn fan_out(
+        &self,
+        stream: &StreamName,
+        meta: &Meta,
+        data: Bytes,
+        body: Body,
+    ) -> Result<(), AppendError> {
+        let token = Token::of(stream);
+        let subject = self.names.live_subject(&token.text);
+        let headers = headers::transient(stream, &token, meta, body);
+        let mut write = Write::new(self, self.config.publish_budget());
+        loop {
+            let Some(generation) = write.connection().await else { return Err(write.end().into()) };
+            let limit = generation.connection.client.max_payload().saturating_sub(headers::wire_len(&headers));
+            if data.len() > limit {
+                return Err(AppendError::TooLarge { size: data.len(), limit });
+            }
+            let timeout = write.attempt();
+            match generation.api().mux.publish(subject.clone(), headers.clone(), data.clone(), timeout).await {
+                Ok(()) => return Ok(()),
+                Err(error) => write.failed(error.into()).await?,
+            }
+        }
+    }
+}
+
+impl From<WriteError> for AppendError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NotStored(reason) => Self::NotStored(reason),
+            WriteError::Unknown(reason) => Self::Unknown(reason),
+            WriteError::StorageFull(reason) => Self::StorageFull(reason),
+            WriteError::TooLarge => Self::NotStored("larger than the store takes".into()),
+            WriteError::Conflict => Self::NotStored("the log refused the write's condition".into()),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Pages of one stream's history, by batch direct get.
+//!
+//! Any replica may answer, and it may lag; a page that ends before `up_to` is only believed when the leader confirms
+//! that nothing follows.
+
+use super::api::ApiError;
+use super::generation::Generation;
+use super::headers;
+use super::token::Token;
+use super::{Attempts, Core, clock};
+use crate::broker::{Facts, Page, ReadFrom, Unavailable};
+use crate::protocol::{Message, StreamName};
+use async_nats::StatusCode;
+use async_nats::header::NATS_SEQUENCE;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Messages of one request; the answer must fit the inbox of the connection.
+pub(super) const MAX_BATCH: usize = 1000;
+/// Batches of this node under way at once: the server serves the reads of a log one after another, and publishers wait
+/// behind them.
+pub(super) const MAX_BATCHES: usize = 8;
+/// Bytes of one answer: a client that reads slowly is not cut off, others wait no longer than some milliseconds.
+const MAX_BYTES: usize = 512 * 1024;
+/// A replica that has not answered by then may be frozen; another one is asked. Scans of scattered messages can take a
+/// while on a busy server.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// Where the next request begins.
+#[derive(Clone, Copy)]
+enum Start {
+    Seq(u64),
+    Time(u64),
+}
+
+impl Start {
+    fn put_into(self, request: &mut Value) {
+        match self {
+            Self::Seq(seq) => request["seq"] = json!(seq.max(1)),
+            Self::Time(second) => request["start_time"] = json!(clock::format(second)),
+        }
+    }
+}
+
+/// Messages read so far. Kept across attempts: what a replica gave is right, it only may not be all.
+struct Collected {
+    messages: Vec<Arc<Message>>,
+    bytes: usize,
+    next: Start,
+    /// Kept messages behind the last one, when the read was cut.
+    remaining: u64,
+}
+
+impl Core {
+    pub(super) async fn read_page(
+        &self,
+        stream: &StreamName,
+        from: ReadFrom,
+        up_to: u64,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Page, Unavailable> {
+        let token = Token::of(stream);
+        let subject = self.names.log_subject(&token.text);
+        let next = match from {
+            ReadFrom::Offset(offset) => Start::Seq(offset),
+            ReadFrom::Time(second) => Start::Time(second),
+        };
+        let mut got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
+        let limits = Limits { up_to, max_messages: max_messages.max(1), max_bytes };
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        let mut log = String::new();
+        loop {
+            let generation = attempts.next().await?;
+            if log != generation.log {
+                // Another log: what came from the former one is void.
+                log.clone_from(&generation.log);
+                got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
+            }
+            if log.is_empty() {
+                return Ok(Page { messages: Vec::new(), remaining: 0, facts: nothing_kept() });
+            }
+            let outcome = async {
+                self.fill(&generation, stream, token.hashed, &subject, &limits, &mut got).await?;
+                generation.asks.top().await
+            };
+            match outcome.await {
+                Ok(top) => {
+                    return Ok(Page { messages: got.messages, remaining: got.remaining, facts: top.facts });
+                }
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    /// Reads on until `up_to`, a limit, or the leader's word that there is no more.
+    async fn fill(
+        &self,
+        generation: &Generation,
+        stream: &StreamName,
+        hashed: bool,
+        subject: &str,
+        limits: &Limits,
+        got: &mut Collected,
+    ) -> Result<(), ApiError> {
+        loop {
+            if matches!(got.next, Start::Seq(next) if next > limits.up_to) {
+                got.remaining = 0;
+                return Ok(());
+            }
+            if got.messages.len() >= limits.max_messages || (got.bytes >= limits.max_bytes && !got.messages.is_empty())
+            {
+                return Ok(());
+            }
+            let mut request = json!({
+                "next_by_subj": subject,
+                "batch": (limits.max_messages - got.messages.len()).min(MAX_BATCH),
+                "max_bytes": limits.max_bytes.saturating_sub(got.bytes).clamp(1, MAX_BYTES),
+            });
+            got.next.put_into(&mut request);
+            let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
+            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let api_subject = format!("$JS.API.DIRECT.GET.{}", generation.log);
+            let (messages, end) = generation.api().mux.batch(api_subject, request, MAX_BATCH + 1, SILENCE).await?;
+            drop(permit);
+            let exhausted = match end.status {
+                Some(StatusCode::NOT_FOUND) => true,
+                Some(status) if status.as_u16() == 204 => {
+                    headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0
+                }
+                status => {
+                    let why = end.description.unwrap_or_default();
+                    return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
+                }
+            };
+            for raw in messages {
+                let Some(seq) = headers::number(&raw, &NATS_SEQUENCE) else {
+                    return Err(ApiError::Unreadable("a message without its sequence".into()));
+                };
+                got.next = Start::Seq(seq + 1);
+                if seq > limits.up_to {
+                    break;
+                }
+                got.remaining = headers::number(&raw, &headers::NUM_PENDING).unwrap_or(0);
+                got.bytes += raw.payload.len();
+                if headers::is_of(&raw, stream, hashed) {
+                    got.messages.push(headers::message(&raw, seq, headers::stored_at(&raw).unwrap_or_default()));
+                }
+                if seq == limits.up_to {
+                    break;
+                }
+            }
+            if exhausted && !matches!(got.next, Start::Seq(next) if next > limits.up_to) {
+                return self.confirm_end(generation, subject, limits.up_to, got).await;
+            }
+        }
+    }
+
+    /// The replica knows no more. The leader decides whether it lags.
+    async fn confirm_end(
+        &self,
+        generation: &Generation,
+        subject: &str,
+        up_to: u64,
+        got: &mut Collected,
+    ) -> Result<(), ApiError> {
+        let mut which = json!({"next_by_subj": subject});
+        match got.next {
+            Start::Seq(seq) => which["seq"] = json!(seq.max(1)),
+            Start::Time(second) => which["start_time"] = json!(clock::format(second)),
+        }
+        match generation.api().message(&generation.log, &which).await? {
+            Some(kept) if kept.seq <= up_to => Err(ApiError::Unreadable("a replica lags behind".into())),
+            _ => {
+                got.remaining = 0;
+                Ok(())
+            }
+        }
+    }
+}
+
+struct Limits {
+    up_to: u64,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+/// The facts of a broker that stores nothing.
+pub(super) fn nothing_kept() -> Facts {
+    Facts {
+        first_seq: 1,
+        last_seq: 0,
+        limit: 0,
+        ttl: Duration::ZERO,
+        revision: 0,
+        raised_at: 0,
+        now: super::unix_millis(),
+    }
+}

@@ -1,0 +1,102 @@
+//! Saved sessions: one key each in a bucket, with a life of its own.
+
+use super::api::{is_marker, marker_headers};
+use super::config::{bucket_stream, key_subject};
+use super::publish::{Write, WriteError};
+use super::{Attempts, Core};
+use crate::broker::{SaveError, SessionKey, StoredSession, Unavailable};
+use crate::protocol::MessageId;
+use async_nats::{HeaderMap, header};
+use bytes::Bytes;
+use std::time::Duration;
+
+/// A deletion's marker only has to outlive writes that were under way.
+const MARKER_LIFE: Duration = Duration::from_secs(10);
+
+impl Core {
+    pub(super) async fn load(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
+        let bucket = self.names.sessions_bucket();
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            match generation.api().value(&bucket, &key.0).await {
+                Ok(found) => return Ok(found.map(|(body, revision)| StoredSession { body, revision })),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    pub(super) async fn save(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        let mut headers = HeaderMap::new();
+        // Whole seconds; a write without a life would live for ever.
+        let seconds = self.config.limits.sessions_ttl.as_millis().div_ceil(1000).max(1);
+        headers.insert(header::NATS_MESSAGE_TTL, seconds.to_string());
+        if let Some(revision) = revision {
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+        }
+        let outcome = match self.write_key(key, headers.clone(), body.clone()).await {
+            // A deleted entry's marker is no entry.
+            Err(WriteError::Conflict) if revision == Some(0) => {
+                let Some(marker) = self.marker(key).await? else { return Err(SaveError::Conflict) };
+                headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, marker.to_string());
+                self.write_key(key, headers, body).await
+            }
+            outcome => outcome,
+        };
+        Ok(outcome?)
+    }
+
+    /// Revision of a deleted key's marker, 0 if nothing is left of the key, `None` if it has a value.
+    async fn marker(&self, key: &SessionKey) -> Result<Option<u64>, Unavailable> {
+        let bucket = self.names.sessions_bucket();
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            match generation.api().entry(&bucket, &key.0).await {
+                Ok(Some(kept)) if is_marker(&kept) => return Ok(Some(kept.seq)),
+                Ok(Some(_)) => return Ok(None),
+                Ok(None) => return Ok(Some(0)),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    pub(super) async fn delete(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        match self.write_key(key, marker_headers(MARKER_LIFE), Bytes::new()).await {
+            Ok(_) => Ok(()),
+            Err(WriteError::NotStored(reason) | WriteError::Unknown(reason) | WriteError::StorageFull(reason)) => {
+                Err(Unavailable(reason))
+            }
+            Err(WriteError::Conflict | WriteError::TooLarge) => Err(Unavailable("the deletion was refused".into())),
+        }
+    }
+
+    async fn write_key(&self, key: &SessionKey, mut headers: HeaderMap, body: Bytes) -> Result<u64, WriteError> {
+        let bucket = self.names.sessions_bucket();
+        // With an id a repeated conditional write does not conflict with itself.
+        headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
+        headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
+        let subject = key_subject(&bucket, &key.0);
+        let mut write = Write::patient(self, self.config.broker_timeout);
+        loop {
+            let Some(generation) = write.connection().await else { return Err(write.end()) };
+            let timeout = write.attempt();
+            match generation.api().publish(subject.clone(), headers.clone(), body.clone(), timeout).await {
+                Ok(ack) => return Ok(ack.seq),
+                Err(error) => write.failed(error).await?,
+            }
+        }
+    }
+}
+
+impl From<WriteError> for SaveError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Conflict => Self::Conflict,
+            WriteError::NotStored(reason) | WriteError::Unknown(reason) | WriteError::StorageFull(reason) => {
+                Unavailable(reason).into()
+            }
+            WriteError::TooLarge => Unavailable("a saved session larger than the store takes".into()).into(),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+use super::*;
+use crate::broker::{SaveError, SessionKey};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_shared_and_updated_by_revision() {
+    let server = Server::start();
+    let (one, two) = (Node::on(&server).await, Node::on(&server).await);
+    let key = SessionKey::of("sid");
+    assert!(one.broker.load_session(&key).await.unwrap().is_none());
+    let first = one.broker.save_session(&key, "a".into(), Some(0)).await.unwrap();
+    let found = two.broker.load_session(&key).await.unwrap().unwrap();
+    assert_eq!((&found.body[..], found.revision), (&b"a"[..], first));
+    let second = two.broker.save_session(&key, "b".into(), Some(first)).await.unwrap();
+    assert!(second > first);
+    for stale in [0, first] {
+        let refused = one.broker.save_session(&key, "c".into(), Some(stale)).await;
+        assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
+    }
+    one.broker.save_session(&key, "d".into(), None).await.unwrap();
+    one.broker.delete_session(&key).await.unwrap();
+    one.broker.delete_session(&key).await.unwrap();
+    assert!(two.broker.load_session(&key).await.unwrap().is_none());
+    let refused = one.broker.save_session(&key, "e".into(), Some(second)).await;
+    assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
+    one.broker.save_session(&key, "f".into(), Some(0)).await.unwrap();
+    assert_eq!(&two.broker.load_session(&key).await.unwrap().unwrap().body[..], b"f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.limits.sessions_ttl = Duration::from_secs(2);
+    let node = Node::ready(config).await;
+    let (kept, dies) = (SessionKey::of("kept"), SessionKey::of("dies"));
+    node.broker.save_session(&dies, "x".into(), None).await.unwrap();
+    let begin = std::time::Instant::now();
+    loop {
+        node.broker.save_session(&kept, "x".into(), None).await.unwrap();
+        if node.broker.load_session(&dies).await.unwrap().is_none() {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "still there");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(begin.elapsed() > Duration::from_millis(1500));
+    assert!(node.broker.load_session(&kept).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_disconnect_reaches_every_node_and_leaves_a_mark() {
+    let server = Server::start();
+    let (one, two) = (Node::on(&server).await, Node::on(&server).await);
+    let command = RemoteDisconnect { identifiers: r#"{"user":"1"}"#.into(), reconnect: true };
+    assert_eq!(one.broker.mark(&command.identifiers).await.unwrap(), 0);
+    let mark = one.broker.disconnect(&command).await.unwrap();
+    assert_eq!(two.broker.mark(&command.identifiers).await.unwrap(), mark);
+    assert_eq!(two.broker.mark("other").await.unwrap(), 0);
+    for node in [&one, &two] {
+        eventually("heard", || node.feed.all() == [Told::Disconnect(mark, command.clone())]).await;
+    }
+    // A node that starts later hears only what comes later, and knows the mark.
+    let three = Node::on(&server).await;
+    let later = two.broker.disconnect(&RemoteDisconnect { identifiers: "2".into(), reconnect: false }).await.unwrap();
+    eventually("heard", || three.feed.all().len() == 1).await;
+    assert!(matches!(three.feed.all()[0], Told::Disconnect(seq, _) if seq == later && later > mark));
+    assert_eq!(three.broker.mark(&command.identifiers).await.unwrap(), mark);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_cut_off_hears_the_remote_commands_it_missed() {
+    let server = Server::start();
+    let proxy = super::faults::Proxy::to(server.port).await;
+    let mut cut_off = config(&server);
+    cut_off.client = ClientConfig::for_servers(&format!("nats://127.0.0.1:{}", proxy.port));
+    let (one, two) = (Node::on(&server).await, Node::ready(cut_off).await);
+    proxy.cut();
+    eventually("cut off", || !two.broker.status().borrow().ready).await;
+    let mut marks = Vec::new();
+    for i in 0..500 {
+        let command = RemoteDisconnect { identifiers: i.to_string(), reconnect: false };
+        marks.push(one.broker.disconnect(&command).await.unwrap());
+    }
+    assert!(two.feed.all().is_empty());
+    proxy.join();
+    eventually("all heard", || two.feed.all().len() >= 500).await;
+    let heard: Vec<u64> = two
+        .feed
+        .all()
+        .into_iter()
+        .map(|told| match told {
+            Told::Disconnect(mark, _) => mark,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(heard, marks);
+}

