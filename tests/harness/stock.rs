@@ -20,6 +20,16 @@ pub struct StockClient {
     pub rejected: usize,
     /// How often the session was restored.
     pub restored: usize,
+    /// Every frame but pings, and every connection: told if a test fails.
+    history: Vec<String>,
+}
+
+impl Drop for StockClient {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the stock client saw:\n{}", self.history.join("\n"));
+        }
+    }
 }
 
 impl StockClient {
@@ -33,6 +43,7 @@ impl StockClient {
             received: BTreeMap::new(),
             rejected: 0,
             restored: 0,
+            history: Vec::new(),
         }
     }
 
@@ -42,7 +53,8 @@ impl StockClient {
         let restored = if client.is_restored() { client.restored() } else { Vec::new() };
         self.restored += usize::from(client.is_restored());
         self.sid = client.sid.clone();
-        let history = self.history();
+        let history = self.history_request();
+        self.history.push(format!("connected to {}: {} asking for {history}", server.address(), client.welcome));
         let mut pending = BTreeSet::new();
         for identifier in &restored {
             client.ask_history(identifier, history.clone()).await;
@@ -61,7 +73,7 @@ impl StockClient {
         }
     }
 
-    fn history(&self) -> Value {
+    fn history_request(&self) -> Value {
         let streams: BTreeMap<_, _> = self
             .positions
             .iter()
@@ -94,6 +106,15 @@ impl StockClient {
         }
     }
 
+    /// Reads until each identifier has received this message.
+    pub async fn listen_for(&mut self, message: &Value) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.subscriptions.iter().all(|id| self.received.get(id).is_some_and(|all| all.contains(message))) {
+            assert!(Instant::now() < deadline, "{message} does not come; received {:?}", self.counts());
+            self.read_one(PATIENCE).await;
+        }
+    }
+
     fn has(&self, count: usize) -> bool {
         self.subscriptions.iter().all(|identifier| self.received.get(identifier).map_or(0, Vec::len) >= count)
     }
@@ -107,6 +128,9 @@ impl StockClient {
         let event = self.connection.as_mut().expect("connected").event_within(limit).await?;
         let Event::Frame(text) = event else { panic!("the server ended the connection: {event:?}") };
         let frame: Value = serde_json::from_str(&text).expect("frames are JSON");
+        if frame["type"] != "ping" {
+            self.history.push(text);
+        }
         match frame["type"].as_str() {
             Some("ping") => self.since = unix_now(),
             Some("confirm_subscription") => return frame["identifier"].as_str().map(str::to_owned),
