@@ -38,7 +38,7 @@ describe('the Rails client', () => {
   let socket
   let consumer
   before(async () => (server = await Carrick.start(MEMORY)))
-  after(() => server.dispose())
+  after(() => server?.dispose())
   beforeEach(() => {
     socket = recorder()
     adapters.WebSocket = socket

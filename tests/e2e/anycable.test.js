@@ -58,7 +58,7 @@ const STORES = { 'in memory': MEMORY, 'in embedded NATS': DURABLE }
 for (const [store, options] of Object.entries(STORES)) describe(`a stock client of a server with its store ${store}`, () => {
   let server
   before(async () => (server = await Carrick.start(options)))
-  after(() => server.dispose())
+  after(() => server?.dispose())
 
   test('subscribes and receives messages with their positions', async () => {
     const stream = newStream()
@@ -222,7 +222,7 @@ for (const [store, options] of Object.entries(STORES)) describe(`a stock client 
 describe('a stock client of a server that goes', () => {
   let server
   before(async () => (server = await Carrick.start()))
-  after(() => server.dispose())
+  after(() => server?.dispose())
 
   for (const end of ['kill', 'stop']) {
     test(`loses nothing when the server ends (${end}) and returns with its store`, async () => {

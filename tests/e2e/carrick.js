@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process'
 import { mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 /** How long anything that must happen may take. Generous: the machine may be busy with other tests. */
 export const PATIENCE = 20_000
@@ -21,6 +22,9 @@ export async function eventually(what, probe) {
   }
 }
 
+/** The server under test: `CARRICK_BIN`, or what `cargo build` has built. */
+const BINARY = process.env.CARRICK_BIN ?? fileURLToPath(new URL('../../target/debug/carrick', import.meta.url))
+
 const KEY = 'e2e-broadcast-key'
 
 /** Everything a server needs to keep its store through restarts: the README's way to run it. */
@@ -32,9 +36,9 @@ export class Carrick {
   #folder = mkdtempSync(join(tmpdir(), 'carrick-e2e-'))
   #process
   #port = 0
+  #failure
 
   constructor(options = DURABLE) {
-    if (!process.env.CARRICK_BIN) throw new Error('set CARRICK_BIN to the carrick binary')
     this.#options = options
   }
 
@@ -51,10 +55,14 @@ export class Carrick {
     const log = openSync(this.#logFile, 'a')
     const common = ['--host=127.0.0.1', `--port=${this.#port}`, `--port_file=${portFile}`, '--ping_interval=1']
     const open = ['--noauth', '--public_streams', `--broadcast_key=${KEY}`]
-    this.#process = spawn(process.env.CARRICK_BIN, [...common, ...open, ...this.#options], {
+    this.#process = spawn(BINARY, [...common, ...open, ...this.#options], {
       cwd: this.#folder,
       stdio: ['ignore', log, log]
     })
+    // Nothing outlives the test run.
+    const child = this.#process
+    process.once('exit', () => child.kill('SIGKILL'))
+    this.#process.on('error', error => (this.#failure = error))
     try {
       const bound = await eventually('carrick listens', () => this.#bound(portFile))
       this.#port = Number(bound.http.split(':').at(-1))
@@ -65,6 +73,7 @@ export class Carrick {
   }
 
   #bound(portFile) {
+    if (this.#failure) throw this.#failure
     if (this.#process.exitCode !== null) throw new Error(`carrick ended with ${this.#process.exitCode}`)
     try {
       return JSON.parse(readFileSync(portFile, 'utf8'))
@@ -130,7 +139,7 @@ export class Carrick {
   }
 
   async #end(signal) {
-    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return
+    if (this.#failure || this.#process.exitCode !== null || this.#process.signalCode !== null) return
     const gone = new Promise(resolve => this.#process.once('exit', resolve))
     this.#process.kill(signal)
     await gone

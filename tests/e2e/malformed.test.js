@@ -8,7 +8,7 @@ import { recorder } from './recorder.js'
 
 let server
 before(async () => (server = await Carrick.start(MEMORY)))
-after(() => server.dispose())
+after(() => server?.dispose())
 
 test('malformed frames do not stall the connection', async () => {
   const Socket = recorder()
