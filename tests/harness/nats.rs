@@ -108,7 +108,10 @@ impl NatsServer {
 
     /// Freezes it: connections stand, nothing is answered.
     pub fn freeze(&self) {
-        self.process().signal("STOP");
+        let process = self.process();
+        process.signal("STOP");
+        let stopped = eventually_blocking(|| process.is_stopped().then_some(()).ok_or_else(|| "it runs on".to_owned()));
+        stopped.expect("nats-server can be frozen");
     }
 
     pub fn thaw(&self) {

@@ -38,6 +38,13 @@ impl Process {
         signal(self.pid(), name);
     }
 
+    /// Every thread of it is stopped (by `STOP`); a signal takes a moment to reach them.
+    pub fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("/proc can be read");
+        let mut states = threads.map(|thread| fs::read_to_string(thread.expect("listed").path().join("stat")));
+        states.all(|stat| stat.is_ok_and(|stat| stat.contains(") T ")))
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         // It may have ended by itself already, which is what is wanted.
