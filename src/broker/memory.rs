@@ -2,8 +2,8 @@
 //! a ring per stream, removal by count and by age.
 
 use super::{
-    AppendError, Appended, Broker, Facts, Features, Feed, Heads, Limits, Page, ReadFrom, RemoteDisconnect, SaveError,
-    SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Heads, Limits, Page, ReadFrom, RemoteDisconnect,
+    SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
 use async_trait::async_trait;
@@ -240,6 +240,14 @@ impl Broker for MemoryBroker {
             remaining = (end - start - messages.len()) as u64;
         }
         Ok(Page { messages, remaining, facts: self.facts_now() })
+    }
+
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        let Some(ring) = self.ring(stream) else { return Ok(Behind { kept: false, after: 0 }) };
+        let ring = lock(&ring);
+        let at = ring.partition_point(|message| message.offset < x);
+        let kept = ring.get(at).is_some_and(|message| message.offset == x);
+        Ok(Behind { kept, after: (ring.len() - at) as u64 - u64::from(kept) })
     }
 
     async fn facts(&self) -> Result<Facts, Unavailable> {

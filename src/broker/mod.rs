@@ -140,6 +140,15 @@ pub struct Facts {
     pub now: u64,
 }
 
+/// What is kept of a stream at and behind an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// The message at the offset itself is kept. Removal takes the oldest first, so everything after it is kept too.
+    pub kept: bool,
+    /// Messages kept after the offset, or more: never fewer. Only counted where the message itself is not kept.
+    pub after: u64,
+}
+
 /// Key of a saved session: a hash, so that the client's text never becomes a key and the store reveals no credential.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey(pub String);
@@ -228,6 +237,10 @@ pub trait Broker: Send + Sync + 'static {
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Page, Unavailable>;
+
+    /// What is kept at and behind offset `x`, fresh as of this call (from the leader). Asked after a page was read, it
+    /// tells whether messages had been dropped to make room before the page was complete.
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
 
     /// The log's state, fresh as of this call (from the leader).
     async fn facts(&self) -> Result<Facts, Unavailable>;

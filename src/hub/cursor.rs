@@ -42,9 +42,11 @@ pub struct Cursor {
     members: Vec<Member>,
     /// Gets messages as they come.
     live: bool,
-    /// The highest offset that this connection was sent with a position, or named itself. What is replayed at or below
-    /// it carries none, so that the client's position never moves back.
-    highest: u64,
+    /// The highest offset that this connection was sent with a position. What is replayed at or below it carries none, so
+    /// that the client's position never moves back.
+    sent: u64,
+    /// The highest position that the client named itself: below it nothing carries a position either.
+    named: u64,
     /// The first position that the client named on this connection.
     claimed: Option<u64>,
     /// What the log keeps between here and the tail, on its way to a client that is far behind.
@@ -59,7 +61,7 @@ struct Backlog {
 
 impl Cursor {
     pub fn new(receiver: Arc<Receiver>) -> Self {
-        Self { receiver, members: Vec::new(), live: true, highest: 0, claimed: None, page: None }
+        Self { receiver, members: Vec::new(), live: true, sent: 0, named: 0, claimed: None, page: None }
     }
 
     pub fn outbox(&self) -> &Outbox {
@@ -145,7 +147,7 @@ impl Cursor {
         let first_claim = self.claimed;
         self.page = None;
         if let Some(claimed) = start.claimed {
-            self.highest = self.highest.max(claimed);
+            self.named = self.named.max(claimed);
             self.claimed.get_or_insert(claimed);
         }
         let Some(member) = self.member(identifier) else {
@@ -250,13 +252,13 @@ impl Cursor {
 
     fn deliver(&mut self, message: &Message, fanout: &mut Fanout, wanted: impl Fn(&mut Member) -> bool) {
         let excluded = self.receiver.is_excluded(message.meta.exclude_socket.as_ref());
-        let moves_on = message.offset > self.highest;
+        let moves_on = message.offset > self.sent && message.offset >= self.named;
         for member in &mut self.members {
             if wanted(member) && !excluded {
                 let positioned = moves_on && member.positioned;
                 self.receiver.outbox.push(fanout.frame(member.group, message, positioned));
                 if positioned {
-                    self.highest = message.offset;
+                    self.sent = message.offset;
                 }
             }
         }
@@ -294,7 +296,8 @@ impl Cursor {
     pub fn reset(&mut self) {
         let held = self.is_held();
         self.signal_loss();
-        self.highest = 0;
+        self.sent = 0;
+        self.named = 0;
         self.claimed = None;
         self.page = None;
         for member in &mut self.members {

@@ -93,7 +93,7 @@ impl Hub {
             return Ok(None);
         }
         let page = self.broker().read(&name, ReadFrom::Offset(x + 1), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
-        let behind = self.behind(&name, x, page.facts.last_seq).await?;
+        let behind = self.broker().behind(&name, x).await?;
         let mut core = cell.lock();
         if *core.epoch() != position.epoch || !core.is_open() {
             return Ok(None);
@@ -150,7 +150,7 @@ impl Hub {
         };
         let read = self.broker().read(&name, ReadFrom::Offset(after + 1), up_to, PAGE_MESSAGES, PAGE_BYTES);
         let page: Page = read.await?;
-        let behind = self.behind(&name, after, page.facts.last_seq).await?;
+        let behind = self.broker().behind(&name, after).await?;
         let mut core = cell.lock();
         if *core.epoch() == epoch {
             core.supply(cursor, after, up_to, &page, behind);

@@ -1,6 +1,6 @@
 //! When is a position complete? Offsets are not contiguous, so that nothing is missing after a position must be proved.
 
-use crate::broker::Facts;
+use crate::broker::{Behind, Facts};
 use std::time::Duration;
 
 /// A confirmed look at a stream's head, worth keeping: a position at or above `head` lost nothing as long as nothing
@@ -15,15 +15,6 @@ pub struct Proof {
     pub revision: u64,
     /// The store's clock then, Unix milliseconds; 0 if it was not asked.
     pub time: u64,
-}
-
-/// What a read told about the messages behind a position.
-#[derive(Clone, Copy, Debug)]
-pub struct Behind {
-    /// The position's own message is still kept. Removal takes the oldest first, so everything after it is kept too.
-    pub kept: bool,
-    /// Messages of the stream that are kept after the position.
-    pub after: u64,
 }
 
 /// Time that clocks and timers may be off within one proof.

@@ -1,9 +1,8 @@
 //! Fetching from the log what the live feed lost.
 
-use super::proof::Behind;
 use super::stream::Gap;
 use super::{Cell, Hub};
-use crate::broker::{Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Page, ReadFrom, Unavailable};
 use crate::protocol::{Epoch, Message, StreamName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,19 +78,9 @@ impl<'a> Reading<'a> {
             let mut page = broker.read(&self.name, from, hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
             self.messages.append(&mut page.messages);
             if page.remaining == 0 {
-                self.behind = self.hub.behind(&self.name, self.newest, page.facts.last_seq).await?;
+                self.behind = broker.behind(&self.name, self.newest).await?;
                 return Ok(Some(Page { messages: std::mem::take(&mut self.messages), ..page }));
             }
         }
-    }
-}
-
-impl Hub {
-    /// What is kept of a stream at and behind `x`. Asked *after* its messages were read: what was not dropped by then was
-    /// not missing in what was read.
-    pub(super) async fn behind(&self, stream: &StreamName, x: u64, last_seq: u64) -> Result<Behind, Unavailable> {
-        let page = self.broker().read(stream, ReadFrom::Offset(x.max(1)), last_seq.max(x), 1, 1).await?;
-        let kept = x > 0 && page.messages.first().is_some_and(|first| first.offset == x);
-        Ok(Behind { kept, after: page.messages.len() as u64 + page.remaining - u64::from(kept) })
     }
 }

@@ -4,10 +4,10 @@
 //! through the gap check; followers are served from it, so that replay and live meet without gap or overlap.
 
 use super::cursor::{Cursor, Fanout, Start};
-use super::proof::{Behind, Proof, is_complete_after, margin};
+use super::proof::{Proof, is_complete_after, margin};
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use super::sabotage::{Safeguard, off};
-use crate::broker::Page;
+use crate::broker::{Behind, Page};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use slab::Slab;

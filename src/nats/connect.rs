@@ -275,6 +275,37 @@ mod tests {
         assert_eq!(identity.prove(b"").unwrap().token.as_deref(), Some("t0ken"));
     }
 
+    /// What a client held when its connection was lost is never sent, and no second connection is made.
+    #[tokio::test]
+    async fn a_lost_connection_is_not_resumed() {
+        use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let config = ClientConfig::for_servers(&address);
+        let server = parse_server(&address).unwrap();
+        let connecting = tokio::spawn(async move { config.connect_once(&server, |_| {}).await.unwrap() });
+        const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.15.1\",\"max_payload\":1048576}\r\n";
+
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut socket = BufReader::new(socket);
+        socket.write_all(INFO).await.unwrap();
+        let mut line = String::new();
+        socket.read_line(&mut line).await.unwrap();
+        assert!(line.starts_with("CONNECT"), "{line}");
+        socket.write_all(b"PONG\r\n").await.unwrap();
+        let client = connecting.await.unwrap();
+        drop(socket);
+
+        // The library dials again; it may say nothing, and has to give up.
+        let (mut second, _) = listener.accept().await.unwrap();
+        let publishing = tokio::spawn(async move { while client.publish("a", "b".into()).await.is_ok() {} });
+        second.write_all(INFO).await.unwrap();
+        let mut said = Vec::new();
+        let _ = second.read_to_end(&mut said).await;
+        assert_eq!(String::from_utf8_lossy(&said), "");
+        tokio::time::timeout(Duration::from_secs(10), publishing).await.expect("the client's task ends").unwrap();
+    }
+
     #[tokio::test]
     async fn credentials_file_signs_with_its_seed() {
         let user = nkeys::KeyPair::new_user();

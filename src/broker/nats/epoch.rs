@@ -1,6 +1,6 @@
 //! Which log is ours, and which life of it: the record in the meta bucket, changed by compare-and-set only.
 
-use super::api::{ApiError, code};
+use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::witness::{Comparison, Mark};
@@ -85,7 +85,7 @@ impl Core {
             let (record, revision) = self.record_of(connection, log).await?;
             // The mark first: it only grows, so the log read afterwards must reach it.
             let mark = self.witness.get().filter(|m| m.log == log && m.epoch == record.epoch);
-            let info = connection.api.info(log).await.map_err(|e| self.log_error(log, e))?;
+            let info = connection.api.info(log).await?;
             let Some(mark) = mark else {
                 let newest = match info.state.messages {
                     0 => None,
@@ -133,22 +133,19 @@ impl Core {
         }
     }
 
-    fn log_error(&self, log: &str, error: ApiError) -> SetupError {
-        if error.is(code::STREAM_NOT_FOUND) { SetupError::LogGone(format!("{log} is gone")) } else { error.into() }
-    }
-
     /// Makes `epoch` the one that positions are stamped with.
     pub(super) fn adopt_epoch(&self, epoch: &Epoch) {
+        let mut former = Epoch::none();
         let changed = self.status.send_if_modified(|status| {
             let differs = status.epoch != *epoch;
             if differs {
-                status.epoch = epoch.clone();
+                former = std::mem::replace(&mut status.epoch, epoch.clone());
             }
             differs
         });
-        if changed {
+        if changed && former != Epoch::none() {
             metrics::EPOCH_CHANGES.inc();
-            tracing::info!(epoch = epoch.as_str(), "epoch of the log");
+            tracing::warn!(former = former.as_str(), epoch = epoch.as_str(), "the log has a new epoch");
         }
     }
 }

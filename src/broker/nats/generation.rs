@@ -21,7 +21,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// How often the log, its epoch and our lease are looked after.
@@ -35,6 +35,8 @@ const TOLERATED_FAILURES: u32 = 2;
 const STATE_POLL: Duration = Duration::from_millis(50);
 const BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// In a cluster another server may be able to do what this one cannot.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(10);
 /// A misfit that only an operator can mend is looked at again this often.
 const FATAL_PAUSE: Duration = Duration::from_secs(5);
 
@@ -127,7 +129,6 @@ impl Core {
             status.reason = Arc::from(reason.as_str());
             news
         });
-        self.attempts.send_modify(|attempts| *attempts += 1);
         match error {
             SetupError::Fatal(fatal) => {
                 if news {
@@ -138,6 +139,8 @@ impl Core {
             _ if news => tracing::warn!(reason, "NATS is not available"),
             _ => {}
         }
+        // Last: who waits for it looks for the verdict.
+        self.attempts.send_modify(|attempts| *attempts += 1);
     }
 
     /// Tries the known servers one after another.
@@ -205,11 +208,13 @@ impl Core {
         });
         self.tasks.spawn(watch_state(connection.client.clone(), connection.link.dead.clone()));
 
+        let begin = Instant::now();
         let (generation, epoch) = loop {
             match self.prepare(&connection).await {
                 Ok(prepared) => break prepared,
+                Err(error @ SetupError::Fatal(_)) => return Err(error),
                 Err(error) if connection.link.dead.is_cancelled() => return Err(error),
-                Err(SetupError::Fatal(error)) => return Err(SetupError::Fatal(error)),
+                Err(error) if connection.clustered() && begin.elapsed() > PREPARE_PATIENCE => return Err(error),
                 Err(error) => self.failed(&error),
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -234,7 +239,9 @@ impl Core {
             status.ready = false;
             status.reason = Arc::from("connection to NATS lost");
         });
-        tracing::warn!(generation = number, "connection to NATS lost");
+        if !self.stop.is_cancelled() {
+            tracing::warn!(generation = number, "connection to NATS ended");
+        }
         Ok(())
     }
 
@@ -279,7 +286,8 @@ impl Core {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Hints only: what they announce is read from the leader, and the timer finds what they miss.
         let record = key_subject(&self.names.meta_bucket(), super::epoch::LOG_KEY);
-        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{}", generation.log);
+        let led = if generation.log.is_empty() { &generation.commands } else { &generation.log };
+        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{led}");
         let (Ok(mut record), Ok(mut elected)) =
             (connection.subscribe(record).await, connection.subscribe(elected).await)
         else {
@@ -305,12 +313,9 @@ impl Core {
                 tracing::warn!("the live feed was faster than this node: comparing the heads of all open streams");
                 generation.live.all_lagged(&*self.feed);
             }
-            let outcome = match generation.log.as_str() {
-                "" => Ok(Epoch::none()),
-                log => tokio::select! {
-                    outcome = self.verify(connection, log) => outcome,
-                    () = generation.dead().cancelled() => return,
-                },
+            let outcome = tokio::select! {
+                outcome = self.check(generation) => outcome,
+                () = generation.dead().cancelled() => return,
             };
             match outcome {
                 Ok(epoch) => {
@@ -320,7 +325,7 @@ impl Core {
                     self.set_ready(!full, if full { "storage full" } else { "" });
                 }
                 Err(error @ (SetupError::LogGone(_) | SetupError::Fatal(_))) => {
-                    tracing::error!(%error, "giving up this connection to set up the log again");
+                    tracing::error!(%error, "setting up logs and buckets again");
                     return;
                 }
                 Err(error) => {
@@ -328,11 +333,31 @@ impl Core {
                     tracing::debug!(%error, failures, "cannot check the log");
                     if failures > TOLERATED_FAILURES {
                         self.set_ready(false, &error.to_string());
+                        if connection.clustered() {
+                            // This server may be cut off from the others.
+                            return;
+                        }
                     }
                 }
             }
             // Nudges come in crowds.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = generation.dead().cancelled() => return,
+            }
+        }
+    }
+
+    /// Everything we need is there, and the log is the one we know.
+    async fn check(&self, generation: &Generation) -> Result<Epoch, SetupError> {
+        let connection = &generation.connection;
+        connection.api.info(&generation.commands).await?;
+        if self.config.sessions() {
+            connection.api.info(&bucket_stream(&self.names.sessions_bucket())).await?;
+        }
+        match generation.log.as_str() {
+            "" => Ok(Epoch::none()),
+            log => self.verify(connection, log).await,
         }
     }
 

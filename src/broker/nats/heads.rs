@@ -25,7 +25,7 @@ const CONCURRENT: usize = 3;
 /// Bytes of one answer; the server sends the rest on a further request.
 const MAX_BYTES: usize = 1024 * 1024;
 /// A replica that has not answered by then may be frozen; another one is asked.
-const SILENCE: Duration = Duration::from_millis(750);
+const SILENCE: Duration = Duration::from_secs(1);
 /// Questions waiting for the next look at the log; askers wait when it is full.
 const QUESTIONS: usize = 1024;
 

@@ -33,7 +33,7 @@ mod tests;
 pub use config::{NatsBrokerConfig, StartError};
 
 use super::{
-    AppendError, Appended, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
     SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, Publication, StreamName};
@@ -96,7 +96,7 @@ enum SetupError {
     Fatal(StartError),
     #[error("{0}")]
     Retry(String),
-    /// The log that this connection works with is no longer the log.
+    /// The log, or a bucket, that this connection works with is not there any more.
     #[error("{0}")]
     LogGone(String),
 }
@@ -118,6 +118,9 @@ impl From<ApiError> for SetupError {
         }
         if error.is(code::REPLICAS_NOT_SUPPORTED) {
             return Self::fatal("this NATS server is not part of a cluster: set nats_replicas to 1");
+        }
+        if error.is(code::STREAM_NOT_FOUND) {
+            return Self::LogGone("a log or bucket is not there".into());
         }
         Self::Retry(error.to_string())
     }
@@ -212,10 +215,10 @@ impl NatsBroker {
     /// Ends all tasks and the connection. Calls under way fail.
     pub async fn shutdown(&self) {
         let core = &self.core;
-        if let Some(generation) = core.generation() {
-            if let Err(error) = core.end_lease(&generation.connection).await {
-                tracing::debug!(%error, "cannot end this node's lease");
-            }
+        if let Some(generation) = core.generation()
+            && let Err(error) = core.end_lease(&generation.connection).await
+        {
+            tracing::debug!(%error, "cannot end this node's lease");
         }
         core.stop.cancel();
         if let Some(generation) = core.current.send_replace(None) {
@@ -224,6 +227,20 @@ impl NatsBroker {
         core.tasks.close();
         core.tasks.wait().await;
         core.write_witness().await;
+        core.status.send_modify(|status| {
+            status.ready = false;
+            status.reason = Arc::from("stopped");
+        });
+    }
+}
+
+impl Drop for NatsBroker {
+    /// Without [`NatsBroker::shutdown`] the tasks end too, only nobody waits for them.
+    fn drop(&mut self) {
+        self.core.stop.cancel();
+        if let Some(generation) = self.core.current.send_replace(None) {
+            generation.dead().cancel();
+        }
     }
 }
 
@@ -408,6 +425,10 @@ impl Broker for NatsBroker {
         self.core.read_page(stream, from, up_to, max_messages, max_bytes).await
     }
 
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        self.core.behind(stream, x).await
+    }
+
     async fn facts(&self) -> Result<Facts, Unavailable> {
         if !self.core.config.history() {
             return Ok(read::nothing_kept());
@@ -423,14 +444,23 @@ impl Broker for NatsBroker {
     }
 
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
+        if !self.core.config.sessions() {
+            return Ok(None);
+        }
         self.core.load(key).await
     }
 
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        if !self.core.config.sessions() {
+            return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
+        }
         self.core.save(key, body, revision).await
     }
 
     async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        if !self.core.config.sessions() {
+            return Ok(());
+        }
         self.core.delete(key).await
     }
 

@@ -3,12 +3,12 @@
 //! Any replica may answer, and it may lag; a page that ends before `up_to` is only believed when the leader confirms
 //! that nothing follows.
 
-use super::api::ApiError;
+use super::api::{ApiError, StreamInfo};
 use super::generation::Generation;
 use super::headers;
 use super::token::Token;
 use super::{Attempts, Core, clock};
-use crate::broker::{Facts, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::StatusCode;
 use async_nats::header::NATS_SEQUENCE;
@@ -90,6 +90,32 @@ impl Core {
                 Ok(top) => {
                     return Ok(Page { messages: got.messages, remaining: got.remaining, facts: top.facts });
                 }
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    /// What the leader keeps at and behind an offset. Where the message itself is gone the whole subject is counted.
+    pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        let subject = self.names.log_subject(&Token::of(stream).text);
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            let (api, log) = (generation.api(), &generation.log);
+            if log.is_empty() {
+                return Ok(Behind { kept: false, after: 0 });
+            }
+            let asked = async {
+                let at = api.message(log, &json!({"next_by_subj": subject, "seq": x.max(1)})).await?;
+                if at.as_ref().is_some_and(|at| at.seq == x) {
+                    return Ok::<_, ApiError>(Behind { kept: true, after: 0 });
+                }
+                let which = json!({"subjects_filter": subject});
+                let info: StreamInfo = api.call(&format!("STREAM.INFO.{log}"), &which).await?;
+                Ok(Behind { kept: false, after: info.state.subjects.values().sum() })
+            };
+            match asked.await {
+                Ok(behind) => return Ok(behind),
                 Err(error) => attempts.failed(error),
             }
         }

@@ -124,6 +124,10 @@ impl Broker for NodeBroker {
         tokio::task::yield_now().await;
         page
     }
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        tokio::task::yield_now().await;
+        self.log().behind(stream, x).await
+    }
     async fn facts(&self) -> Result<Facts, Unavailable> {
         self.log().facts().await
     }

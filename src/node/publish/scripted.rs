@@ -1,8 +1,8 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Broker, Facts, Features, Heads, Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey,
-    Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Facts, Features, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
+    SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
 use async_trait::async_trait;
@@ -141,6 +141,10 @@ impl Broker for ScriptedBroker {
     }
 
     async fn read(&self, _: &StreamName, _: ReadFrom, _: u64, _: usize, _: usize) -> Result<Page, Unavailable> {
+        unreachable!("publishing reads nothing")
+    }
+
+    async fn behind(&self, _: &StreamName, _: u64) -> Result<Behind, Unavailable> {
         unreachable!("publishing reads nothing")
     }
 

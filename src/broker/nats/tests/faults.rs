@@ -4,7 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// Forwards connections to a server until it is told to cut them.
-pub struct Proxy {
+pub(super) struct Proxy {
     pub port: u16,
     joined: watch::Sender<bool>,
 }
@@ -43,7 +43,11 @@ impl Proxy {
 }
 
 /// Publishes numbers one after another until told to stop; answers with the offsets.
-async fn keep_publishing(node: &Node, stream: &StreamName, stop: &std::sync::atomic::AtomicBool) -> Vec<u64> {
+pub(super) async fn keep_publishing(
+    node: &Node,
+    stream: &StreamName,
+    stop: &std::sync::atomic::AtomicBool,
+) -> Vec<u64> {
     let mut offsets = Vec::new();
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         offsets.push(node.publish(stream, &offsets.len().to_string()).await);
@@ -231,6 +235,42 @@ async fn the_witness_beside_the_store_outlives_the_node() {
     server.run();
     let node = Node::ready(config).await;
     assert_ne!(node.epoch(), epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_starting_node_learns_from_its_peers_how_far_the_log_had_come() {
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    node.publish(&StreamName::from("a"), "1").await;
+    let mark = node.broker.core.witness.get().unwrap();
+    // An acknowledgement does not tell the time; reading the log would.
+    assert_eq!((mark.seq, mark.time), (1, 0));
+    let other = Node::on(&server).await;
+    assert_eq!(other.broker.core.witness.get(), Some(mark));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_refuses_and_keeps_what_it_has() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "jetstream { max_file_store: 2MB }").unwrap();
+    let server = Server::with(&["-c", file.path().to_str().unwrap()]);
+    let node = Node::on(&server).await;
+    let stream = StreamName::from("a");
+    let data = format!("\"{}\"", "x".repeat(100_000));
+    let mut stored = 0;
+    let error = loop {
+        match node.broker.append(publication(&stream, &data)).await {
+            Ok(appended) => stored = appended.offset,
+            Err(error) => break error,
+        }
+        assert!(stored < 100, "never full");
+    };
+    assert!(matches!(error, AppendError::StorageFull(_)), "{error}");
+    assert!(stored > 5);
+    eventually("not ready", || !node.broker.status().borrow().ready).await;
+    assert_eq!(&*node.broker.status().borrow().reason, "storage full");
+    let page = node.broker.read(&stream, ReadFrom::Offset(1), stored, 1, 1 << 20).await.unwrap();
+    assert_eq!((page.messages[0].offset, page.facts.first_seq), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! The broker against a real nats-server.
 
+mod cluster;
 mod faults;
 mod log;
 mod remote;

@@ -68,6 +68,30 @@ async fn a_remote_disconnect_reaches_every_node_and_leaves_a_mark() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_bucket_or_command_log_is_made_again() {
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let command = RemoteDisconnect { identifiers: "1".into(), reconnect: false };
+    let before = node.broker.disconnect(&command).await.unwrap();
+    let commands = node.broker.core.generation().unwrap().commands.clone();
+    let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    context.delete_stream(&commands).await.unwrap();
+    let after = node.broker.disconnect(&command).await.unwrap();
+    assert!(after > before, "marks rise across re-creations");
+    eventually("the node knows", || node.feed.all().contains(&Told::CommandsLost)).await;
+    let key = SessionKey::of("sid");
+    context.delete_stream("KV_carrick_sessions").await.unwrap();
+    node.broker.save_session(&key, "x".into(), None).await.unwrap();
+    context.delete_stream("KV_carrick_sessions").await.unwrap();
+    assert!(node.broker.load_session(&key).await.unwrap().is_none());
+    let epoch = node.epoch();
+    context.delete_stream("KV_carrick_meta").await.unwrap();
+    node.broker.core.nudge.notify_one();
+    eventually("a new epoch", || node.epoch() != epoch && node.broker.status().borrow().ready).await;
+    node.publish(&StreamName::from("a"), "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_cut_off_hears_the_remote_commands_it_missed() {
     let server = Server::start();
     let proxy = super::faults::Proxy::to(server.port).await;

@@ -59,6 +59,17 @@ impl Server {
         server
     }
 
+    /// A cluster of so many servers; each logs and stores on its own.
+    pub fn cluster(size: usize) -> Vec<Self> {
+        let routes: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let urls: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let start = |(number, url): (usize, &String)| {
+            let name = format!("n{number}");
+            Self::with(&["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &urls.join(",")])
+        };
+        urls.iter().enumerate().map(start).collect()
+    }
+
     /// A port where nobody listens yet.
     pub fn stopped() -> Self {
         Self { port: free_port(), store: tempfile::tempdir().unwrap(), arguments: Vec::new(), child: None }
@@ -81,6 +92,13 @@ impl Server {
             std::fs::File::options().create(true).append(true).open(self.store.path().join("server.log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
+        for _ in 0..1000 {
+            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("nats-server does not listen");
     }
 
     /// `kill -9`.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::broker::{AppendError, ReadFrom};
+use crate::secret::Secret;
 
 async fn refused(config: NatsBrokerConfig) -> String {
     match NatsBroker::start(config, Arc::new(Recorder::default())).await {
@@ -29,8 +30,6 @@ async fn nats_away_at_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_jetstream_is_a_start_error() {
     let server = Server::with(&["--no-js"]);
-    // The server may need a moment to listen; only then is there a verdict.
-    eventually("listening", || std::net::TcpStream::connect(("127.0.0.1", server.port)).is_ok()).await;
     let error = refused(config(&server)).await;
     assert!(error.contains("JetStream is not enabled"), "{error}");
 }
@@ -49,6 +48,23 @@ async fn credentials() {
     let status = node.broker.status().borrow().clone();
     assert!(!status.ready && status.reason.contains("authorization violation"), "{status:?}");
     node.broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nkeys_and_tokens() {
+    let user = nkeys::KeyPair::new_user();
+    for (authorization, token, seed) in [
+        ("token: t0ken".to_owned(), Some("t0ken"), None),
+        (format!("users: [{{nkey: {}}}]", user.public_key()), None, Some(user.seed().unwrap())),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("authorization {{ {authorization} }}")).unwrap();
+        let server = Server::with(&["-c", file.path().to_str().unwrap()]);
+        let mut config = config(&server);
+        config.client.token = token.map(Secret::new);
+        config.client.nkey_seed = seed.map(Secret::new);
+        Node::ready(config).await.broker.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
