@@ -54,6 +54,8 @@ pub struct Features {
 pub struct Status {
     /// Reads and writes can succeed now.
     pub ready: bool,
+    /// Reads can succeed now, also where a full disk refuses writes.
+    pub readable: bool,
     /// Counts connections to the store. A new value means: messages of the feed may have been lost, every open stream
     /// must be opened again and compared.
     pub generation: u64,
