@@ -40,3 +40,6 @@ pub mod metrics;
 pub mod protocol;
 /// Text that is never shown.
 pub mod secret;
+
+#[cfg(test)]
+mod layering;

@@ -1,7 +1,7 @@
 //! The broker's contract: one log of many streams, saved sessions, remote commands.
 //!
 //! Backends only implement this contract; ordering, the gap check, cursors and proofs of completeness live once, in
-//! [`crate::hub`]. One test suite runs on every backend.
+//! the hub. One test suite runs on every backend.
 //!
 //! # The log
 //!

@@ -11,17 +11,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::io::AsyncBufReadExt;
 
-/// The server will not take the message, now or later.
-const EXIT_REFUSED: u8 = 1;
-/// No acknowledgement: the message may or may not be stored.
-const EXIT_UNKNOWN: u8 = 3;
+/// No acknowledgement in time.
+const EXIT_UNACKNOWLEDGED: u8 = 3;
 
 pub fn command() -> Command {
     Command::new("publish")
         .about("Publish a message to a stream and print its position")
         .after_help(
-            "Exit status: 0 stored (or sent, if transient), 1 refused by the server, 2 wrong arguments, \
-             3 not acknowledged in time: it may or may not be stored, repeat with the same --idempotency-key.",
+            "Exit status: 0 stored (or sent, if transient), 1 refused by the server or wrong arguments, \
+             3 not acknowledged in time (the message says whether it may be stored all the same; \
+             repeating with the same --idempotency-key is safe).",
         )
         .arg(Arg::new("stream").value_name("STREAM").required(true).help("Stream to publish to, such as chat/42"))
         .arg(
@@ -34,14 +33,27 @@ pub fn command() -> Command {
         .arg(
             Arg::new("url")
                 .long("url")
+                .value_name("URL")
                 .default_value("http://127.0.0.1:8090/_broadcast")
                 .help("Address of the server's broadcast endpoint (on the main port if the server has a secret)"),
         )
-        .arg(Arg::new("key").long("key").help("Key of the broadcast endpoint").conflicts_with("secret"))
-        .arg(Arg::new("secret").long("secret").help("The application's secret, from which the key is derived"))
+        .arg(
+            Arg::new("key")
+                .long("key")
+                .value_name("KEY")
+                .help("Key of the broadcast endpoint")
+                .conflicts_with("secret"),
+        )
+        .arg(
+            Arg::new("secret")
+                .long("secret")
+                .value_name("SECRET")
+                .help("The application's secret, from which the key is derived"),
+        )
         .arg(
             Arg::new("idempotency_key")
                 .long("idempotency-key")
+                .value_name("KEY")
                 .help("Makes a repetition the same message [default: random; with - the line's number is added]"),
         )
         .arg(
@@ -50,7 +62,7 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Only to clients that are connected now: not stored, no position"),
         )
-        .arg(Arg::new("type").long("type").help("`type` of the delivered message"))
+        .arg(Arg::new("type").long("type").value_name("TYPE").help("`type` of the delivered message"))
         .arg(Arg::new("exclude").long("exclude").value_name("SID").help("Session that does not get the message"))
         .arg(
             Arg::new("timeout")
@@ -137,9 +149,10 @@ fn complain(error: &PublishError) -> ExitCode {
         eprintln!("carrick publish: {hint}");
     }
     match error {
-        PublishError::GaveUp { .. } => ExitCode::from(EXIT_UNKNOWN),
-        PublishError::Address(_) | PublishError::Header => ExitCode::from(2),
-        PublishError::Refused { .. } | PublishError::Answer(_) => ExitCode::from(EXIT_REFUSED),
+        PublishError::GaveUp { .. } => ExitCode::from(EXIT_UNACKNOWLEDGED),
+        PublishError::Address(_) | PublishError::Header | PublishError::Refused { .. } | PublishError::Answer(_) => {
+            ExitCode::FAILURE
+        }
     }
 }
 

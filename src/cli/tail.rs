@@ -20,13 +20,14 @@ pub fn command() -> Command {
         .after_help(
             "Prints `stream epoch/offset data`, with `-` in place of a position for messages that are not stored. \
              A lost connection is resumed where it broke, and standard error says so. \
-             Exit status: 0 at the end of --count or when the reader of the output leaves, 1 refused by the server, \
-             2 wrong arguments.",
+             Exit status: 0 at the end of --count or when the reader of the output leaves, 1 refused by the server \
+             or wrong arguments.",
         )
         .arg(Arg::new("streams").value_name("STREAM").required(true).num_args(1..).help("Streams to follow"))
         .arg(
             Arg::new("url")
                 .long("url")
+                .value_name("URL")
                 .default_value("ws://127.0.0.1:8080/cable")
                 .value_parser(parse_url)
                 .help("WebSocket address of the server"),
@@ -34,6 +35,7 @@ pub fn command() -> Command {
         .arg(
             Arg::new("secret")
                 .long("secret")
+                .value_name("SECRET")
                 .help("The application's secret: subscribe to signed streams instead of public ones"),
         )
         .arg(
@@ -83,10 +85,19 @@ struct Output {
 async fn follow(mut client: Resumable, output: &Output, count: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut printed = 0;
     let mut refused = 0;
+    let mut opened = false;
     while let Some(update) = client.next().await {
         let event = match update {
-            Update::Opened => continue,
-            Update::Lost { reason, retry_in } => {
+            Update::Opened => {
+                opened = true;
+                continue;
+            }
+            // A wrong path or a foreign origin does not become right by trying again.
+            Update::Lost { reason, status: Some(400..=499), .. } if !opened => {
+                complain(&format!("{reason}; check --url"));
+                return Ok(ExitCode::FAILURE);
+            }
+            Update::Lost { reason, retry_in, .. } => {
                 complain(&format!("{reason}; trying again in {} ms", retry_in.as_millis()));
                 continue;
             }

@@ -43,6 +43,19 @@ pub enum ConnectError {
     Timeout(Duration),
 }
 
+impl ConnectError {
+    /// The HTTP status that a handshake was refused with.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Handshake(error) => match &**error {
+                tungstenite::Error::Http(response) => Some(response.status().as_u16()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 /// The connection ended or broke.
 #[derive(Debug, thiserror::Error)]
 #[error("connection lost: {0}")]

@@ -78,9 +78,19 @@ pub enum PublishError {
     /// The server will not take this message, now or later.
     #[error("the server refused the message with status {status}{}", reason_suffix(.reason))]
     Refused { status: u16, reason: String },
-    /// Retried until the time was up.
-    #[error("not acknowledged after {attempts} attempts in {waited:?}, it may or may not be stored; last: {last}")]
-    GaveUp { attempts: u32, waited: Duration, last: String },
+    /// Tried again until the time was up.
+    #[error(
+        "{} after {attempts} attempts in {:.1} s; last: {last}",
+        if *.unknown { "not acknowledged, it may or may not be stored" } else { "not stored" },
+        .waited.as_secs_f64()
+    )]
+    GaveUp {
+        attempts: u32,
+        waited: Duration,
+        /// An attempt reached the server and was not answered: the message may be stored.
+        unknown: bool,
+        last: String,
+    },
     #[error("the server's answer is not what a publisher understands: {0}")]
     Answer(String),
 }
@@ -114,7 +124,7 @@ impl Drop for Link {
 enum Attempt {
     Done(Vec<Published>),
     Failed(PublishError),
-    Again { why: String, after: Option<Duration> },
+    Again { why: String, after: Option<Duration>, unknown: bool },
 }
 
 impl Publisher {
@@ -158,15 +168,17 @@ impl Publisher {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut attempts = 0;
+        let mut any_unknown = false;
         loop {
             attempts += 1;
             match self.attempt(body.clone(), &key).await {
                 Attempt::Done(published) => return Ok(published),
                 Attempt::Failed(error) => return Err(error),
-                Attempt::Again { why, after } => {
+                Attempt::Again { why, after, unknown } => {
+                    any_unknown |= unknown;
                     let waited = started.elapsed();
                     if waited >= self.retry_for {
-                        return Err(PublishError::GaveUp { attempts, waited, last: why });
+                        return Err(PublishError::GaveUp { attempts, waited, unknown: any_unknown, last: why });
                     }
                     self.retries += 1;
                     tokio::time::sleep(after.map_or(pause, |after| after.min(LAST_PAUSE).max(pause))).await;
@@ -181,18 +193,19 @@ impl Publisher {
             Ok(attempt) => attempt,
             Err(_) => {
                 self.link = None;
-                Attempt::Again { why: format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs()), after: None }
+                let why = format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs());
+                Attempt::Again { why, after: None, unknown: true }
             }
         }
     }
 
     async fn exchange(&mut self, body: Bytes, key: &HeaderValue) -> Attempt {
-        let again = |why: String| Attempt::Again { why, after: None };
+        let again = |why: String| Attempt::Again { why, after: None, unknown: true };
         let mut link = match self.link.take() {
             Some(link) if !link.sender.is_closed() => link,
             _ => match self.connect().await {
                 Ok(link) => link,
-                Err(why) => return again(why),
+                Err(why) => return Attempt::Again { why, after: None, unknown: false },
             },
         };
         let mut request = Request::post(&self.path)
@@ -248,10 +261,17 @@ fn judge(status: StatusCode, answer: &[u8], after: Option<Duration>) -> Attempt 
         },
         // Unavailable, or a proxy before it that says so.
         429 | 502 | 503 | 504 => {
-            Attempt::Again { why: format!("status {}{}", status.as_u16(), reason_suffix(&text())), after }
+            let why = format!("status {}{}", status.as_u16(), reason_suffix(&text()));
+            Attempt::Again { why, after, unknown: !says_not_stored(answer) }
         }
         status => Attempt::Failed(PublishError::Refused { status, reason: text() }),
     }
+}
+
+/// `{"stored":false}`: nothing was handed over. Everything else leaves it open.
+fn says_not_stored(answer: &[u8]) -> bool {
+    let answer: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
+    answer.is_some_and(|answer| answer["stored"] == false)
 }
 
 /// An object for a single message, an array for a batch; empty from servers that tell no positions.
@@ -354,7 +374,19 @@ mod tests {
         drop(free);
         let mut publisher = Publisher::new(&url, None, Duration::from_millis(200)).unwrap();
         let error = publisher.publish(body(), "k").await.unwrap_err();
-        assert!(matches!(error, PublishError::GaveUp { attempts: 2.., .. }), "{error}");
+        assert!(matches!(error, PublishError::GaveUp { attempts: 2.., unknown: false, .. }), "{error}");
+        assert!(error.to_string().starts_with("not stored after"), "{error}");
+    }
+
+    #[test]
+    fn a_message_that_may_be_stored_is_called_so() {
+        for (answer, unknown) in [("", true), (r#"{"stored":"unknown"}"#, true), (r#"{"stored":false}"#, false)] {
+            let Attempt::Again { unknown: found, .. } = judge(StatusCode::SERVICE_UNAVAILABLE, answer.as_bytes(), None)
+            else {
+                panic!("503 is tried again")
+            };
+            assert_eq!(found, unknown, "{answer}");
+        }
     }
 
     #[test]

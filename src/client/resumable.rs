@@ -24,6 +24,8 @@ pub enum Update {
     Lost {
         reason: String,
         retry_in: Duration,
+        /// HTTP status that the handshake was refused with.
+        status: Option<u16>,
     },
     Event(StockEvent),
 }
@@ -95,7 +97,14 @@ impl Resumable {
                 self.stock.on_open(now_secs());
                 Some(Update::Opened)
             }
-            Err(error) => Some(self.lost(error.to_string())),
+            Err(error) => {
+                let refused = error.status();
+                let mut update = self.lost(error.to_string());
+                if let Update::Lost { status, .. } = &mut update {
+                    *status = refused;
+                }
+                Some(update)
+            }
         }
     }
 
@@ -151,7 +160,7 @@ impl Resumable {
         let retry_in = pause / 2 + Duration::from_millis(u64::from(getrandom::u32().unwrap_or(0) % spread));
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Instant::now() + retry_in;
-        Update::Lost { reason, retry_in }
+        Update::Lost { reason, retry_in, status: None }
     }
 }
 

@@ -1,13 +1,13 @@
 //! Stock clients that drop and come back, and write down everything they get.
 
 use crate::plan::{Dice, Follower, Kind, Plan};
+use crate::publishers::Id;
 use carrick::client::connection::url_with_sid;
 use carrick::client::frame::Data;
 use carrick::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, now_secs};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -34,8 +34,7 @@ pub enum Phase {
 pub struct Arrival {
     /// Index in [`Follower::follows`].
     pub follow: usize,
-    /// The publisher's number within the stream.
-    pub n: u64,
+    pub id: Id,
     /// Epoch and offset.
     pub position: Option<(String, u64)>,
     /// Counts the client's connections.
@@ -71,9 +70,11 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub struct Progress {
     /// All subscriptions are confirmed or restored now.
-    pub settled: std::sync::atomic::AtomicBool,
-    /// Highest number that arrived, per subscription.
-    pub highest: Vec<std::sync::atomic::AtomicU64>,
+    pub settled: AtomicBool,
+    /// Messages that arrived, per subscription.
+    pub arrived: Vec<AtomicU64>,
+    /// Connections that ended where two identifiers share a stream: as many messages may be missing.
+    pub excusable: AtomicU64,
 }
 
 /// A stream that gets its first message while its followers are away.
@@ -83,11 +84,6 @@ pub struct Silent {
     pub away: AtomicUsize,
     /// Becomes true when the first message is acknowledged.
     pub published: watch::Sender<bool>,
-}
-
-#[derive(Deserialize)]
-struct Payload {
-    n: u64,
 }
 
 pub struct Client {
@@ -151,6 +147,9 @@ impl Client {
                 End::Dropped => true,
                 End::Lost => false,
             };
+            if self.record.follower.kind == Kind::Double {
+                self.progress.excusable.fetch_add(1, Ordering::AcqRel);
+            }
             self.record.ended.push(Ended { by_client, positions });
             let away =
                 if by_client { self.dice.within(&self.plan.away) } else { self.dice.within(&(PAUSE.0..PAUSE.1)) };
@@ -269,13 +268,13 @@ impl Client {
 
     fn arrived(&mut self, data: &Data) {
         let follow = self.record.follower.follows.iter().position(|follow| follow.identifier == data.identifier);
-        let (Some(follow), Ok(payload)) = (follow, serde_json::from_str::<Payload>(&data.message)) else {
+        let (Some(follow), Ok(id)) = (follow, serde_json::from_str::<Id>(&data.message)) else {
             self.record.surprises.push(format!("message that nobody published: {data:?}"));
             return;
         };
         let position = data.position.as_ref().map(|at| (at.epoch.clone(), at.offset));
-        self.progress.highest[follow].fetch_max(payload.n, Ordering::AcqRel);
-        self.record.arrivals.push(Arrival { follow, n: payload.n, position, connection: self.connection });
+        self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
+        self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection });
     }
 }
 

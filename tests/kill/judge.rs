@@ -2,7 +2,7 @@
 
 use crate::clients::Record;
 use crate::plan::Kind;
-use crate::publishers::Published;
+use crate::publishers::{Id, Published};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Descriptions kept per kind of fault found.
@@ -69,14 +69,18 @@ impl Verdict {
     }
 }
 
-/// Number ⇒ (epoch, offset) of one stream.
-type Acknowledged = BTreeMap<u64, (String, u64)>;
+/// Epoch and offset of the messages of one stream.
+type Acknowledged = BTreeMap<Id, (String, u64)>;
 
 pub fn judge(published: &[Published], records: &[Record]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut streams: HashMap<&str, Acknowledged> = HashMap::new();
     for source in published {
-        streams.insert(&source.stream, acknowledged(source, &mut verdict));
+        streams.entry(&source.stream).or_default().extend(acknowledged(source, &mut verdict));
+    }
+    let epochs: BTreeSet<_> = streams.values().flat_map(Acknowledged::values).map(|(epoch, _)| epoch).collect();
+    if epochs.len() > 1 {
+        verdict.positions.add(|| format!("acknowledged under several epochs: {epochs:?}"));
     }
     for record in records {
         judge_client(record, &streams, &mut verdict);
@@ -95,11 +99,11 @@ fn acknowledged(source: &Published, verdict: &mut Verdict) -> Acknowledged {
         }
     }
     verdict.acknowledged += source.acks.len() as u64;
-    source.acks.iter().map(|ack| (ack.n, (ack.epoch.clone(), ack.offset))).collect()
+    source.acks.iter().map(|ack| (ack.id, (ack.epoch.clone(), ack.offset))).collect()
 }
 
 fn judge_client(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict: &mut Verdict) {
-    let id = record.follower.id;
+    let client = record.follower.id;
     verdict.drops += record.ended.iter().filter(|end| end.by_client).count() as u64;
     verdict.losses += record.ended.iter().filter(|end| !end.by_client).count() as u64;
     verdict.restored += u64::from(record.restored);
@@ -108,42 +112,45 @@ fn judge_client(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict:
     verdict.reject_history += record.reject_history;
     verdict.disconnects += record.disconnects;
     for surprise in &record.surprises {
-        verdict.surprises.add(|| format!("client {id}: {surprise}"));
+        verdict.surprises.add(|| format!("client {client}: {surprise}"));
     }
     let mut excuses = Excuses::of(record);
     for (follow, subscription) in record.follower.follows.iter().enumerate() {
         let none = Acknowledged::new();
         let acks = streams.get(subscription.stream.as_str()).unwrap_or(&none);
         let mut seen = BTreeSet::new();
+        let mut highest = 0;
         for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow) {
-            let n = arrival.n;
-            let describe =
-                || format!("client {id} {} message {n} on connection {}", subscription.identifier, arrival.connection);
+            let ack = acks.get(&arrival.id);
+            let describe = || {
+                let (id, connection) = (arrival.id, arrival.connection);
+                format!("client {client} {} {id:?} {ack:?} on connection {connection}", subscription.identifier)
+            };
             verdict.arrived += 1;
-            match (&arrival.position, acks.get(&n)) {
+            match (&arrival.position, ack) {
                 (None, _) => verdict.unpositioned += 1,
-                (Some(at), Some(ack)) if at != ack => {
-                    verdict.positions.add(|| format!("{}: at {at:?}, acknowledged {ack:?}", describe()));
-                }
+                (Some(at), Some(ack)) if at != ack => verdict.positions.add(|| format!("{}: at {at:?}", describe())),
                 _ => {}
             }
-            let highest = seen.last().copied().unwrap_or(0);
-            if !seen.insert(n) {
-                if excuses.take(&subscription.stream, acks.get(&n)) {
+            let offset = ack.or(arrival.position.as_ref()).map_or(highest, |(_, offset)| *offset);
+            if !seen.insert(arrival.id) {
+                if excuses.take(&subscription.stream, ack) {
                     verdict.excused += 1;
                 } else {
                     verdict.doubled.add(describe);
                 }
-            } else if n < highest {
-                verdict.disordered.add(|| format!("{} after {highest}", describe()));
+            } else if offset < highest {
+                verdict.disordered.add(|| format!("{} after offset {highest}", describe()));
+            } else {
+                highest = offset;
             }
         }
         verdict.expected += acks.len() as u64;
-        for (n, ack) in acks.iter().filter(|(n, _)| !seen.contains(n)) {
+        for (id, ack) in acks.iter().filter(|(id, _)| !seen.contains(id)) {
             if excuses.take(&subscription.stream, Some(ack)) {
                 verdict.excused += 1;
             } else {
-                verdict.missing.add(|| format!("client {id} {} message {n} at {ack:?}", subscription.identifier));
+                verdict.missing.add(|| format!("client {client} {} {id:?} at {ack:?}", subscription.identifier));
             }
         }
     }

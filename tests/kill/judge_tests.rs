@@ -3,13 +3,19 @@
 use crate::clients::{Arrival, Ended, Record};
 use crate::judge::{Verdict, judge};
 use crate::plan::{Fault, Follower, Kind, Plan};
-use crate::publishers::{Ack, Published};
+use crate::publishers::{Ack, Id, Published};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Three messages to each stream, at ten times their number.
 fn published(follower: &Follower) -> Vec<Published> {
     let streams: BTreeSet<_> = follower.follows.iter().map(|follow| follow.stream.clone()).collect();
-    let ack = |n| Ack { n, epoch: "e".into(), offset: n * 10, duplicate: false, at: tokio::time::Instant::now() };
+    let ack = |n| Ack {
+        id: Id { lane: 0, n },
+        epoch: "e".into(),
+        offset: n * 10,
+        duplicate: false,
+        at: tokio::time::Instant::now(),
+    };
     let acks: Vec<_> = (1..=3).map(ack).collect();
     streams.into_iter().map(|stream| Published { stream, acks: acks.clone(), retries: 0, errors: vec![] }).collect()
 }
@@ -17,7 +23,7 @@ fn published(follower: &Follower) -> Vec<Published> {
 fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
     let arrival = |&(follow, n): &(usize, u64)| {
         let position = Some(("e".to_owned(), n * 10));
-        Arrival { follow, n, position, connection: 1 }
+        Arrival { follow, id: Id { lane: 0, n }, position, connection: 1 }
     };
     Record {
         follower: follower.clone(),

@@ -56,6 +56,8 @@ pub struct Plan {
     pub fault: Fault,
     pub seed: u64,
     pub streams: usize,
+    /// Publishers per stream, each with one message in flight.
+    pub lanes: u16,
     /// Messages per second over all streams.
     pub rate: u32,
     pub clients: usize,
@@ -78,6 +80,7 @@ impl Plan {
             fault,
             seed,
             streams: 20,
+            lanes: 3,
             rate: 1_200,
             clients: 200,
             doubles: 30,

@@ -1,8 +1,9 @@
-//! Publishers: one per stream, one message at a time, each with a key, tried again until it is acknowledged.
+//! Publishers: some per stream, one message at a time, each with a key, tried again until it is acknowledged.
 
 use crate::clients::{Phase, Silent};
 use carrick::client::publisher::OutgoingMeta;
 use carrick::client::{Outgoing, Publisher};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,17 +13,26 @@ use tokio::time::Instant;
 /// Longer than any outage of a round.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 
+/// Names a message within its stream; part of its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Id {
+    /// The publisher.
+    pub lane: u16,
+    /// Counts the publisher's messages from 1.
+    pub n: u64,
+}
+
 /// What an acknowledgement said.
 #[derive(Clone, Debug)]
 pub struct Ack {
-    pub n: u64,
+    pub id: Id,
     pub epoch: String,
     pub offset: u64,
     pub duplicate: bool,
     pub at: Instant,
 }
 
-/// Everything published to one stream.
+/// Everything that one publisher published to its stream.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub stream: String,
@@ -34,6 +44,7 @@ pub struct Published {
 pub struct Source {
     pub url: String,
     pub stream: String,
+    pub lane: u16,
     /// Makes keys differ between rounds.
     pub seed: u64,
     pub interval: Duration,
@@ -69,7 +80,7 @@ impl Source {
         let mut n = 0;
         while *self.phase.borrow() == Phase::Run || n == 0 {
             n += 1;
-            self.publish(&mut publisher, n, &mut published).await;
+            self.publish(&mut publisher, Id { lane: self.lane, n }, &mut published).await;
             if let (1, Some(silent)) = (n, &self.silent) {
                 silent.published.send_replace(true);
             }
@@ -81,24 +92,26 @@ impl Source {
         published
     }
 
-    async fn publish(&self, publisher: &mut Publisher, n: u64, published: &mut Published) {
-        let data =
-            format!(r#"{{"n":{n},"text":"the quick brown fox jumps over the lazy dog, again and again and again"}}"#);
+    async fn publish(&self, publisher: &mut Publisher, id: Id, published: &mut Published) {
+        let Id { lane, n } = id;
+        let data = format!(
+            r#"{{"lane":{lane},"n":{n},"text":"the quick brown fox jumps over the lazy dog, again and again and again"}}"#
+        );
         let body = Outgoing { stream: &self.stream, data: &data, meta: OutgoingMeta::default() }.to_body();
-        let key = format!("{}-{}-{n}", self.seed, self.stream);
+        let key = format!("{}-{}-{lane}-{n}", self.seed, self.stream);
         let answer = match publisher.publish(body, &key).await {
             Ok(answer) => answer,
-            Err(error) => return published.errors.push(format!("{} {n}: {error}", self.stream)),
+            Err(error) => return published.errors.push(format!("{} {id:?}: {error}", self.stream)),
         };
         match answer.as_slice() {
             [one] if one.stream == self.stream => match (&one.epoch, one.offset) {
                 (Some(epoch), Some(offset)) if offset > 0 => {
-                    let ack = Ack { n, epoch: epoch.clone(), offset, duplicate: one.duplicate, at: Instant::now() };
+                    let ack = Ack { id, epoch: epoch.clone(), offset, duplicate: one.duplicate, at: Instant::now() };
                     published.acks.push(ack);
                 }
-                _ => published.errors.push(format!("{} {n}: acknowledged without a position", self.stream)),
+                _ => published.errors.push(format!("{} {id:?}: acknowledged without a position", self.stream)),
             },
-            other => published.errors.push(format!("{} {n}: strange answer {other:?}", self.stream)),
+            other => published.errors.push(format!("{} {id:?}: strange answer {other:?}", self.stream)),
         }
     }
 }

@@ -21,7 +21,7 @@ use url::Url;
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 /// From the last publication to the last delivery, beyond the longest absence.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long stray copies get to arrive after everything has.
+/// Without a delivery for so long, nothing more comes.
 const AFTERGLOW: Duration = Duration::from_secs(1);
 const FREEZE: Duration = Duration::from_secs(5);
 /// A silent stream is not worth more than a trickle.
@@ -122,7 +122,6 @@ fn run_in(plan: &Plan, binary: &Path, dir: &Path) -> Result<Outcome, String> {
     let published = cast.end_publishing(&runtime)?;
     let span = started.elapsed();
     let caught_up = cast.wait_caught_up(&published, plan.away.end + CATCH_UP_PATIENCE);
-    std::thread::sleep(AFTERGLOW);
     cast.phase.send_replace(Phase::Stop);
     let records = cast.end_clients(&runtime)?;
     let stopped = server.stop();
@@ -183,7 +182,7 @@ impl Cast {
             Self { phase, clients: Vec::new(), progress: Vec::new(), follows: Vec::new(), sources: Vec::new() };
         for follower in followers {
             let progress = Arc::new(Progress {
-                highest: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(),
+                arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(),
                 ..Progress::default()
             });
             let silent = (follower.kind == Kind::Silent).then(|| Arc::clone(&silents[follower.id % SILENT_STREAMS]));
@@ -192,13 +191,18 @@ impl Cast {
             let client = Client::new(url.clone(), plan.clone(), follower, watching.clone(), silent, progress);
             cast.clients.push(runtime.spawn(client.run()));
         }
-        let busy = Duration::from_secs(1) * u32::try_from(plan.streams).unwrap_or(u32::MAX) / plan.rate;
-        let names = (0..plan.streams).map(|index| (stream_name(index), busy, None));
-        let quiet = (0..SILENT_STREAMS).map(|i| (silent_name(i), SILENT_INTERVAL, Some(Arc::clone(&silents[i]))));
-        for (stream, interval, silent) in names.chain(quiet) {
+        let publishers = plan.streams * usize::from(plan.lanes);
+        let busy = Duration::from_secs(1) * u32::try_from(publishers).unwrap_or(u32::MAX) / plan.rate;
+        let busy = (0..publishers).map(|index| {
+            let (index, lane) = (index % plan.streams, index / plan.streams);
+            (stream_name(index), u16::try_from(lane).expect("below the number of lanes"), busy, None)
+        });
+        let quiet = (0..SILENT_STREAMS).map(|i| (silent_name(i), 0, SILENT_INTERVAL, Some(Arc::clone(&silents[i]))));
+        for (stream, lane, interval, silent) in busy.chain(quiet) {
             let source = Source {
                 url: format!("http://{}/_broadcast", server.broadcast()),
                 stream,
+                lane,
                 seed: plan.seed,
                 interval,
                 phase: watching.clone(),
@@ -226,25 +230,38 @@ impl Cast {
         })
     }
 
-    /// The last message of every stream at every subscription.
+    /// As many messages at every subscription as its stream has, and then nothing more.
     fn wait_caught_up(&self, published: &[Published], patience: Duration) -> Result<(), String> {
-        let last: HashMap<&str, u64> =
-            published.iter().filter_map(|source| Some((source.stream.as_str(), source.acks.last()?.n))).collect();
+        let mut acknowledged: HashMap<&str, u64> = HashMap::new();
+        for source in published {
+            *acknowledged.entry(&source.stream).or_default() += source.acks.len() as u64;
+        }
         let behind = || {
-            let subscriptions =
-                self.follows.iter().zip(&self.progress).enumerate().flat_map(|(id, (streams, progress))| {
-                    streams.iter().zip(&progress.highest).map(move |(stream, highest)| (id, stream, highest))
-                });
-            subscriptions
-                .filter(|(_, stream, highest)| {
-                    last.get(stream.as_str()).is_some_and(|n| highest.load(Ordering::Acquire) < *n)
-                })
-                .map(|(id, stream, _)| format!("client {id} on {stream}"))
-                .collect::<Vec<_>>()
+            let mut behind = Vec::new();
+            for (id, (streams, progress)) in self.follows.iter().zip(&self.progress).enumerate() {
+                let excusable = progress.excusable.load(Ordering::Acquire);
+                for (stream, arrived) in streams.iter().zip(&progress.arrived) {
+                    let all = acknowledged.get(stream.as_str()).copied().unwrap_or(0);
+                    if arrived.load(Ordering::Acquire) + excusable < all {
+                        behind.push(format!("client {id} on {stream}"));
+                    }
+                }
+            }
+            behind
         };
-        eventually(patience, "the last message everywhere", || behind().is_empty().then_some(())).map_err(|error| {
+        let all = eventually(patience, "every message everywhere", || behind().is_empty().then_some(()));
+        all.map_err(|error| {
             let behind = behind();
             format!("{error}: {} subscriptions behind, such as {:?}", behind.len(), &behind[..behind.len().min(5)])
+        })?;
+        let arrived = || self.progress.iter().flat_map(|p| &p.arrived).map(|n| n.load(Ordering::Acquire)).sum::<u64>();
+        let mut last = (arrived(), Instant::now());
+        eventually(patience, "the end of deliveries", || {
+            let now = arrived();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > AFTERGLOW).then_some(())
         })
     }
 

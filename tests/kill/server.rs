@@ -18,7 +18,7 @@ pub struct Server {
     binary: PathBuf,
     dir: PathBuf,
     extra: Vec<String>,
-    nats_port: u16,
+    pub nats_port: u16,
     /// 0 until the first start has told which one it got.
     port: u16,
     broadcast: String,

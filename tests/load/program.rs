@@ -1,1 +1,122 @@
-fn main() {}
+//! The load program: what one server does on this machine. Run by `scripts/load`; the client's side is written to cost
+//! little, because it shares the machine with the server.
+
+mod fanout;
+mod frames;
+mod idle;
+mod memory;
+mod post;
+#[path = "../kill/proc.rs"]
+mod proc;
+mod publish;
+mod report;
+#[path = "../kill/server.rs"]
+#[expect(dead_code, reason = "the kill tests restart the server, we do not")]
+mod server;
+mod socket;
+mod streams;
+mod swarm;
+mod target;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u64)).default_value(default).help(help)
+}
+
+fn command() -> Command {
+    let seconds = |default| number("seconds", default, "How long to measure");
+    Command::new("load")
+        .about("Measures a server on this machine; starts one with its embedded nats-server unless --http is given")
+        .subcommand_required(true)
+        .arg(Arg::new("http").long("http").global(true).value_name("HOST:PORT").help("Client side of a running server"))
+        .arg(
+            Arg::new("broadcast")
+                .long("broadcast")
+                .global(true)
+                .value_name("HOST:PORT")
+                .help("Its publishers' side [default: the same]"),
+        )
+        .arg(Arg::new("nats").long("nats").global(true).value_name("URL").help("Its NATS server"))
+        .arg(Arg::new("pid").long("pid").global(true).value_parser(value_parser!(u32)).help("Its process, for memory"))
+        .arg(
+            Arg::new("server")
+                .long("server")
+                .global(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("Another carrick binary"),
+        )
+        .arg(
+            Arg::new("server-arg")
+                .long("server-arg")
+                .global(true)
+                .action(ArgAction::Append)
+                .help("An argument for the server that is started, such as --server-arg=--history_limit=1000"),
+        )
+        // Cargo passes it to every benchmark.
+        .arg(Arg::new("bench").long("bench").global(true).action(ArgAction::SetTrue).hide(true))
+        .subcommand(
+            Command::new("idle")
+                .about("Memory per idle connection with one subscription")
+                .arg(number("connections", "5000", "Connections"))
+                .arg(number("streams", "0", "Streams they share; 0: one each"))
+                .arg(number("settle", "15", "Seconds of idling before memory is read")),
+        )
+        .subcommand(
+            Command::new("fanout")
+                .about("Deliveries per second of one stream to many clients, each message once and in order")
+                .arg(number("clients", "5000", "Subscribers"))
+                .arg(seconds("10"))
+                .arg(number("payload", "100", "Bytes of data per message"))
+                .arg(number("outstanding", "64", "Messages published and not yet delivered, on average"))
+                .arg(number("batch", "16", "Messages per request at most"))
+                .arg(number("threads", "1", "Threads that receive")),
+        )
+        .subcommand(
+            Command::new("publish")
+                .about("Acknowledged messages per second, one message per request")
+                .arg(number("connections", "16", "Kept-alive connections, one request at a time on each"))
+                .arg(number("streams", "100", "Streams to publish to"))
+                .arg(number("payload", "100", "Bytes of data per message"))
+                .arg(seconds("10")),
+        )
+        .subcommand(
+            Command::new("streams")
+                .about("One message to each of many streams: JetStream's streams and consumers, and memory")
+                .arg(number("streams", "100000", "Streams"))
+                .arg(number("connections", "16", "Kept-alive connections"))
+                .arg(number("payload", "100", "Bytes of data per message")),
+        )
+}
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let result = match matches.subcommand() {
+        Some(("idle", options)) => idle::run(options),
+        Some(("fanout", options)) => fanout::run(options),
+        Some(("publish", options)) => publish::run(options),
+        Some(("streams", options)) => streams::run(options),
+        _ => Err("no such command, see --help".to_owned()),
+    };
+    match result {
+        Ok(report) => {
+            report.print();
+            if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A numeric option.
+fn of(options: &ArgMatches, name: &str) -> u64 {
+    *options.get_one(name).expect("every number has a default")
+}
+
+fn count(options: &ArgMatches, name: &str) -> usize {
+    usize::try_from(of(options, name)).unwrap_or(usize::MAX)
+}

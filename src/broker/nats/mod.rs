@@ -334,7 +334,10 @@ impl<'a> Attempts<'a> {
     }
 
     fn failed(&mut self, error: impl std::fmt::Display) {
-        self.reason = Some(error.to_string());
+        if self.reason.replace(error.to_string()).is_some() {
+            // Once is a lagging replica; twice may be a log that is gone.
+            self.core.nudge.notify_one();
+        }
         self.pause = (self.pause * 2).clamp(Duration::from_millis(5), Duration::from_millis(200));
     }
 }
