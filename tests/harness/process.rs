@@ -7,20 +7,22 @@ use std::time::{Duration, Instant};
 
 pub struct Process {
     child: Child,
-    /// Kills the child when this test process ends in whatever way: it waits for the end of a pipe that we hold.
+    /// Kills the child and removes its folder when this test process ends in whatever way: it waits for the end of a
+    /// pipe that we hold.
     leash: Child,
     log: PathBuf,
 }
 
 impl Process {
-    /// Starts `command`; both its outputs are appended to `log`.
+    /// Starts `command`; both its outputs are appended to `log`, a file in a folder of the process's own.
     pub fn spawn(mut command: Command, log: &Path) -> Self {
         let output = File::options().create(true).append(true).open(log).expect("the log file can be created");
         let errors = output.try_clone().expect("a file handle can be cloned");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let leash = Command::new("sh")
-            .args(["-c", "read -r _; kill -9 \"$1\" 2>/dev/null", "leash", &child.id().to_string()])
+            .args(["-c", "read -r _; kill -9 \"$1\" 2>/dev/null; rm -rf \"$2\"", "leash", &child.id().to_string()])
+            .arg(log.parent().expect("a log file lies in its process's folder"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
