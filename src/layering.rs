@@ -11,7 +11,7 @@ const ORDER: &[&[&str]] = &[
     &["node"],
     &["session"],
     &["hub"],
-    &["broker"],
+    &["broker", "rpc"],
     &["client", "config"],
     &["auth"],
     &["nats"],
