@@ -26,11 +26,12 @@ pub use command::{command, double_dashes};
 pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
 pub use options::{
-    App, Broker, Config, EmbeddedNats, HttpBroadcast, Logging, Nats, NatsBroadcast, NatsPubsub, Server, Streams, Ws,
+    App, Broker, Config, Disconnector, EmbeddedNats, HttpBroadcast, Logging, Nats, NatsBroadcast, NatsPubsub, Rpc,
+    Server, Streams, Ws,
 };
 pub use values::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, LogFormat, LogLevel, Preset, PubsubKind, ShutdownMode, SyncPolicy,
-    TimePrecision,
+    BroadcastAdapter, BroadcastListener, BrokerKind, DisconnectMode, LogFormat, LogLevel, Preset, PubsubKind, RpcKind,
+    ShutdownMode, SyncPolicy, TimePrecision,
 };
 
 use std::path::{Path, PathBuf};
