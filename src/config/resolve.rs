@@ -2,8 +2,8 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind, Secret,
-    Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind,
+    Secret, Streams,
 };
 use crate::auth::keys::{Purpose, derive};
 use crate::protocol::names::random_text;
@@ -206,7 +206,10 @@ fn warn(config: &mut Config, embedded_name_given: bool) {
     let lacks_key = |on: bool, key: &Option<Secret>| on && key.is_none();
     let checks = [
         (config.broadcast_adapters.is_empty(), "no broadcast adapter: applications have no way to publish"),
-        (!config.noauth && config.rpc.implementation == RpcKind::None, "no way to authenticate clients is configured, connections are refused: use noauth or public"),
+        (
+            !config.noauth && config.rpc.implementation == RpcKind::None,
+            "no way to authenticate clients is configured, connections are refused: use noauth or public",
+        ),
         (
             lacks_key(config.streams.turbo, &config.streams.turbo_secret),
             "turbo_streams is on without a secret: its stream names cannot be verified, set secret",

@@ -1,14 +1,13 @@
 //! gRPC against a server made of the generated server half.
 
-use super::server::{Answer, Handler, Server, Version};
+use super::server::{Handler, Server, Version, answer};
 use super::*;
 use crate::rpc::proto::rpc_server::{Rpc, RpcServer};
 use crate::rpc::proto::{
     CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse,
     EnvResponse, PresenceResponse, Status as Word,
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -46,7 +45,7 @@ impl Stub {
             let mut server = server.clone();
             Box::pin(async move {
                 let response = server.call(request).await.unwrap();
-                response.map(BodyExt::boxed_unsync).map(|body| body.boxed())
+                response.map(BodyExt::boxed_unsync)
             })
         })
     }
@@ -332,11 +331,9 @@ async fn sizes_are_limited_in_both_directions() {
 async fn what_is_no_grpc_is_an_error() {
     let junk: Handler = Arc::new(|_| {
         Box::pin(async {
-            let frame = Bytes::from_static(b"\0\0\0\0\x03\xff\xff\xff");
-            let answer: Answer = http::Response::new(Full::new(frame).map_err(|never| match never {}).boxed());
-            let (mut head, body) = answer.into_parts();
-            head.headers.insert("content-type", "application/grpc".parse().unwrap());
-            http::Response::from_parts(head, body)
+            let mut answer = answer(200, &b"\0\0\0\0\x03\xff\xff\xff"[..]);
+            answer.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            answer
         })
     });
     let server = Server::start(Version::Http2, junk).await;
@@ -355,6 +352,24 @@ async fn an_application_without_restore_says_so() {
     let server = stub.serve().await;
     let error = at(&server).restore("s1", leaving()).await.unwrap_err();
     assert!(matches!(error, RpcError::Unimplemented("Restore")), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_finds_pings_too_frequent_is_recognised() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = crate::rpc::dial::HostPort::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    let dialer = crate::rpc::dial::Dialer { tls: None };
+    for (reason, expected) in [(h2::Reason::ENHANCE_YOUR_CALM, true), (h2::Reason::NO_ERROR, false)] {
+        let opening = crate::rpc::grpc::open_for_tests(&dialer, &to);
+        let serving = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            connection.abrupt_shutdown(reason);
+            while connection.accept().await.is_some() {}
+        };
+        let (too_many_pings, ()) = tokio::join!(opening, serving);
+        assert_eq!(too_many_pings, expected, "{reason:?}");
+    }
 }
 
 /// 300 calls at once through 4 slots: all are answered, in their turn.
