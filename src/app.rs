@@ -72,7 +72,7 @@ impl App {
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
-        let (broker, store) = start_broker(&config, feed).await?;
+        let (broker, store) = start_broker(&config, feed, main.local_addr()).await?;
         let registry = Arc::new(Registry::default());
         hub.start(broker.clone(), registry.clone());
         let node = Node::new(

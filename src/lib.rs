@@ -34,9 +34,14 @@ pub mod session;
 pub mod broker;
 /// What knows NATS the product: client connections, the embedded server.
 pub mod nats;
+/// The application side: gRPC and HTTP.
+pub mod rpc;
 
 /// Counters and gauges.
 pub mod metrics;
 pub mod protocol;
 /// Text that is never shown.
 pub mod secret;
+
+#[cfg(test)]
+mod layering;

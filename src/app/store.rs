@@ -7,18 +7,21 @@ use crate::broker::{Broker, Feed, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
-    ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, SyncMode,
+    ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
+    SyncMode,
 };
 use crate::ops::shutdown::Phases;
 use crate::secret::Secret;
 use anyhow::Context;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
     embedded: Option<EmbeddedServer>,
     pub nats: Option<Arc<NatsBroker>>,
-    memory: Option<tokio::task::JoinHandle<()>>,
+    /// What runs beside the broker and ends with it.
+    helpers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Store {
@@ -27,8 +30,8 @@ impl Store {
         if let Some(nats) = &self.nats {
             phases.run("leaving the store", nats.shutdown()).await;
         }
-        if let Some(sweep) = &self.memory {
-            sweep.abort();
+        for helper in &self.helpers {
+            helper.abort();
         }
         if let Some(embedded) = &self.embedded {
             let left = phases.remaining();
@@ -38,10 +41,15 @@ impl Store {
 }
 
 /// Starts the embedded nats-server, if there is one, and the broker.
-pub async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
+/// `addr`: where the main listener is.
+pub async fn start_broker(
+    config: &Config,
+    feed: Arc<dyn Feed>,
+    addr: SocketAddr,
+) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
     let limits = limits(config);
     let embedded = if config.embedded_nats.enabled { Some(start_embedded(config).await?) } else { None };
-    let mut store = Store { embedded, nats: None, memory: None };
+    let mut store = Store { embedded, nats: None, helpers: Vec::new() };
     let settings = format!(
         "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
         limits.history_limit,
@@ -61,12 +69,22 @@ pub async fn start_broker(config: &Config, feed: Arc<dyn Feed>) -> anyhow::Resul
                 "Using in-memory broker (epoch: {}, {settings})",
                 broker.epoch().as_str()
             );
-            store.memory = Some(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            store.helpers.push(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
             broker
         }
-        BrokerKind::Nats => start_nats(config, feed, &mut store, &settings).await?,
+        BrokerKind::Nats => start_nats(config, feed, &mut store, &settings, addr).await?,
     };
     Ok((broker, store))
+}
+
+/// Names this node among its peers, the same after a restart: what it said of itself before then does not stand in its
+/// way.
+fn node_name(config: &Config, embedded: Option<&EmbeddedServer>, addr: SocketAddr) -> String {
+    if let Some(embedded) = embedded {
+        return embedded.server_name().to_owned();
+    }
+    let machine = rustix::system::uname();
+    format!("{}:{}:{}", machine.nodename().to_string_lossy(), config.server.host, addr.port())
 }
 
 /// Connects to NATS, the embedded server first if there is one.
@@ -75,6 +93,7 @@ async fn start_nats(
     feed: Arc<dyn Feed>,
     store: &mut Store,
     settings: &str,
+    addr: SocketAddr,
 ) -> anyhow::Result<Arc<dyn Broker>> {
     let mut client = nats_client(config)?;
     let mut witness_file = None;
@@ -101,13 +120,22 @@ async fn start_nats(
             publish_timeout: config.broker.publish_timeout,
             broker_timeout: config.broker.timeout,
             dedup_window: config.broker.dedup_window,
-            node: config.node_id.clone(),
+            node: node_name(config, store.embedded.as_ref(), addr),
             witness_file,
         },
         feed,
     )
     .await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
+    if let Some(embedded) = &store.embedded {
+        let (broker, mut status) = (broker.clone(), embedded.status());
+        store.helpers.push(tokio::spawn(async move {
+            while status.changed().await.is_ok() {
+                let full = status.borrow_and_update().state == State::StorageFull;
+                broker.set_disk_full(full);
+            }
+        }));
+    }
     store.nats = Some(broker.clone());
     Ok(broker)
 }

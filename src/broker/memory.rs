@@ -56,7 +56,7 @@ impl MemoryBroker {
     /// `dedup_window` is shortened to the history's life.
     pub fn new(limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
         let epoch = Epoch::random();
-        let status = Status { ready: true, generation: 1, epoch: epoch.clone(), reason: "".into() };
+        let status = Status { ready: true, readable: true, generation: 1, epoch: epoch.clone(), reason: "".into() };
         Arc::new(Self {
             dedup_window: dedup_window.min(limits.history_ttl),
             limits,

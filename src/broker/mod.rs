@@ -1,7 +1,7 @@
 //! The broker's contract: one log of many streams, saved sessions, remote commands.
 //!
 //! Backends only implement this contract; ordering, the gap check, cursors and proofs of completeness live once, in
-//! [`crate::hub`]. One test suite runs on every backend.
+//! the hub. One test suite runs on every backend.
 //!
 //! # The log
 //!
@@ -54,6 +54,8 @@ pub struct Features {
 pub struct Status {
     /// Reads and writes can succeed now.
     pub ready: bool,
+    /// Reads can succeed now, also where a full disk refuses writes.
+    pub readable: bool,
     /// Counts connections to the store. A new value means: messages of the feed may have been lost, every open stream
     /// must be opened again and compared.
     pub generation: u64,

@@ -2,6 +2,7 @@
 //!
 //! A subcommand is a file here with `command()` and `run(&ArgMatches)`, and one line in [`subcommands!`].
 
+mod licenses;
 mod publish;
 mod tail;
 
@@ -29,7 +30,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail }
+subcommands! { publish, tail, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///

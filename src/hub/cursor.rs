@@ -49,6 +49,8 @@ pub struct Cursor {
     named: u64,
     /// The first position that the client named on this connection.
     claimed: Option<u64>,
+    /// The log began a new life and the client has not been told yet.
+    lost_past: bool,
     /// What the log keeps between here and the tail, on its way to a client that is far behind.
     page: Option<Box<Backlog>>,
 }
@@ -61,7 +63,16 @@ struct Backlog {
 
 impl Cursor {
     pub fn new(receiver: Arc<Receiver>) -> Self {
-        Self { receiver, members: Vec::new(), live: true, sent: 0, named: 0, claimed: None, page: None }
+        Self {
+            receiver,
+            members: Vec::new(),
+            live: true,
+            sent: 0,
+            named: 0,
+            claimed: None,
+            lost_past: false,
+            page: None,
+        }
     }
 
     pub fn outbox(&self) -> &Outbox {
@@ -193,11 +204,31 @@ impl Cursor {
         self.members.iter().map(|member| member.had).min().filter(|had| *had < complete_to)
     }
 
-    /// The stream was opened anew after its log began a new life: held members go on from there.
-    pub fn reopened(&mut self, complete_to: u64) {
+    /// The log began a new life: what was known is void. The loss is signalled when the stream is open again, so that the
+    /// signal covers everything stored until then.
+    pub fn reset(&mut self) {
+        self.sent = 0;
+        self.named = 0;
+        self.claimed = None;
+        self.page = None;
+        self.live = false;
+        self.lost_past = true;
+        for member in &mut self.members {
+            member.skip = (0, 0);
+            member.released_at = None;
+            member.positioned = true;
+        }
+    }
+
+    /// The stream is open: everybody goes on from where it stands now. Held members are still to be asked what they have.
+    pub fn opened(&mut self, complete_to: u64) {
+        if std::mem::take(&mut self.lost_past) {
+            self.signal_loss();
+        }
         for member in &mut self.members {
             member.had = complete_to;
         }
+        self.live = !self.is_held();
     }
 
     /// Every member has had everything up to `offset`.
@@ -290,23 +321,6 @@ impl Cursor {
                 None => {}
             }
         }
-    }
-
-    /// The log began a new life: positions are void, requests in progress fail, nothing of the past follows.
-    pub fn reset(&mut self) {
-        let held = self.is_held();
-        self.signal_loss();
-        self.sent = 0;
-        self.named = 0;
-        self.claimed = None;
-        self.page = None;
-        for member in &mut self.members {
-            member.had = 0;
-            member.skip = (0, 0);
-            member.released_at = None;
-            member.positioned = true;
-        }
-        self.live = !held;
     }
 
     fn signal_loss(&mut self) {

@@ -9,6 +9,9 @@ use crate::protocol::Position;
 use std::sync::Arc;
 use tokio::time::Instant;
 
+/// Seconds beyond which a time lies in the future, however clocks differ.
+const A_DAY: u64 = 86_400;
+
 /// What a client asks for of one stream.
 #[derive(Clone, Debug)]
 pub enum From {
@@ -63,7 +66,7 @@ impl Hub {
     ) -> Result<Option<Located>, Unavailable> {
         let x = position.offset;
         // A store that is away may come back as another life: nothing is believed before it answers.
-        let ready = |hub: &Self| hub.status().ready.then_some(()).ok_or_else(|| Unavailable(String::new()));
+        let ready = |hub: &Self| hub.status().readable.then_some(()).ok_or_else(|| Unavailable(String::new()));
         ready(self)?;
         let (cover, name) = {
             let mut core = cell.lock();
@@ -110,6 +113,11 @@ impl Hub {
     }
 
     async fn locate_time(self: &Arc<Self>, cell: &Arc<Cell>, since: u64) -> Result<Option<Located>, Unavailable> {
+        if since > unix_seconds() + A_DAY {
+            // Milliseconds by mistake, or a client's clock gone wild: nothing was stored then by any store's clock.
+            let core = cell.lock();
+            return Ok(core.is_open().then(|| Located::After(core.complete_to())));
+        }
         let (floor, name, epoch) = {
             let mut core = cell.lock();
             if self.settle_epoch(&mut core) || !core.is_open() {
@@ -157,4 +165,8 @@ impl Hub {
         }
         Ok(())
     }
+}
+
+fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -81,7 +81,7 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
             crate::metrics::EPOCH_CHANGES.inc();
             tracing::warn!(context = "broker", from = ?seen.epoch, to = ?now.epoch, "the log began a new life; clients with older positions are told that their history is lost");
         }
-        if now.ready && (now.generation != seen.generation || now.epoch != seen.epoch) {
+        if now.readable && (now.generation != seen.generation || now.epoch != seen.epoch) {
             *hub.facts.lock().unwrap_or_else(PoisonError::into_inner) = None;
             for cell in hub.cells() {
                 hub.settle_epoch(&mut cell.lock());
@@ -90,7 +90,7 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
                 }
             }
         }
-        if now.ready {
+        if now.readable {
             seen = now;
         }
     }
@@ -106,7 +106,7 @@ pub(super) async fn check_heads(hub: Arc<Hub>) {
         timer.tick().await;
         let status = hub.status();
         let cells: Vec<_> = hub.cells().into_iter().filter(|cell| cell.lock().is_open()).collect();
-        if !status.ready || cells.is_empty() || !hub.broker().features().history {
+        if !status.readable || cells.is_empty() || !hub.broker().features().history {
             continue;
         }
         let Ok(facts) = hub.broker().facts().await else { continue };

@@ -161,7 +161,7 @@ impl Stream {
             // Where nothing is kept the last message may have been any.
             self.newest = self.floor;
             for (_, cursor) in &mut self.cursors {
-                cursor.reopened(self.complete_to);
+                cursor.opened(self.complete_to);
             }
         } else if head > self.complete_to {
             if off(Safeguard::GapCheck) {
@@ -415,7 +415,12 @@ impl Stream {
         let cursor = &mut self.cursors[id];
         cursor.pause(self.complete_to);
         cursor.join(identifier, group, from, held);
-        cursor.resume_if_caught_up(self.complete_to);
+        if self.opened {
+            cursor.resume_if_caught_up(self.complete_to);
+        } else {
+            // The log began a new life since the caller opened the stream.
+            cursor.reset();
+        }
         id
     }
 
@@ -445,10 +450,16 @@ impl Stream {
     /// An identifier catches up from a position that is known to be complete. The job is told when it has.
     pub fn history(&mut self, id: CursorId, identifier: &str, start: Start, job: Arc<HistoryJob>) {
         let complete_to = self.complete_to;
+        let opened = self.opened;
         match self.cursors.get_mut(id) {
-            Some(cursor) => {
+            Some(cursor) if opened => {
                 cursor.pause(complete_to);
                 cursor.begin_history(identifier, start, job);
+            }
+            // The log began a new life since the position was proved.
+            Some(cursor) => {
+                job.reject();
+                cursor.end_hold(identifier);
             }
             None => job.abandon(),
         }
@@ -459,7 +470,9 @@ impl Stream {
         if let Some(cursor) = self.cursors.get_mut(id) {
             cursor.pause(self.complete_to);
             cursor.end_hold(identifier);
-            cursor.resume_if_caught_up(self.complete_to);
+            if self.opened {
+                cursor.resume_if_caught_up(self.complete_to);
+            }
         }
     }
 
@@ -467,7 +480,9 @@ impl Stream {
     pub fn release(&mut self, id: CursorId) {
         if let Some(cursor) = self.cursors.get_mut(id) {
             cursor.release();
-            cursor.resume_if_caught_up(self.complete_to);
+            if self.opened {
+                cursor.resume_if_caught_up(self.complete_to);
+            }
         }
     }
 
@@ -481,7 +496,7 @@ impl Stream {
         if cursor.is_live() {
             return Pump::Live;
         }
-        if cursor.is_held() {
+        if cursor.is_held() || !self.opened {
             return Pump::Held;
         }
         if !cursor.send_backlog(budget, &mut self.fanout) {

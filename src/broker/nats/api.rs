@@ -61,12 +61,18 @@ struct Envelope {
     error: Option<Refusal>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct Refusal {
     #[serde(default)]
     err_code: u32,
     #[serde(default)]
     description: String,
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused { err_code: refusal.err_code, description: refusal.description }
+    }
 }
 
 /// What we read of a stream's info.
@@ -133,10 +139,15 @@ impl Kept {
 /// The log's answer to a publication.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Ack {
+    #[serde(default)]
     pub stream: String,
+    #[serde(default)]
     pub seq: u64,
     #[serde(default)]
     pub duplicate: bool,
+    /// Taken out by [`Api::publish`].
+    #[serde(default)]
+    error: Option<Refusal>,
 }
 
 /// JetStream over one connection.
@@ -192,7 +203,16 @@ impl Api {
         payload: Bytes,
         timeout: Duration,
     ) -> Result<Ack, ApiError> {
-        read(&self.mux.request(subject, headers, payload, timeout).await?)
+        let answer = self.mux.request(subject, headers, payload, timeout).await?;
+        if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(ApiError::NoResponders);
+        }
+        let mut ack: Ack = serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))?;
+        match ack.error.take() {
+            Some(refusal) => Err(refusal.into()),
+            None if ack.seq == 0 => Err(ApiError::Unreadable("an acknowledgement without a sequence".into())),
+            None => Ok(ack),
+        }
     }
 }
 
@@ -206,7 +226,7 @@ fn read<T: DeserializeOwned>(answer: &async_nats::Message) -> Result<T, ApiError
         return Err(ApiError::NoResponders);
     }
     if let Ok(Envelope { error: Some(refusal) }) = serde_json::from_slice(&answer.payload) {
-        return Err(ApiError::Refused { err_code: refusal.err_code, description: refusal.description });
+        return Err(refusal.into());
     }
     serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))
 }

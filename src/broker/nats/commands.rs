@@ -141,15 +141,13 @@ impl Core {
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             headers.insert(header::NATS_EXPECTED_STREAM, generation.commands.as_str());
-            let limit = generation.connection.client.max_payload().saturating_sub(headers::wire_len(&headers));
-            if payload.len() > limit {
-                return Err(AppendError::TooLarge { size: payload.len(), limit });
-            }
+            let (size, max_payload) = (payload.len(), generation.connection.client.max_payload());
+            headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
             let timeout = write.attempt();
             match generation.api().publish(subject.clone(), headers.clone(), payload.clone(), timeout).await {
                 Ok(ack) => return Ok(ack.seq),
                 Err(error) => write.failed(error).await.map_err(|end| match end {
-                    WriteError::TooLarge => AppendError::TooLarge { size: payload.len(), limit },
+                    WriteError::TooLarge => AppendError::TooLarge { size, limit: max_payload },
                     end => end.into(),
                 })?,
             }

@@ -126,6 +126,7 @@ impl Core {
         let news = self.status.send_if_modified(|status| {
             let news = *status.reason != *reason || status.ready;
             status.ready = false;
+            status.readable = false;
             status.reason = Arc::from(reason.as_str());
             news
         });
@@ -227,6 +228,7 @@ impl Core {
         self.current.send_replace(Some(generation.clone()));
         self.status.send_modify(|status| {
             status.ready = true;
+            status.readable = true;
             status.generation = number;
             status.reason = Arc::from("");
         });
@@ -237,6 +239,7 @@ impl Core {
         self.away();
         self.status.send_modify(|status| {
             status.ready = false;
+            status.readable = false;
             status.reason = Arc::from("connection to NATS lost");
         });
         if !self.stop.is_cancelled() {
@@ -321,8 +324,8 @@ impl Core {
                 Ok(epoch) => {
                     failures = 0;
                     self.adopt_epoch(&epoch);
-                    let full = self.storage_full.load(Ordering::Relaxed);
-                    self.set_ready(!full, if full { "storage full" } else { "" });
+                    let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
+                    self.set_ready(!full, true, if full { "storage full" } else { "" });
                 }
                 Err(error @ (SetupError::LogGone(_) | SetupError::Fatal(_))) => {
                     tracing::error!(%error, "setting up logs and buckets again");
@@ -332,7 +335,7 @@ impl Core {
                     failures += 1;
                     tracing::debug!(%error, failures, "cannot check the log");
                     if failures > TOLERATED_FAILURES {
-                        self.set_ready(false, &error.to_string());
+                        self.set_ready(false, false, &error.to_string());
                         if connection.clustered() {
                             // This server may be cut off from the others.
                             return;
@@ -361,10 +364,11 @@ impl Core {
         }
     }
 
-    fn set_ready(&self, ready: bool, reason: &str) {
+    fn set_ready(&self, ready: bool, readable: bool, reason: &str) {
         let changed = self.status.send_if_modified(|status| {
             let changed = status.ready != ready || *status.reason != *reason;
             status.ready = ready;
+            status.readable = readable;
             status.reason = Arc::from(reason);
             changed
         });

@@ -67,8 +67,21 @@ fn common(headers: &mut HeaderMap, stream: &StreamName, token: &Token, meta: &Me
     }
 }
 
-/// Bytes of the header block on the wire; they count against the server's `max_payload`.
-pub(super) fn wire_len(headers: &HeaderMap) -> usize {
+/// The server takes no larger header block into a log.
+const MAX_HEADERS: usize = 64 * 1024;
+
+/// `Err` with the limit for the data, if data and headers together exceed the server's `max_payload`.
+pub(super) fn check_size(data: usize, headers: &HeaderMap, max_payload: usize) -> Result<(), usize> {
+    // Counting costs a little; most messages are far from the limit.
+    if data + MAX_HEADERS <= max_payload {
+        return Ok(());
+    }
+    let limit = max_payload.saturating_sub(wire_len(headers));
+    if data > limit { Err(limit) } else { Ok(()) }
+}
+
+/// Bytes of the header block on the wire.
+fn wire_len(headers: &HeaderMap) -> usize {
     let lines: usize = headers
         .iter()
         .flat_map(|(name, values)| values.iter().map(move |v| name.to_string().len() + v.as_str().len() + 4))

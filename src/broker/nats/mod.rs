@@ -81,6 +81,8 @@ struct Core {
     settled: AtomicBool,
     /// The store refused a write for want of space; cleared by a write that succeeds.
     storage_full: AtomicBool,
+    /// The disk under the store is full, as whoever runs the server says: it does not answer writes itself then.
+    disk_full: watch::Sender<bool>,
     /// Look at the log now.
     nudge: Notify,
     /// Batch reads under way.
@@ -132,8 +134,13 @@ impl NatsBroker {
     /// show in the status, the log and [`NatsBroker::fatal`].
     pub async fn start(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Result<Arc<Self>, StartError> {
         config.check()?;
-        let status =
-            Status { ready: false, generation: 0, epoch: Epoch::none(), reason: Arc::from("connecting to NATS") };
+        let status = Status {
+            ready: false,
+            readable: false,
+            generation: 0,
+            epoch: Epoch::none(),
+            reason: Arc::from("connecting to NATS"),
+        };
         let core = Arc::new(Core {
             names: Names::new(&config),
             feed,
@@ -146,6 +153,7 @@ impl NatsBroker {
             attempts: watch::Sender::new(0),
             settled: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
+            disk_full: watch::Sender::new(false),
             nudge: Notify::new(),
             batches: Semaphore::new(read::MAX_BATCHES),
             stop: CancellationToken::new(),
@@ -212,6 +220,12 @@ impl NatsBroker {
         }
     }
 
+    /// Says that the disk under the store is full, or that there is room again. nats-server leaves writes unanswered then.
+    pub fn set_disk_full(&self, full: bool) {
+        self.core.disk_full.send_replace(full);
+        self.core.nudge.notify_one();
+    }
+
     /// Ends all tasks and the connection. Calls under way fail.
     pub async fn shutdown(&self) {
         let core = &self.core;
@@ -229,6 +243,7 @@ impl NatsBroker {
         core.write_witness().await;
         core.status.send_modify(|status| {
             status.ready = false;
+            status.readable = false;
             status.reason = Arc::from("stopped");
         });
     }
@@ -334,7 +349,10 @@ impl<'a> Attempts<'a> {
     }
 
     fn failed(&mut self, error: impl std::fmt::Display) {
-        self.reason = Some(error.to_string());
+        if self.reason.replace(error.to_string()).is_some() {
+            // Once is a lagging replica; twice may be a log that is gone.
+            self.core.nudge.notify_one();
+        }
         self.pause = (self.pause * 2).clamp(Duration::from_millis(5), Duration::from_millis(200));
     }
 }
@@ -356,6 +374,9 @@ impl Broker for NatsBroker {
 
     async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
         if !publication.transient && self.core.config.history() {
+            if *self.core.disk_full.borrow() {
+                return Err(AppendError::StorageFull("the disk under the store is full: make room".into()));
+            }
             return self.core.store(publication).await;
         }
         self.core.fan_out(&publication.stream, &publication.meta, publication.data, Body::Data).await?;

@@ -155,11 +155,8 @@ impl Core {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             let epoch = self.epoch();
             let headers = headers::stored(&publication, &token, &generation.log, epoch.as_str());
-            let limit = generation.connection.client.max_payload().saturating_sub(headers::wire_len(&headers));
-            let size = publication.data.len();
-            if size > limit {
-                return Err(AppendError::TooLarge { size, limit });
-            }
+            let (size, max_payload) = (publication.data.len(), generation.connection.client.max_payload());
+            headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
             let timeout = write.attempt();
             let outcome = generation.api().publish(subject.clone(), headers, publication.data.clone(), timeout).await;
             match outcome {
@@ -181,7 +178,7 @@ impl Core {
                 Err(error) => {
                     if let Err(end) = write.failed(error).await {
                         return Err(match end {
-                            WriteError::TooLarge => AppendError::TooLarge { size, limit },
+                            WriteError::TooLarge => AppendError::TooLarge { size, limit: max_payload },
                             end => end.into(),
                         });
                     }
@@ -204,10 +201,8 @@ impl Core {
         let mut write = Write::new(self, self.config.publish_budget());
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
-            let limit = generation.connection.client.max_payload().saturating_sub(headers::wire_len(&headers));
-            if data.len() > limit {
-                return Err(AppendError::TooLarge { size: data.len(), limit });
-            }
+            headers::check_size(data.len(), &headers, generation.connection.client.max_payload())
+                .map_err(|limit| AppendError::TooLarge { size: data.len(), limit })?;
             let timeout = write.attempt();
             match generation.api().mux.publish(subject.clone(), headers.clone(), data.clone(), timeout).await {
                 Ok(()) => return Ok(()),

@@ -21,11 +21,7 @@ impl Core {
             let generation = attempts.next().await?;
             match generation.api().value(&bucket, &key.0).await {
                 Ok(found) => return Ok(found.map(|(body, revision)| StoredSession { body, revision })),
-                Err(error) => {
-                    // A bucket that is gone is made again after the check.
-                    self.nudge.notify_one();
-                    attempts.failed(error);
-                }
+                Err(error) => attempts.failed(error),
             }
         }
     }

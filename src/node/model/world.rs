@@ -342,7 +342,7 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
     wires.hubs.lock().unwrap().push(HubFeed(hub.clone()));
     wires.queues.lock().unwrap().push(VecDeque::new());
     let epoch = log.lock().unwrap().epoch().clone();
-    let status = Status { ready: true, generation: 1, epoch, reason: "".into() };
+    let status = Status { ready: true, readable: true, generation: 1, epoch, reason: "".into() };
     let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
     let registry = Arc::new(Registry::default());
     hub.start(broker.clone(), registry.clone());

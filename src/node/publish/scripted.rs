@@ -40,7 +40,7 @@ struct State {
 
 impl Default for ScriptedBroker {
     fn default() -> Self {
-        let status = Status { ready: true, generation: 1, epoch: Epoch::from("e1"), reason: "".into() };
+        let status = Status { ready: true, readable: true, generation: 1, epoch: Epoch::from("e1"), reason: "".into() };
         Self { state: Mutex::default(), status: watch::Sender::new(status) }
     }
 }

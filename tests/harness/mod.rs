@@ -1,0 +1,23 @@
+//! What the tests stand on: real Carrick and nats-server processes, a raw WebSocket client, a small HTTP publisher.
+//!
+//! Reading order: [`backend`] (which servers there are), [`carrick`] (one server), [`client`] (one connection),
+//! [`frames`] (what goes over it).
+
+#[macro_use]
+pub mod backend;
+pub mod carrick;
+pub mod client;
+pub mod frames;
+pub mod http;
+pub mod nats;
+pub mod patience;
+pub mod process;
+pub mod proxy;
+pub mod stock;
+
+pub use backend::{Backend, SharedServer};
+pub use carrick::Server;
+pub use client::{Client, Delivery, Position};
+pub use frames::*;
+pub use nats::NatsServer;
+pub use patience::{PATIENCE, eventually, unix_now};

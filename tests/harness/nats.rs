@@ -1,0 +1,157 @@
+//! A real nats-server of the tests' own.
+
+use super::patience::eventually_blocking;
+use super::process::Process;
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub struct NatsServer {
+    folder: TempDir,
+    process: Option<Process>,
+    address: SocketAddr,
+}
+
+impl NatsServer {
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a server that stores nothing.
+    pub fn without_jetstream() -> Self {
+        let mut server = Self::prepare();
+        server.launch();
+        server
+    }
+
+    /// Starts a server whose storage is limited to this many bytes.
+    pub fn with_storage(bytes: u64) -> Self {
+        Self::start_with(&format!("max_file_store: {bytes}"))
+    }
+
+    fn start_with(limits: &str) -> Self {
+        let mut server = Self::prepare();
+        let store = server.store();
+        let jetstream = format!("jetstream {{ store_dir: {store:?}, {limits} }}\n");
+        let mut config = std::fs::OpenOptions::new().append(true).open(server.config()).expect("it was written");
+        config.write_all(jetstream.as_bytes()).expect("the configuration can be written");
+        server.restart();
+        server
+    }
+
+    fn prepare() -> Self {
+        let folder = tempfile::Builder::new().prefix("nats-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+        let folder = folder.expect("a folder can be created");
+        let config = format!("ports_file_dir: {:?}\nping_interval: \"2s\"\n", folder.path());
+        std::fs::write(folder.path().join("server.conf"), config).expect("the configuration can be written");
+        Self { folder, process: None, address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("server.conf")
+    }
+
+    /// Starts it (again) on the same port and store and waits until JetStream answers.
+    pub fn restart(&mut self) {
+        self.launch();
+        let ready = eventually_blocking(|| jetstream_answers(self.address).map_err(|error| error.to_string()));
+        ready.unwrap_or_else(|reason| panic!("JetStream does not answer: {reason}\n{}", self.process().log_tail()));
+    }
+
+    fn launch(&mut self) {
+        let port = if self.address.port() == 0 { "-1".to_owned() } else { self.address.port().to_string() };
+        let mut command = Command::new(binary());
+        command.arg("-c").arg(self.config()).args(["-a", "127.0.0.1", "-p", &port]);
+        let process = Process::spawn(command, &self.folder.path().join("nats.log"));
+        let ports = self.folder.path().join(ports_file(process.pid()));
+        let address = eventually_blocking(|| {
+            let text = std::fs::read_to_string(&ports).map_err(|error| error.to_string())?;
+            let ports: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let url = ports["nats"][0].as_str().ok_or("no port yet")?;
+            url.trim_start_matches("nats://").parse::<SocketAddr>().map_err(|error| error.to_string())
+        });
+        self.address = address.unwrap_or_else(|reason| panic!("nats-server: {reason}\n{}", process.log_tail()));
+        self.process = Some(process);
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("the server has been started")
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        self.process.as_mut().expect("the server has been started").kill();
+    }
+
+    /// Stops it gracefully.
+    pub fn stop(&mut self) {
+        self.process().signal("TERM");
+        self.process.as_mut().expect("the server has been started").wait(Duration::from_secs(10));
+    }
+
+    /// Freezes it: connections stand, nothing is answered.
+    pub fn freeze(&self) {
+        let process = self.process();
+        process.signal("STOP");
+        let stopped = eventually_blocking(|| process.is_stopped().then_some(()).ok_or_else(|| "it runs on".to_owned()));
+        stopped.expect("nats-server can be frozen");
+    }
+
+    pub fn thaw(&self) {
+        self.process().signal("CONT");
+    }
+
+    /// An operator's connection.
+    pub async fn operator(&self) -> async_nats::Client {
+        async_nats::connect(self.url()).await.expect("nats-server takes connections")
+    }
+}
+
+fn ports_file(pid: u32) -> String {
+    let name = binary().file_name().expect("a program has a name").to_string_lossy().into_owned();
+    format!("{name}_{pid}.ports")
+}
+
+/// One JetStream request in NATS' own words: the tests of an async client's server need no runtime to start it.
+fn jetstream_answers(to: SocketAddr) -> std::io::Result<()> {
+    let mut connection = TcpStream::connect(to)?;
+    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+    connection.write_all(b"CONNECT {\"verbose\":false}\r\nSUB ready 1\r\nPUB $JS.API.INFO ready 0\r\n\r\n")?;
+    for line in BufReader::new(connection).lines() {
+        if line?.starts_with("MSG ready") {
+            return Ok(());
+        }
+    }
+    Err(std::io::ErrorKind::UnexpectedEof.into())
+}
+
+/// The pinned nats-server: the one that `CARRICK_TEST_NATS_SERVER` names, else what `scripts/nats-server` fetches.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("CARRICK_TEST_NATS_SERVER") {
+            return PathBuf::from(path);
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/nats-server");
+        let output = Command::new(&script).output().expect("scripts/nats-server can be started");
+        assert!(output.status.success(), "scripts/nats-server: {}", String::from_utf8_lossy(&output.stderr));
+        PathBuf::from(String::from_utf8(output.stdout).expect("a path is text").trim())
+    })
+}

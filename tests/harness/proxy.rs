@@ -1,0 +1,168 @@
+//! A proxy between one Carrick and its nats-server that understands NATS' protocol well enough to lose live messages.
+//!
+//! It runs on threads of its own, so that it works while a test waits for a server to start.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+pub struct NatsProxy {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+struct State {
+    /// The nats-server.
+    to: SocketAddr,
+    loss: Mutex<Loss>,
+    connections: Mutex<Vec<TcpStream>>,
+    closed: AtomicBool,
+}
+
+/// Which live messages get lost.
+#[derive(Default)]
+struct Loss {
+    /// Let this many pass first.
+    pass: u64,
+    /// Then lose this many.
+    lose: u64,
+    lost: u64,
+}
+
+impl NatsProxy {
+    pub fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
+        let address = listener.local_addr().expect("a bound port has an address");
+        let connections = Mutex::new(Vec::new());
+        let state = Arc::new(State { to, loss: Mutex::default(), connections, closed: AtomicBool::new(false) });
+        let accepting = state.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.closed.load(Ordering::Relaxed) {
+                    return;
+                }
+                // A refused connection closes the client's too, as the server itself would.
+                let _ = accepting.join(client);
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Lets `pass` live messages pass from now on and loses the `lose` that follow.
+    pub fn lose_live(&self, pass: u64, lose: u64) {
+        *self.state.loss.lock().expect("no thread panics with the lock") = Loss { pass, lose, lost: 0 };
+    }
+
+    /// Live messages lost since then: the proof that the fault acted.
+    pub fn lost(&self) -> u64 {
+        self.state.loss.lock().expect("no thread panics with the lock").lost
+    }
+
+    /// Cuts all connections; new ones are taken.
+    pub fn cut(&self) {
+        for connection in self.state.connections.lock().expect("no thread panics with the lock").drain(..) {
+            // It may be gone already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for NatsProxy {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Relaxed);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(self.address);
+        self.cut();
+    }
+}
+
+impl State {
+    fn join(self: &Arc<Self>, client: TcpStream) -> std::io::Result<()> {
+        let server = TcpStream::connect(self.to)?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+        let mut connections = self.connections.lock().expect("no thread panics with the lock");
+        connections.extend([client.try_clone()?, server.try_clone()?]);
+        thread::spawn(move || {
+            // Either side's end ends the other.
+            let _ = std::io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Both);
+        });
+        let state = self.clone();
+        thread::spawn(move || {
+            let _ = state.pass_server_lines(BufReader::new(server), &client);
+            let _ = client.shutdown(Shutdown::Both);
+        });
+        Ok(())
+    }
+
+    /// Copies the server's side of the protocol, less what is to be lost.
+    fn pass_server_lines(&self, mut server: BufReader<TcpStream>, mut client: &TcpStream) -> std::io::Result<()> {
+        loop {
+            let mut operation = Vec::new();
+            if server.read_until(b'\n', &mut operation)? == 0 {
+                return Ok(());
+            }
+            let line = String::from_utf8_lossy(&operation).into_owned();
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_message = matches!(words.first(), Some(&("MSG" | "HMSG")));
+            if is_message {
+                let size = words.last().and_then(|size| size.parse::<usize>().ok()).ok_or(ErrorKind::InvalidData)?;
+                let start = operation.len();
+                operation.resize(start + size + 2, 0);
+                server.read_exact(&mut operation[start..])?;
+            }
+            if !(is_message && self.is_lost(words[1])) {
+                client.write_all(&operation)?;
+            }
+        }
+    }
+
+    fn is_lost(&self, subject: &str) -> bool {
+        if !subject.contains(".live.") {
+            return false;
+        }
+        let mut loss = self.loss.lock().expect("no thread panics with the lock");
+        if loss.pass > 0 {
+            loss.pass -= 1;
+            return false;
+        }
+        let is_lost = loss.lost < loss.lose;
+        loss.lost += u64::from(is_lost);
+        is_lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::shared_nats;
+    use super::*;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn it_loses_what_it_is_told_and_nothing_else() {
+        let proxy = NatsProxy::start(shared_nats().address());
+        let deaf = async_nats::connect(proxy.url()).await.expect("the proxy passes the handshake");
+        let mut heard = deaf.subscribe("proxy.>").await.expect("subscribed");
+        deaf.flush().await.expect("flushed");
+        proxy.lose_live(1, 2);
+        let operator = shared_nats().operator().await;
+        for (number, subject) in ["live.a", "live.b", "other", "live.c", "live.d"].into_iter().enumerate() {
+            let payload = format!("{number}\r\nMSG is part of it");
+            operator.publish(format!("proxy.{subject}.x"), payload.into()).await.expect("published");
+        }
+        operator.flush().await.expect("flushed");
+        for number in ["0", "2", "4"] {
+            let message = heard.next().await.expect("a message");
+            assert!(message.payload.starts_with(number.as_bytes()), "{message:?} instead of {number}");
+        }
+        assert_eq!(proxy.lost(), 2);
+    }
+}
