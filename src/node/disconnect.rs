@@ -4,9 +4,11 @@ use crate::broker::RemoteDisconnect;
 use crate::hub::{self, Outbox};
 use crate::metrics;
 use crate::protocol::Close;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How the registry reaches a connected client.
 pub struct Handle {
@@ -29,6 +31,11 @@ impl Handle {
         self.mark.store(mark, Ordering::Release);
     }
 
+    /// The client's session survives its connection.
+    pub fn is_resumable(&self) -> bool {
+        self.resumable && !self.is_revoked()
+    }
+
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }
@@ -40,10 +47,24 @@ impl Handle {
     }
 }
 
+/// Remote disconnects that are remembered. More within [`RECENT`] is beyond what an application does; then the oldest
+/// are forgotten.
+const MAX_RECENT: usize = 4_096;
+
+/// How long a remote disconnect is remembered: longer than an application takes to let a client in.
+const RECENT: Duration = Duration::from_secs(60);
+
+struct Recent {
+    at: Instant,
+    command: RemoteDisconnect,
+}
+
 /// The connected clients of this node by their connection identifiers.
 #[derive(Default)]
 pub struct Registry {
     clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
+    /// For clients that are being let in: who they are is known only when the application has answered.
+    recent: Mutex<VecDeque<Recent>>,
 }
 
 impl Registry {
@@ -80,6 +101,23 @@ impl Registry {
         self.clients().is_empty()
     }
 
+    fn remember(&self, command: &RemoteDisconnect) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        while recent.front().is_some_and(|old| now - old.at > RECENT) || recent.len() >= MAX_RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(Recent { at: now, command: command.clone() });
+    }
+
+    /// The remote disconnect of these identifiers that came since then, if any. Asked after [`Self::add`].
+    pub fn disconnected_since(&self, identifiers: &str, since: Instant) -> Option<Close> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = recent.iter().rev().take_while(|recent| recent.at >= since);
+        let mut meant = newest.filter(|recent| recent.command.identifiers == identifiers);
+        meant.next().map(|recent| Close::Remote { reconnect: recent.command.reconnect })
+    }
+
     pub fn close_all(&self, handover: bool) {
         for handle in self.all() {
             let close = if handover && handle.resumable { Close::Handover } else { Close::Restart };
@@ -91,6 +129,7 @@ impl Registry {
 impl hub::Commands for Registry {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         metrics::REMOTE_COMMANDS.inc();
+        self.remember(&command);
         let handles = self.clients().get(command.identifiers.as_str()).cloned().unwrap_or_default();
         for handle in handles {
             // A session that was authenticated after the command is not meant.
