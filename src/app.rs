@@ -11,6 +11,7 @@ use crate::node::{Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
+use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
 use crate::transport::ws::{WebSockets, WsConfig};
@@ -229,6 +230,7 @@ fn ws_config(config: &Config) -> WsConfig {
     WsConfig {
         paths: config.ws.paths.clone(),
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        asked: AskedConfig::default(),
         max_message_size: config.ws.max_message_size,
         read_buffer_size: config.ws.read_buffer_size,
         write_timeout: config.ws.write_timeout,

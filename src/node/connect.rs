@@ -1,7 +1,7 @@
 //! Letting a client in: resuming its session, or authenticating it.
 
 use super::Node;
-use super::admit::{Admitted, admit};
+use super::admit::{Admitted, admit, may_go_on};
 use super::client::Client;
 use super::disconnect::Handle;
 use super::save::unix_ms;
@@ -97,7 +97,7 @@ async fn restore(
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
-    let saved = match SavedSession::decode(&stored.body) {
+    let mut saved = match SavedSession::decode(&stored.body) {
         Ok(saved) => saved,
         Err(error) => {
             metrics::SESSIONS_NOT_RESTORED.inc();
@@ -105,6 +105,10 @@ async fn restore(
             return Ok(None);
         }
     };
+    if !may_go_on(node, hello, &mut saved) {
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
+    }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
     let handle = Handle::new(saved.identifiers().into(), outbox.clone(), true);
     node.registry.add(&handle);

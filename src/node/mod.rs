@@ -20,6 +20,7 @@ pub use disconnect::Registry;
 pub use drive::{Incoming, drive};
 pub use farewell::{DisconnectMode, FarewellConfig, Farewells};
 
+use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
 use crate::rpc::Application;
@@ -62,6 +63,8 @@ pub struct NodeConfig {
 #[derive(Default)]
 pub struct Deciders {
     pub application: Option<Arc<dyn Application>>,
+    /// Tokens are asked for first.
+    pub jwt: Option<Jwt>,
     pub farewells: FarewellConfig,
 }
 
@@ -73,6 +76,7 @@ pub struct Node {
     pub authenticator: Authenticator,
     pub registry: Arc<Registry>,
     pub application: Option<Arc<dyn Application>>,
+    pub jwt: Option<Jwt>,
     /// Tells the application who has left; there where one is.
     pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
@@ -100,7 +104,7 @@ impl Node {
         registry: Arc<Registry>,
         deciders: Deciders,
     ) -> Arc<Self> {
-        let Deciders { application, farewells } = deciders;
+        let Deciders { application, jwt, farewells } = deciders;
         let farewells =
             application.as_ref().map(|application| Farewells::start(farewells, application.clone(), hub.clone()));
         Arc::new(Self {
@@ -110,6 +114,7 @@ impl Node {
             authenticator,
             registry,
             application,
+            jwt,
             farewells,
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
