@@ -14,7 +14,6 @@ use crate::session::{SavedSession, Session};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// What a client's request says to others than ourselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,7 +173,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
 }
 
 async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let started = Instant::now();
+    let heard = node.registry.heard();
     let Admitted { identifiers, exp, cstate, transmissions } = admit(node, hello, sid, outbox).await?;
     let identifiers: Arc<str> = identifiers.into();
     let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
@@ -193,7 +192,7 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &
     // Who it is was known only when the application had answered: a disconnect that came meanwhile is meant for it.
     let refused = match mark {
         Err(_) => Some(Close::StoreUnavailable),
-        Ok(_) => node.registry.disconnected_since(&identifiers, started),
+        Ok(_) => node.registry.disconnected_since(&identifiers, heard),
     };
     if let Some(close) = refused {
         client.handle.revoke(close);

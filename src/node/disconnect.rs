@@ -7,8 +7,6 @@ use crate::protocol::Close;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::time::Instant;
 
 /// How the registry reaches a connected client.
 pub struct Handle {
@@ -47,16 +45,16 @@ impl Handle {
     }
 }
 
-/// Remote disconnects that are remembered. More within [`RECENT`] is beyond what an application does; then the oldest
-/// are forgotten.
-const MAX_RECENT: usize = 4_096;
+/// Remote disconnects that are remembered: more than come while an application lets a client in. When there are more
+/// the oldest are forgotten.
+const MAX_RECENT: usize = 1_024;
 
-/// How long a remote disconnect is remembered: longer than an application takes to let a client in.
-const RECENT: Duration = Duration::from_secs(60);
-
+/// The last remote disconnects that this node heard of.
+#[derive(Default)]
 struct Recent {
-    at: Instant,
-    command: RemoteDisconnect,
+    /// All that were ever heard of.
+    count: u64,
+    commands: VecDeque<RemoteDisconnect>,
 }
 
 /// The connected clients of this node by their connection identifiers.
@@ -64,7 +62,7 @@ struct Recent {
 pub struct Registry {
     clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
     /// For clients that are being let in: who they are is known only when the application has answered.
-    recent: Mutex<VecDeque<Recent>>,
+    recent: Mutex<Recent>,
 }
 
 impl Registry {
@@ -101,21 +99,30 @@ impl Registry {
         self.clients().is_empty()
     }
 
-    fn remember(&self, command: &RemoteDisconnect) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        while recent.front().is_some_and(|old| now - old.at > RECENT) || recent.len() >= MAX_RECENT {
-            recent.pop_front();
-        }
-        recent.push_back(Recent { at: now, command: command.clone() });
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The remote disconnect of these identifiers that came since then, if any. Asked after [`Self::add`].
-    pub fn disconnected_since(&self, identifiers: &str, since: Instant) -> Option<Close> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = recent.iter().rev().take_while(|recent| recent.at >= since);
-        let mut meant = newest.filter(|recent| recent.command.identifiers == identifiers);
-        meant.next().map(|recent| Close::Remote { reconnect: recent.command.reconnect })
+    fn remember(&self, command: &RemoteDisconnect) {
+        let mut recent = self.recent();
+        recent.count += 1;
+        if recent.commands.len() >= MAX_RECENT {
+            recent.commands.pop_front();
+        }
+        recent.commands.push_back(command.clone());
+    }
+
+    /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
+    pub fn heard(&self) -> u64 {
+        self.recent().count
+    }
+
+    /// The remote disconnect of these identifiers that was heard of since then, if any. Asked after [`Self::add`].
+    pub fn disconnected_since(&self, identifiers: &str, heard: u64) -> Option<Close> {
+        let recent = self.recent();
+        let newer = usize::try_from(recent.count - heard).unwrap_or(usize::MAX);
+        let mut meant = recent.commands.iter().rev().take(newer).filter(|command| command.identifiers == identifiers);
+        meant.next().map(|command| Close::Remote { reconnect: command.reconnect })
     }
 
     pub fn close_all(&self, handover: bool) {

@@ -259,7 +259,11 @@ impl Farewells {
             Ok(()) => {}
             Err(RpcError::Unimplemented(method)) if matches!(kind, Kind::Restored) => {
                 if !self.knows_no_restores.swap(true, Ordering::Relaxed) {
-                    tracing::info!(context = "disconnector", method, "the application is not told of restores: it has no such method");
+                    tracing::info!(
+                        context = "disconnector",
+                        method,
+                        "the application is not told of restores: it has no such method"
+                    );
                 }
             }
             Err(error) => {

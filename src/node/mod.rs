@@ -14,6 +14,8 @@ mod history;
 mod model;
 pub mod publish;
 mod save;
+#[cfg(test)]
+mod tests;
 
 pub use connect::{Asked, Hello};
 pub use disconnect::Registry;

@@ -108,10 +108,7 @@ mod tests {
 
     fn session() -> Session {
         let mut session = Session::new("s".into(), "u".into(), Subprotocol::Json, 0);
-        let followed = |name: &str| Followed {
-            stream: name.into(),
-            began: Position { epoch: "e".into(), offset: 1 },
-        };
+        let followed = |name: &str| Followed { stream: name.into(), began: Position { epoch: "e".into(), offset: 1 } };
         let streams = vec![followed("a"), followed("b")];
         session.subscribed(&Identifier::new("chat".into()), streams, state(&[("room", "7"), ("$w", "a")]));
         session
@@ -135,6 +132,18 @@ mod tests {
         assert_eq!(session.stop("chat", &Stop::These(vec!["b".into(), "c".into()])), ["b".into()]);
         assert_eq!(session.stop("chat", &Stop::All), ["a".into()]);
         assert!(session.stop("other", &Stop::All).is_empty());
+    }
+
+    #[test]
+    fn presence_is_kept_where_the_state_names_its_stream() {
+        let change = |kind: &str| PresenceChange { kind: kind.into(), id: "5".into(), info: "{}".into() };
+        let mut session = session();
+        assert!(!session.set_presence("chat", change("join")), "no stream");
+        session.merge_istate("chat", state(&[("$p", "a")]));
+        assert!(session.set_presence("chat", change("join")));
+        assert_eq!(session.subscription("chat").unwrap().presence, Some(change("join")));
+        assert!(session.set_presence("chat", change("leave")));
+        assert_eq!(session.subscription("chat").unwrap().presence, None);
     }
 
     #[test]

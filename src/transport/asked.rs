@@ -36,7 +36,8 @@ impl AskedConfig {
         };
         let token = found.map(|(token, source)| {
             // From the query the application has it in the URL.
-            if let Some(param) = self.token_param.as_ref().filter(|_| self.application && source != TokenSource::Query) {
+            if let Some(param) = self.token_param.as_ref().filter(|_| self.application && source != TokenSource::Query)
+            {
                 passed.insert(format!("x-{param}"), token.clone());
             }
             token
