@@ -258,7 +258,7 @@ fn access(config: &Config) -> Access {
 fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
     let broadcast = HttpBroadcastConfig {
         path: config.http_broadcast.path.clone(),
-        key: config.broadcast_key.clone(),
+        keys: config.broadcast_key.as_ref().map(|keys| Secrets::parse(keys.expose())),
         cors: config.http_broadcast.cors_headers,
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
         max_body: config.http_broadcast.max_body,

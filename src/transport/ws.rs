@@ -136,7 +136,10 @@ impl WebSockets {
             .max_message_size(Some(self.config.max_message_size))
             .max_frame_size(Some(self.config.max_message_size));
         let io = Inbound { read, outbox: outbox.clone() };
-        let frames = WebSocketStream::from_partially_read(io, early.to_vec(), Role::Server, Some(config)).await;
+        let first = early.to_vec();
+        // hyper's whole read buffer of 8 KiB hangs on it.
+        drop(early);
+        let frames = WebSocketStream::from_partially_read(io, first, Role::Server, Some(config)).await;
         let mut source = Frames { frames, over: false };
         let driving = async {
             drive(self.node.clone(), hello, &mut source, outbox.clone()).await;
