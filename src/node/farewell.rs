@@ -1,19 +1,25 @@
 //! Telling the application who has left and, where it wants to know, who came back: in the background, so that neither a
 //! slow application nor a mass departure delays anybody.
 
+mod book;
+#[cfg(test)]
+mod tests;
+
 use super::client::Client;
-use crate::broker::{SaveError, SessionKey};
+use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::Hub;
 use crate::metrics;
 use crate::rpc::{Application, DisconnectCall, RpcError};
+use book::Book;
 use bytes::Bytes;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Which leaving clients the application is told of.
@@ -54,10 +60,16 @@ const IN_FLIGHT_AT_THE_END: usize = 16;
 /// How long the store may take to note or to tell that a session was restored.
 const NOTE_WAIT: Duration = Duration::from_secs(2);
 
+/// How much longer than its grace another node's call stands in the book before it is taken over.
+const MARGIN: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Left,
     /// Not before the note was looked for: the session may have been restored elsewhere.
     LeftUnlessRestored,
+    /// Claimed with this revision of the note by a node that seems to have died before the call was made.
+    Abandoned(u64),
     Restored,
 }
 
@@ -84,14 +96,22 @@ pub struct Farewells {
     changed: Notify,
     /// The application answered that it has no such method.
     knows_no_restores: AtomicBool,
+    /// There where calls wait and the store outlives this process.
+    book: Option<Book>,
+    /// Ends what looks after the book.
+    closed: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Farewells {
     pub fn start(config: FarewellConfig, application: Arc<dyn Application>, hub: Arc<Hub>) -> Arc<Self> {
+        let features = hub.broker().features();
+        let has_book = !config.grace.is_zero() && features.sessions && features.shared;
         let this = Arc::new(Self {
             config,
             application,
+            book: has_book.then(|| Book::new(hub.clone())),
+            closed: CancellationToken::new(),
             hub,
             queue: Mutex::default(),
             changed: Notify::new(),
@@ -99,6 +119,10 @@ impl Farewells {
             tasks: TaskTracker::new(),
         });
         this.tasks.spawn(this.clone().run());
+        if has_book {
+            this.tasks.spawn(this.clone().keep_the_book());
+            this.tasks.spawn(this.clone().take_over());
+        }
         this
     }
 
@@ -122,11 +146,14 @@ impl Farewells {
             self.push(Notice { kind: Kind::Left, sid, call });
             return;
         }
+        if let Some(book) = &self.book {
+            book.add(&sid, call.clone());
+        }
         let notice = Notice { kind: Kind::LeftUnlessRestored, sid, call };
         let mut queue = self.queue();
         if queue.waiting.len() >= self.config.backlog {
-            queue.waiting.pop_front();
-            dropped();
+            let dropped = queue.waiting.pop_front();
+            self.dropped(dropped.map(|(_, notice)| notice));
         }
         queue.waiting.push_back((Instant::now() + self.config.grace, notice));
         metrics::FAREWELLS.add(1);
@@ -156,13 +183,22 @@ impl Farewells {
     fn push(&self, notice: Notice) {
         let mut queue = self.queue();
         if queue.ready.len() >= self.config.backlog {
-            queue.ready.pop_front();
-            dropped();
+            let dropped = queue.ready.pop_front();
+            self.dropped(dropped);
         }
         queue.ready.push_back(notice);
         metrics::FAREWELLS.add(1);
         drop(queue);
         self.changed.notify_one();
+    }
+
+    fn dropped(&self, notice: Option<Notice>) {
+        metrics::FAREWELLS.add(-1);
+        metrics::FAREWELLS_DROPPED.inc();
+        if let (Some(book), Some(notice)) = (&self.book, notice) {
+            book.remove(&notice.sid);
+        }
+        tracing::debug!(context = "disconnector", "too many calls wait for the application; the oldest was dropped");
     }
 
     /// Calls that wait.
@@ -175,9 +211,21 @@ impl Farewells {
         self.len() == 0
     }
 
-    /// Shutdown: makes every call that waits. Those in their grace period get at most `patience` more of it.
+    /// Shutdown: makes every call that waits. Those in their grace period are left to the other nodes, or to the next
+    /// process, where the store keeps them; elsewhere they get at most `patience` more of it.
     pub async fn drain(&self, patience: Duration) {
-        self.queue().end = Some(Instant::now() + patience);
+        let left_to_others = match &self.book {
+            Some(book) => book.write().await.is_ok(),
+            None => false,
+        };
+        {
+            let mut queue = self.queue();
+            if left_to_others {
+                metrics::FAREWELLS.add(-(queue.waiting.len() as i64));
+                queue.waiting.clear();
+            }
+            queue.end = Some(Instant::now() + patience);
+        }
         self.changed.notify_one();
         self.tasks.close();
         self.tasks.wait().await;
@@ -201,6 +249,7 @@ impl Farewells {
                 continue;
             }
             if ending && calls.is_empty() && self.is_empty() {
+                self.closed.cancel();
                 return;
             }
             tokio::select! {
@@ -249,39 +298,117 @@ impl Farewells {
         let told = match kind {
             Kind::Restored if self.knows_no_restores.load(Ordering::Relaxed) => Ok(()),
             Kind::Restored => self.application.restore(&sid, call).await,
-            Kind::LeftUnlessRestored if self.was_restored(&sid).await => {
-                metrics::FAREWELLS_SPARED.inc();
-                Ok(())
+            Kind::Left => self.application.disconnect(&sid, call).await,
+            Kind::LeftUnlessRestored | Kind::Abandoned(_) => {
+                let revision = if let Kind::Abandoned(revision) = kind { revision } else { 0 };
+                let claimed = self.claim(&sid, revision).await;
+                let told = match claimed {
+                    Claim::Ours => self.application.disconnect(&sid, call).await,
+                    Claim::Restored => {
+                        metrics::FAREWELLS_SPARED.inc();
+                        Ok(())
+                    }
+                    Claim::Anothers => Ok(()),
+                };
+                match &self.book {
+                    Some(book) if claimed == Claim::Anothers => book.leave_to_others(&sid),
+                    Some(book) => book.remove(&sid),
+                    None => {}
+                }
+                told
             }
-            Kind::Left | Kind::LeftUnlessRestored => self.application.disconnect(&sid, call).await,
         };
         match told {
             Ok(()) => {}
-            Err(RpcError::Unimplemented(method)) if matches!(kind, Kind::Restored) => {
+            Err(RpcError::Unimplemented(method)) if kind == Kind::Restored => {
                 if !self.knows_no_restores.swap(true, Ordering::Relaxed) {
                     tracing::info!(
                         context = "disconnector",
                         method,
-                        "the application is not told of restores: it has no such method"
+                        "the application has no such method and is not told of restores"
                     );
                 }
             }
-            Err(error) => {
-                let about = if matches!(kind, Kind::Restored) { "restore" } else { "disconnect" };
-                tracing::warn!(context = "disconnector", %error, about, "the application could not be told");
-            }
+            Err(error) => tracing::warn!(context = "disconnector", %error, ?kind, "the application could not be told"),
         }
         sid
     }
 
-    /// Claims the right to say that this session ended; a note that it was restored is in the way. A store that cannot
-    /// be asked leaves it open: rather one call too many than none.
-    async fn was_restored(&self, sid: &str) -> bool {
-        let key = note(sid);
-        let claiming = self.hub.broker().save_session(&key, Bytes::from_static(b"left"), Some(0));
-        matches!(tokio::time::timeout(NOTE_WAIT, claiming).await, Ok(Err(SaveError::Conflict)))
+    /// Claims the right to say that this session ended; a note is in the way if it was restored, or somebody else has
+    /// claimed it (since `revision`). A store that cannot be asked leaves it open: rather one call too many than none.
+    async fn claim(&self, sid: &str, revision: u64) -> Claim {
+        let (broker, key) = (self.hub.broker(), note(sid));
+        let claiming = async {
+            match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision)).await {
+                Ok(_) | Err(SaveError::Unavailable(_)) => Claim::Ours,
+                Err(SaveError::Conflict) => match broker.load_session(&key).await {
+                    Ok(Some(note)) if note.body == LEFT => Claim::Anothers,
+                    Ok(Some(_)) => Claim::Restored,
+                    Ok(None) | Err(Unavailable(_)) => Claim::Ours,
+                },
+            }
+        };
+        tokio::time::timeout(NOTE_WAIT, claiming).await.unwrap_or(Claim::Ours)
+    }
+
+    async fn keep_the_book(self: Arc<Self>) {
+        let Some(book) = &self.book else { return };
+        loop {
+            let closing = self.closed.run_until_cancelled(tokio::time::sleep(book::GATHER)).await.is_none();
+            if let Err(error) = book.write().await {
+                tracing::debug!(context = "disconnector", %error, "waiting calls are not in the store yet");
+            }
+            if closing {
+                return;
+            }
+        }
+    }
+
+    /// Looks for calls that another node should have made.
+    async fn take_over(self: Arc<Self>) {
+        let Some(book) = &self.book else { return };
+        let every = (self.config.grace / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
+        // What stands in the book: when it is looked at again, and the claim that was seen then.
+        let mut seen: HashMap<Arc<str>, (Instant, u64)> = HashMap::new();
+        while self.closed.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+            let Ok(foreign) = book.foreign().await else { continue };
+            let mut still: HashMap<Arc<str>, (Instant, u64)> = HashMap::with_capacity(foreign.len());
+            for (sid, call) in foreign {
+                let now = Instant::now();
+                let (mut due, mut claim) =
+                    seen.get(&sid).copied().unwrap_or((now + self.config.grace + MARGIN, NO_CLAIM));
+                if due <= now {
+                    due = now + MARGIN;
+                    match self.hub.broker().load_session(&note(&sid)).await {
+                        Ok(Some(note)) if note.body == LEFT && note.revision == claim => {
+                            // Whoever claimed it has had time enough for the call, and it still stands in the book.
+                            self.push(Notice { kind: Kind::Abandoned(claim), sid: sid.clone(), call });
+                        }
+                        Ok(Some(note)) if note.body == LEFT => claim = note.revision,
+                        Ok(_) => self.push(Notice { kind: Kind::LeftUnlessRestored, sid: sid.clone(), call }),
+                        Err(error) => tracing::debug!(context = "disconnector", %error, "not taken over yet"),
+                    }
+                }
+                still.insert(sid, (due, claim));
+            }
+            seen = still;
+        }
     }
 }
+
+/// Whose it is to say that a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    Ours,
+    Anothers,
+    /// It did not end.
+    Restored,
+}
+
+/// No write of the store has this revision.
+const NO_CLAIM: u64 = 0;
+
+const LEFT: &[u8] = b"left";
 
 /// Where it is noted that a session ended or was restored: an entry beside the saved session, with the same life.
 fn note(sid: &str) -> SessionKey {
@@ -292,10 +419,4 @@ fn about(client: &Client) -> (Arc<str>, DisconnectCall) {
     let env = client.env();
     let state = client.state();
     (state.session.sid.clone(), state.session.call_about_all(env))
-}
-
-fn dropped() {
-    metrics::FAREWELLS.add(-1);
-    metrics::FAREWELLS_DROPPED.inc();
-    tracing::debug!(context = "disconnector", "too many calls wait for the application; the oldest was dropped");
 }

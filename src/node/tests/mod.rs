@@ -5,6 +5,7 @@ mod connect;
 mod farewell;
 mod resume;
 mod slow;
+mod store;
 
 use super::*;
 use crate::auth::StreamsConfig;
@@ -226,7 +227,7 @@ impl Feed for Fan {
 pub struct Cluster {
     pub nodes: Vec<Arc<Node>>,
     pub app: Arc<Script>,
-    broker: Arc<MemoryBroker>,
+    pub broker: Arc<MemoryBroker>,
 }
 
 /// What differs from the usual.
@@ -237,6 +238,8 @@ pub struct Setup {
     pub noauth: bool,
     pub no_application: bool,
     pub pong_timeout: Duration,
+    /// The store outlives its nodes.
+    pub shared: bool,
 }
 
 impl Cluster {
@@ -259,7 +262,8 @@ impl Cluster {
             });
             fan.0.lock().unwrap().push(HubFeed(hub.clone()));
             let registry = Arc::new(Registry::default());
-            hub.start(broker.clone(), registry.clone());
+            let store = Arc::new(store::Store { log: broker.clone(), shared: setup.shared });
+            hub.start(store, registry.clone());
             let config = NodeConfig {
                 ping_interval: 3 * SECOND,
                 ping_precision: PingPrecision::Seconds,

@@ -147,7 +147,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// The signal reaches the threads one by one; until the last has stopped the server still answers.
 fn wait_until_stopped(pid: &str) {
-    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path().join("stat"));
+    let tasks =
+        || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path().join("stat"));
     let is_stopped = |stat: std::path::PathBuf| {
         let text = std::fs::read_to_string(stat).unwrap_or_default();
         // The state follows the name in parentheses. A thread that has ended meanwhile reads as nothing.
