@@ -120,6 +120,7 @@ impl Peer {
             restore: self.stock.url_sid().filter(|sid| !sid.is_empty()).map(str::to_owned),
             ping_interval: None,
             ping_precision: None,
+            asked: None,
         };
         tokio::spawn(drive(node, hello, Source(source), outbox.clone()));
         let now = self.now();
