@@ -4,7 +4,10 @@
 
 mod licenses;
 mod publish;
+mod settings;
+mod sign;
 mod tail;
+mod token;
 
 use crate::config::{self, Config, ConfigError, Invocation, Surroundings};
 use crate::{app, ops};
@@ -30,7 +33,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, licenses }
+subcommands! { publish, tail, token, sign, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///

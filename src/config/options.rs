@@ -82,7 +82,7 @@ const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
     root {
-        /// Application secret: the other secrets follow from it where they are not given
+        /// Application secret: the other secrets follow from it where they are not given. A comma list rotates it: the first signs, all verify
         secret: Option<Secret> [Hidden] = "", "secret", Access;
         /// Bearer token of publishers over HTTP; derived from the secret if not given, `none`: publishing is open
         broadcast_key: Option<Secret> [Hidden] = "", "broadcast_key", Access;
@@ -217,6 +217,23 @@ options! {
         stream_linger: Duration [ANY_TIME] = "5", "stream_linger", Broker;
         /// How often open streams are compared with the log; a quarter of history_ttl at most
         head_check_interval: Duration [SOME_TIME] = "5", "head_check_interval", Broker;
+        derived {}
+    }
+
+    /// Tokens that say who a client is.
+    jwt: Jwt {
+        /// Secrets of tokens signed by HS256, HS384 or HS512, separated by commas; the application secret if not given, `none`: no such tokens
+        secret: Option<Secret> [Hidden] = "", "jwt_secret", Access;
+        /// Query parameter with the token; with `x-` before it, the header
+        param: String [WORD] = "jid", "jwt_param", Access;
+        /// Refuse clients without a token
+        force: bool [Switch] = "false", "enforce_jwt", Access;
+        /// PEM file with public keys of tokens signed by RS256, ES256 or EdDSA
+        key_file: Option<PathBuf> [Location] = "", "jwt_key_file", Access;
+        /// The same as a JWKS file; the `kid` of a token chooses its key
+        jwks_file: Option<PathBuf> [Location] = "", "jwt_jwks_file", Access;
+        /// Resume sessions whose token has expired
+        restore_expired: bool [Switch] = "false", "jwt_restore_expired", Access;
         derived {}
     }
 
@@ -495,6 +512,38 @@ pub const DEPRECATED: &[Deprecated] = &[
         switch: true,
         instead: "it has no effect, use public_streams for unsigned names",
         apply: |_, raw| Switch.read(raw).map(|_| ()),
+    },
+    Deprecated {
+        flag: "jwt_id_key",
+        key: None,
+        switch: false,
+        instead: "use jwt_secret",
+        apply: |config, raw| {
+            config.jwt.secret = Hidden.read(raw)?.or(config.jwt.secret.take());
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "jwt_id_param",
+        key: None,
+        switch: false,
+        instead: "use jwt_param",
+        apply: |config, raw| {
+            if raw.text() != Some("") {
+                config.jwt.param = WORD.read(raw)?;
+            }
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "jwt_id_enforce",
+        key: None,
+        switch: true,
+        instead: "use enforce_jwt",
+        apply: |config, raw| {
+            config.jwt.force = Switch.read(raw)?;
+            Ok(())
+        },
     },
     Deprecated {
         flag: "netpoll_enabled",

@@ -226,6 +226,13 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
         ("--enats_bin gone", ["enats_bin", "gone", "a file that exists"]),
         ("--nats_user ann", ["nats_user", "ann", "nats.password together"]),
         ("--nats_user a --nats_password b --nats_token c", ["nats_token", "***", "only one of"]),
+        ("--jwt_key_file gone", ["jwt_key_file", "gone", "a file that exists"]),
+        ("--jwt_jwks_file gone", ["jwt_jwks_file", "gone", "a file that exists"]),
+        ("--jwt_param a.b", ["jwt_param", "\"a.b\"", "A-Z"]),
+        ("--enforce_jwt", ["enforce_jwt", "true", "jwt_secret, jwt_key_file"]),
+        ("--enforce_jwt --secret a --jwt_secret none", ["enforce_jwt", "true", "only with"]),
+        ("--secret=,", ["secret", "***", "or `none`"]),
+        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none`"]),
         ("--ready_path /health", ["ready_path", "/health", "taken"]),
         ("--path /health", ["path", "/health", "taken"]),
     ] {
@@ -333,6 +340,43 @@ fn none_means_no_secret_everywhere() {
 }
 
 #[test]
+fn a_list_of_secrets_gives_a_list_of_keys_in_the_same_order() {
+    let key = |secret: &str| with(&format!("--secret {secret}")).config().broadcast_key.unwrap().expose().to_owned();
+    let config = with("--secret new,old").config();
+    assert_eq!(config.broadcast_key.unwrap().expose(), format!("{},{}", key("new"), key("old")));
+    assert_eq!(config.jwt.secret.unwrap().expose(), "new,old");
+    assert_eq!(config.streams.secret.unwrap().expose(), "new,old");
+}
+
+#[test]
+fn tokens_are_on_with_a_secret_or_a_key_file() {
+    let config = with("").config();
+    assert!(!config.jwt.is_on() && !config.jwt.force && !config.jwt.restore_expired);
+    assert_eq!(config.jwt.param, "jid");
+    assert_eq!(with("--secret a").config().jwt.secret.unwrap().expose(), "a");
+    assert_eq!(with("--secret a --jwt_secret b").config().jwt.secret.unwrap().expose(), "b");
+    for off in ["--secret a --jwt_secret none", "--secret none"] {
+        assert!(!with(off).config().jwt.is_on(), "{off}");
+    }
+    let place = with("--jwt_key_file k.pem --jwt_jwks_file k.json --enforce_jwt");
+    let jwt = place.file("k.pem", "").file("k.json", "").config().jwt;
+    assert!(jwt.is_on() && jwt.force);
+    assert_eq!((jwt.key_file.as_deref(), jwt.jwks_file.as_deref()), (Some("k.pem".as_ref()), Some("k.json".as_ref())));
+    let file = "[jwt]\nsecret = \"a,b\"\nparam = \"t\"\nforce = true\nrestore_expired = true";
+    let jwt = with("").toml(file).config().jwt;
+    assert!(jwt.force && jwt.restore_expired);
+    assert_eq!((jwt.param.as_str(), jwt.secret.unwrap().expose()), ("t", "a,b"));
+}
+
+#[test]
+fn old_names_of_the_token_options_count() {
+    let config = with("--jwt_id_key k --jwt_id_param p --jwt_id_enforce --jwt_param other").config();
+    assert_eq!((config.jwt.secret.unwrap().expose(), config.jwt.param.as_str()), ("k", "p"));
+    assert!(config.jwt.force);
+    assert_eq!(config.loaded.warnings.iter().filter(|w| w.contains("deprecated")).count(), 3);
+}
+
+#[test]
 fn publishing_gets_the_main_port_only_behind_a_key() {
     use BroadcastListener::{Main, Own};
     for (args, listener) in [
@@ -413,6 +457,8 @@ fn settings_that_cannot_work_leave_warnings() {
         let warnings = with(args).config().loaded.warnings;
         assert!(warnings.iter().any(|warning| warning.contains(part)), "{args}: {warnings:?}");
     }
+    let warnings = with("--jwt_secret a").config().loaded.warnings;
+    assert!(!warnings.iter().any(|warning| warning.contains("no way to authenticate")), "{warnings:?}");
     assert_eq!(with("--public").config().loaded.warnings, [""; 0]);
 }
 
@@ -443,6 +489,7 @@ fn the_token_for_the_application_follows_from_the_secret() {
     let derived = "47d53b98cbb587fc2349a084bfa47af114bb08b9334651b01ce830eb4b967c88";
     assert_eq!(secret("--secret s3cr3t-alpha").as_deref(), Some(derived));
     assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret other").as_deref(), Some("other"));
+    assert_eq!(secret("--secret s3cr3t-alpha,old").as_deref(), Some(derived), "the first of a list");
     assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret none"), None);
     assert_eq!(secret(""), None);
 }
@@ -570,6 +617,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
         let extra = match flag {
             "nats_user" => "--nats_password p",
             "nats_password" => "--nats_user u",
+            "enforce_jwt" => "--jwt_secret s",
             _ => "",
         };
         reloads(&format!("--{flag}={value} {extra}"));

@@ -48,6 +48,8 @@ pub struct Source {
     /// Makes keys differ between rounds.
     pub seed: u64,
     pub interval: Duration,
+    /// Of the first message, so that publishers do not march in step.
+    pub delay: Duration,
     pub phase: watch::Receiver<Phase>,
     pub silent: Option<Arc<Silent>>,
 }
@@ -76,7 +78,8 @@ impl Source {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        let started = Instant::now();
+        let started = Instant::now() + self.delay;
+        tokio::time::sleep_until(started).await;
         let mut n = 0;
         while *self.phase.borrow() == Phase::Run || n == 0 {
             n += 1;

@@ -198,13 +198,15 @@ impl Cast {
             (stream_name(index), u16::try_from(lane).expect("below the number of lanes"), busy, None)
         });
         let quiet = (0..SILENT_STREAMS).map(|i| (silent_name(i), 0, SILENT_INTERVAL, Some(Arc::clone(&silents[i]))));
-        for (stream, lane, interval, silent) in busy.chain(quiet) {
+        for (index, (stream, lane, interval, silent)) in busy.chain(quiet).enumerate() {
+            let share = (index % publishers) as f64 / publishers as f64;
             let source = Source {
                 url: format!("http://{}/_broadcast", server.broadcast()),
                 stream,
                 lane,
                 seed: plan.seed,
                 interval,
+                delay: interval.mul_f64(share),
                 phase: watching.clone(),
                 silent,
             };
