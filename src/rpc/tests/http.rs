@@ -161,7 +161,9 @@ async fn the_circuit_opens_when_nothing_answers() {
     let app = application(&format!("http://{address}"), |config| config.command_timeout = ms(90));
     for _ in 0..10 {
         let error = app.command("s1", message("")).await.unwrap_err();
-        assert!(matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect")), "{error}");
+        // On a busy machine even a refusal may take too long.
+        let refused = matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect"));
+        assert!(refused || matches!(error, RpcError::Timeout), "{error}");
     }
     let error = app.command("s1", message("")).await.unwrap_err().to_string();
     assert!(error.contains("http rpc is temporarily unavailable"), "{error}");

@@ -38,10 +38,7 @@ async fn grpc(mutual: bool) -> Server {
 }
 
 async fn command(server: &Server, change: impl FnOnce(&mut TlsFiles)) -> Result<CommandEffects, RpcError> {
-    let app = application(&server.address.to_string(), |config| {
-        config.command_timeout = ms(1000);
-        change(&mut config.tls);
-    });
+    let app = application(&server.address.to_string(), |config| change(&mut config.tls));
     app.command("s1", message("")).await
 }
 
