@@ -1,6 +1,7 @@
 //! What a server can, found out before a run: nothing is assumed of it.
 
 use super::source::Outlet;
+use crate::client::connection::ConnectError;
 use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{
     Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Update,
@@ -18,8 +19,6 @@ const SECOND_COPY: Duration = Duration::from_millis(700);
 /// What the server has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Features {
-    /// The extended protocol was agreed.
-    pub extended: bool,
     /// Publishers are told positions.
     pub publish_positions: bool,
     /// Messages carry positions.
@@ -36,7 +35,6 @@ impl Features {
     /// What is missing, in words.
     pub fn missing(self) -> Vec<&'static str> {
         [
-            (self.extended, "extended protocol"),
             (self.publish_positions, "positions in publish answers"),
             (self.positions, "positions in messages"),
             (self.idempotency_keys, "idempotency keys"),
@@ -66,9 +64,9 @@ impl Unable {
 /// # Errors
 /// Something that no run could do without.
 pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str) -> Result<Features, Unable> {
-    let mut features = Features { extended: true, ..Features::default() };
+    let mut features = Features::default();
     for url in urls {
-        features.extended &= greet(url).await?;
+        greet(url).await?;
     }
     let mut watchers = Vec::new();
     for url in urls {
@@ -95,24 +93,24 @@ pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str
     Ok(features)
 }
 
-/// Connects and waits for `welcome`; answers whether the extended protocol was agreed.
-async fn greet(url: &Url) -> Result<bool, Unable> {
-    let mut link = Connection::open(url, &[EXT_JSON, crate::client::BASE_JSON], STEP).await.map_err(|error| {
+/// Connects and waits for `welcome`.
+async fn greet(url: &Url) -> Result<(), Unable> {
+    let mut link = Connection::open(url, &[EXT_JSON], STEP).await.map_err(|error| {
         let hint = match error.status() {
             Some(404) => "nothing answers WebSockets at this path: check --url",
             Some(401 | 403) => "the server wants other credentials, or does not allow this origin",
             Some(_) => "is that an Action Cable server? check --url",
+            None if matches!(error, ConnectError::Handshake(_)) => "does the server speak actioncable-v1-ext-json?",
             None => "is the server running? check --url",
         };
         Unable(format!("{url}: {error}; {hint}"))
     })?;
-    let extended = link.subprotocol() == Some(EXT_JSON);
     let deadline = Instant::now() + STEP;
     loop {
         let received = timeout_at(deadline, link.next()).await;
         match received.map_err(|_| Unable(format!("{url}: no welcome within {STEP:?}")))? {
             Some(Ok(Received::Text(text))) => match Frame::parse(&text) {
-                Ok(Frame::Welcome { .. }) => return Ok(extended),
+                Ok(Frame::Welcome { .. }) => return Ok(()),
                 Ok(Frame::Disconnect { reason, .. }) => {
                     return Err(Unable(format!(
                         "{url}: the server refused the connection ({reason}): give a URL with valid credentials \
