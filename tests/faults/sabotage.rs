@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The binary with this safeguard taken out.
 fn broken(name: &str) -> PathBuf {
     let folder = std::env::var_os("CARRICK_SABOTAGED").expect("run by scripts/faults --sabotage");
-    PathBuf::from(folder).join(name).join("debug/carrick")
+    PathBuf::from(folder).join(name).join("carrick")
 }
 
 fn check(binary: Option<PathBuf>, setup: Setup, lose: bool) -> Checked {
