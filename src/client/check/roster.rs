@@ -79,7 +79,7 @@ impl Roster {
                     let second = (first + 1 + dice.below(self.streams as u64 - 1) as usize) % self.streams;
                     follows.push(self.follow(self.stream_name(second), ""));
                 }
-                Follower { id, kind, follows, seed: dice.next() }
+                Follower { id, kind, follows, seed: dice.roll() }
             })
             .collect()
     }
@@ -107,7 +107,7 @@ impl Dice {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -117,7 +117,7 @@ impl Dice {
 
     /// 0 up to but not including `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.roll() % end
     }
 
     pub fn within(&mut self, range: &Range<Duration>) -> Duration {
