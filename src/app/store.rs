@@ -88,6 +88,16 @@ fn node_name(config: &Config, embedded: Option<&EmbeddedServer>, addr: SocketAdd
     format!("{}:{}:{}", machine.nodename().to_string_lossy(), config.server.host, addr.port())
 }
 
+/// Copies of everything. Members of an embedded cluster cannot wait to see who is there: the first one would create all
+/// with a single copy, and on loopback they do not advertise each other at all. Routes to two or more say what is meant.
+fn replicas(config: &Config) -> usize {
+    let enats = &config.embedded_nats;
+    match config.nats.replicas {
+        0 if enats.enabled && enats.cluster_addr.is_some() && enats.routes.len() >= 2 => 3,
+        wanted => usize::from(wanted),
+    }
+}
+
 /// Connects to NATS, the embedded server first if there is one.
 async fn start_nats(
     config: &Config,
@@ -117,7 +127,7 @@ async fn start_nats(
             prefix: config.nats.prefix.clone(),
             cluster,
             limits: limits(config),
-            replicas: usize::from(config.nats.replicas),
+            replicas: replicas(config),
             publish_timeout: config.broker.publish_timeout,
             broker_timeout: config.broker.timeout,
             dedup_window: config.broker.dedup_window,

@@ -8,6 +8,7 @@ mod settings;
 mod sign;
 mod tail;
 mod token;
+mod verify;
 
 use crate::config::{self, Config, ConfigError, Invocation, Surroundings};
 use crate::{app, ops};
@@ -33,7 +34,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, token, sign, licenses }
+subcommands! { publish, tail, verify, token, sign, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///
@@ -42,11 +43,16 @@ subcommands! { publish, tail, token, sign, licenses }
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     let command = command();
     let args = config::double_dashes(&command, args);
+    let verifies = args.iter().any(|arg| arg == "verify");
     let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
-        // Usage errors end with 1 like all faulty settings, not with clap's 2.
+        // Usage errors end with 1 like all faulty settings, not with clap's 2; but 1 is `verify`'s word for violations.
         Err(error) => {
-            let status = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            let status = match error.use_stderr() {
+                true if verifies => ExitCode::from(verify::EXIT_UNABLE),
+                true => ExitCode::FAILURE,
+                false => ExitCode::SUCCESS,
+            };
             // Nobody is left to tell if the output is closed.
             let _ = error.print();
             return status;

@@ -2,6 +2,8 @@
 //! server with. Not a general client library: it knows the JSON encodings, and it keeps the state that the stock
 //! JavaScript client keeps, no more.
 
+/// A checker of delivery: publish, drop, return, compare.
+pub mod check;
 /// Commands, as a client writes them.
 pub mod command;
 /// One WebSocket, from the handshake to its end.

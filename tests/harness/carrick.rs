@@ -17,6 +17,7 @@ use tempfile::TempDir;
 #[derive(Clone)]
 pub struct Builder {
     options: Vec<String>,
+    binary: PathBuf,
 }
 
 impl Builder {
@@ -28,7 +29,14 @@ impl Builder {
 
     /// As few options as possible; nobody may connect.
     pub fn closed() -> Self {
-        Self { options: Vec::new() }.option("host", "127.0.0.1")
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_carrick"));
+        Self { options: Vec::new(), binary }.option("host", "127.0.0.1")
+    }
+
+    /// Another program than the one under test.
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = path.to_owned();
+        self
     }
 
     pub fn option(mut self, name: &str, value: impl ToString) -> Self {
@@ -129,7 +137,7 @@ impl Server {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_carrick"));
+        let mut command = Command::new(&self.builder.binary);
         for (name, _) in std::env::vars_os() {
             let foreign = name.to_str().is_some_and(|name| name.starts_with("ANYCABLE_"));
             if foreign || name == "PORT" || name == "REDIS_URL" {
@@ -179,8 +187,7 @@ impl Server {
 
     /// Replaces an option for the next start.
     pub fn set(&mut self, name: &str, value: impl ToString) {
-        let options = std::mem::take(&mut self.builder.options);
-        self.builder.options = Builder { options }.replace(name, value).options;
+        self.builder = self.builder.clone().replace(name, value);
     }
 
     /// Ends it as a crash would.

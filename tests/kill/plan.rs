@@ -1,6 +1,7 @@
-//! What happens in a round, decided by a seed: who follows what, when the fault strikes.
+//! What happens in a round, decided by a seed.
 
-use carrick::client::signed::public_identifier;
+use carrick::client::check::member::Habits;
+use carrick::client::check::{Dice, Drops, Pace, Roster};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -56,7 +57,7 @@ pub struct Plan {
     pub fault: Fault,
     pub seed: u64,
     pub streams: usize,
-    /// Publishers per stream, each with one message in flight.
+    /// Sources per stream, each with one message in flight.
     pub lanes: u16,
     /// Messages per second over all streams.
     pub rate: u32,
@@ -98,104 +99,23 @@ impl Plan {
         Self { away: ms(100)..ms(3_000), before: ms(2_500), after: ms(4_500), ..Self::new(fault, seed) }
     }
 
-    /// What each client follows.
-    pub fn followers(&self) -> Vec<Follower> {
-        let mut dice = Dice::new(self.seed ^ 0xf011_0e55);
-        (0..self.clients)
-            .map(|id| {
-                let first = dice.below(self.streams as u64) as usize;
-                let kind = match id {
-                    id if id < self.doubles => Kind::Double,
-                    id if id < self.doubles + self.silents => Kind::Silent,
-                    _ => Kind::Plain,
-                };
-                let mut follows = match kind {
-                    Kind::Silent => vec![Follow::new(silent_name(id % SILENT_STREAMS), "")],
-                    Kind::Double => {
-                        vec![Follow::new(stream_name(first), ""), Follow::new(stream_name(first), "component")]
-                    }
-                    Kind::Plain => vec![Follow::new(stream_name(first), "")],
-                };
-                // Every second one follows another stream too; silent ones must not hear of anything.
-                if kind != Kind::Silent && dice.below(2) == 0 {
-                    let second = (first + 1 + dice.below(self.streams as u64 - 1) as usize) % self.streams;
-                    follows.push(Follow::new(stream_name(second), ""));
-                }
-                Follower { id, kind, follows, seed: dice.next() }
-            })
-            .collect()
-    }
-}
-
-/// Streams that get their first message while all their followers are away.
-pub const SILENT_STREAMS: usize = 4;
-
-pub fn stream_name(index: usize) -> String {
-    format!("busy/{index}")
-}
-
-pub fn silent_name(index: usize) -> String {
-    format!("silent/{index}")
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Plain,
-    Double,
-    Silent,
-}
-
-#[derive(Clone, Debug)]
-pub struct Follower {
-    pub id: usize,
-    pub kind: Kind,
-    pub follows: Vec<Follow>,
-    pub seed: u64,
-}
-
-/// One subscription.
-#[derive(Clone, Debug)]
-pub struct Follow {
-    pub identifier: String,
-    pub stream: String,
-}
-
-impl Follow {
-    /// `part` makes a second identifier on the same stream.
-    fn new(stream: String, part: &str) -> Self {
-        let mut identifier = public_identifier(&stream);
-        if !part.is_empty() {
-            // Unknown keys make another identifier of the same channel.
-            identifier.insert_str(1, &format!(r#""part":"{part}","#));
+    pub fn roster(&self) -> Roster {
+        Roster {
+            prefix: String::new(),
+            seed: self.seed,
+            streams: self.streams,
+            members: self.clients,
+            doubles: self.doubles,
+            silents: self.silents,
+            secret: None,
         }
-        Self { identifier, stream }
-    }
-}
-
-/// Repeatable chance (splitmix64).
-#[derive(Clone, Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub fn pace(&self) -> Pace {
+        Pace { lanes: self.lanes, rate: self.rate }
     }
 
-    /// 0 up to but not including `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub fn within(&mut self, range: &Range<Duration>) -> Duration {
-        let width = u64::try_from((range.end - range.start).as_micros()).unwrap_or(u64::MAX).max(1);
-        range.start + Duration::from_micros(self.below(width))
+    pub fn habits(&self) -> Habits {
+        Habits { drops: Drops::Random, stay: self.stay.clone(), away: self.away.clone(), history: true }
     }
 }

@@ -1,10 +1,7 @@
 //! The long form of the kill tests: many rounds, one line each. Run by `scripts/kill-rounds`.
 
-mod clients;
-mod judge;
 mod plan;
 mod proc;
-mod publishers;
 mod round;
 mod server;
 

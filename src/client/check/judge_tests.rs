@@ -1,28 +1,30 @@
 //! The judge finds what it is there to find.
 
-use crate::clients::{Arrival, Ended, Record};
-use crate::judge::{Verdict, judge};
-use crate::plan::{Fault, Follower, Kind, Plan};
-use crate::publishers::{Ack, Id, Published};
+use super::judge::{Verdict, judge};
+use super::member::{Arrival, Ended, Record, Reject};
+use super::roster::{Follower, Kind, Roster};
+use super::source::{Ack, Id, Published};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Three messages to each stream, at ten times their number.
 fn published(follower: &Follower) -> Vec<Published> {
     let streams: BTreeSet<_> = follower.follows.iter().map(|follow| follow.stream.clone()).collect();
     let ack = |n| Ack {
         id: Id { lane: 0, n },
-        epoch: "e".into(),
-        offset: n * 10,
+        position: Some((Arc::from("e"), n * 10)),
         duplicate: false,
         at: tokio::time::Instant::now(),
     };
     let acks: Vec<_> = (1..=3).map(ack).collect();
-    streams.into_iter().map(|stream| Published { stream, acks: acks.clone(), retries: 0, errors: vec![] }).collect()
+    let of =
+        |stream| Published { stream, begun: 3, acks: acks.clone(), retries: 0, unacknowledged: vec![], errors: vec![] };
+    streams.into_iter().map(of).collect()
 }
 
 fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
     let arrival = |&(follow, n): &(usize, u64)| {
-        let position = Some(("e".to_owned(), n * 10));
+        let position = Some((Arc::from("e"), n * 10));
         Arrival { follow, id: Id { lane: 0, n }, position, connection: 1 }
     };
     Record {
@@ -32,7 +34,8 @@ fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
         restored: 0,
         fresh: 0,
         surprises: vec![],
-        reject_history: 0,
+        rejects: vec![],
+        resumes: vec![],
         disconnects: 0,
         silences: 0,
     }
@@ -40,8 +43,10 @@ fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
 
 /// A client of the wanted kind, with its first stream only.
 fn follower(kind: Kind) -> Follower {
-    let all = Plan::short(Fault::None, 1).followers();
-    let mut one = all.into_iter().find(|follower| follower.kind == kind).expect("the plan has every kind");
+    let roster =
+        Roster { prefix: String::new(), seed: 1, streams: 5, members: 20, doubles: 5, silents: 5, secret: None };
+    let all = roster.followers();
+    let mut one = all.into_iter().find(|follower| follower.kind == kind).expect("the roster has every kind");
     let first = one.follows[0].stream.clone();
     one.follows.retain(|follow| follow.stream == first);
     one
@@ -73,10 +78,10 @@ fn wrong_positions_and_surprises_are_found() {
     let plain = follower(Kind::Plain);
     let mut strange = record(&plain, &[(0, 1), (0, 2), (0, 3)]);
     strange.arrivals[1].position = Some(("other".into(), 20));
-    strange.surprises.push("reject_history".into());
+    strange.surprises.push("disconnect".into());
     let verdict = judge(&published(&plain), &[strange]);
     assert_eq!((verdict.positions.count, verdict.surprises.count), (1, 1));
-    assert_eq!(verdict.failures().len(), 2);
+    assert_eq!(verdict.failures().len(), 3, "with a second epoch");
 }
 
 #[test]
@@ -95,6 +100,33 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
     let mut both_missing = record(&double, &[(0, 1), (1, 1), (0, 3), (1, 3)]);
     both_missing.ended.push(ended(20));
     assert_eq!(judge(&published(&double), &[both_missing]).missing.count, 1, "one copy, not two");
+}
+
+#[test]
+fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
+    let plain = follower(Kind::Plain);
+    for (after, unsignalled) in [(0, 1), (1, 0), (2, 1)] {
+        let mut lossy = record(&plain, &[(0, 1), (0, 3)]);
+        lossy.rejects.push(Reject { follow: 0, after });
+        let verdict = judge(&published(&plain), &[lossy]);
+        assert_eq!((verdict.missing.count, verdict.unsignalled), (1, unsignalled), "rejected after {after}");
+        assert_eq!(verdict.rejects.count, 1);
+    }
+}
+
+#[test]
+fn without_positions_each_source_is_still_kept_in_order() {
+    let plain = follower(Kind::Plain);
+    let mut sources = published(&plain);
+    sources[0].acks.iter_mut().for_each(|ack| ack.position = None);
+    let judge_arrivals = |arrivals: &[(usize, u64)]| {
+        let mut record = record(&plain, arrivals);
+        record.arrivals.iter_mut().for_each(|arrival| arrival.position = None);
+        judge(&sources, &[record])
+    };
+    assert_eq!(judge_arrivals(&[(0, 1), (0, 2), (0, 3)]).failures(), Vec::<String>::new());
+    assert_eq!(judge_arrivals(&[(0, 1), (0, 3), (0, 2)]).disordered.count, 1);
+    assert_eq!(judge_arrivals(&[(0, 1), (0, 3), (0, 3)]).doubled.count, 1);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Stock clients that drop and come back, and write down everything they get.
 
-use crate::plan::{Dice, Follower, Kind, Plan};
-use crate::publishers::Id;
-use carrick::client::connection::url_with_sid;
-use carrick::client::frame::Data;
-use carrick::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, now_secs};
-use std::collections::BTreeMap;
+use super::roster::{Dice, Follower, Kind};
+use super::source::Id;
+use super::{Drops, Phase};
+use crate::client::connection::url_with_sid;
+use crate::client::frame::Data;
+use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, now_secs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,18 +19,6 @@ use url::Url;
 const SILENCE: Duration = Duration::from_secs(6);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the round stands; told to every task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Connect, subscribe, stay.
-    Setup,
-    /// Drop and return.
-    Run,
-    /// Return and stay.
-    Finish,
-    Stop,
-}
-
 /// A message as it reached a client.
 #[derive(Clone, Debug)]
 pub struct Arrival {
@@ -36,9 +26,18 @@ pub struct Arrival {
     pub follow: usize,
     pub id: Id,
     /// Epoch and offset.
-    pub position: Option<(String, u64)>,
+    pub position: Option<(Arc<str>, u64)>,
     /// Counts the client's connections.
     pub connection: u32,
+}
+
+/// The server said that messages of a subscription are lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Reject {
+    /// Index in [`Follower::follows`].
+    pub follow: usize,
+    /// Arrivals of the member before it.
+    pub after: usize,
 }
 
 /// A connection that ended: the position on each stream at that time.
@@ -49,7 +48,7 @@ pub struct Ended {
     pub positions: BTreeMap<String, u64>,
 }
 
-/// Everything a client saw.
+/// Everything a member saw.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub follower: Follower,
@@ -58,15 +57,17 @@ pub struct Record {
     pub restored: u32,
     /// Returns with a session id that was not restored.
     pub fresh: u32,
-    /// What a healthy server never does: refused subscriptions, rejected history, `disconnect`, frames out of the protocol.
+    /// What a healthy server never does: refused subscriptions, being sent away, frames out of the protocol.
     pub surprises: Vec<String>,
-    pub reject_history: u32,
+    pub rejects: Vec<Reject>,
+    /// From the first attempt to come back until every subscription stood and had its history.
+    pub resumes: Vec<Duration>,
     pub disconnects: u32,
     /// Connections that heard nothing for two ping intervals.
     pub silences: u32,
 }
 
-/// What the round watches while it runs.
+/// What the run watches while it runs.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// All subscriptions are confirmed or restored now.
@@ -86,16 +87,37 @@ pub struct Silent {
     pub published: watch::Sender<bool>,
 }
 
-pub struct Client {
-    url: Url,
+/// When members stay and leave.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    pub drops: Drops,
+    /// How long a member stays, and how long it is away.
+    pub stay: Range<Duration>,
+    pub away: Range<Duration>,
+    /// The server answers requests for history.
+    pub history: bool,
+}
+
+/// One client of a run.
+pub struct Member {
+    /// It comes back through any of them.
+    urls: Vec<Url>,
     dice: Dice,
-    plan: Plan,
+    habits: Habits,
     phase: watch::Receiver<Phase>,
+    /// Counts the moments in which all drop.
+    waves: watch::Receiver<u64>,
     silent: Option<Arc<Silent>>,
     progress: Arc<Progress>,
     stock: StockClient,
     record: Record,
     connection: u32,
+    /// When it began to come back; `None` on the first connection and once it is back.
+    returning_since: Option<Instant>,
+    /// Identifiers whose history came on the present connection.
+    answered: BTreeSet<String>,
+    /// The epoch seen last: messages share its text.
+    epoch: Arc<str>,
 }
 
 enum End {
@@ -105,31 +127,50 @@ enum End {
     Stop,
 }
 
-impl Client {
-    pub fn new(
-        url: Url,
-        plan: Plan,
-        follower: Follower,
-        phase: watch::Receiver<Phase>,
-        silent: Option<Arc<Silent>>,
-        progress: Arc<Progress>,
-    ) -> Self {
+/// What a [`Member`] is given to work with.
+pub struct Surroundings {
+    pub urls: Vec<Url>,
+    pub phase: watch::Receiver<Phase>,
+    pub waves: watch::Receiver<u64>,
+    pub silent: Option<Arc<Silent>>,
+    pub progress: Arc<Progress>,
+}
+
+impl Member {
+    pub fn new(follower: Follower, habits: Habits, surroundings: Surroundings) -> Self {
+        let Surroundings { urls, phase, waves, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
+        let dice = Dice::new(follower.seed);
         let record = Record {
+            follower,
             arrivals: Vec::new(),
             ended: Vec::new(),
             restored: 0,
             fresh: 0,
             surprises: Vec::new(),
-            reject_history: 0,
+            rejects: Vec::new(),
+            resumes: Vec::new(),
             disconnects: 0,
             silences: 0,
-            follower: follower.clone(),
         };
-        Self { url, dice: Dice::new(follower.seed), plan, phase, silent, progress, stock, record, connection: 0 }
+        Self {
+            urls,
+            dice,
+            habits,
+            phase,
+            waves,
+            silent,
+            progress,
+            stock,
+            record,
+            connection: 0,
+            returning_since: None,
+            answered: BTreeSet::new(),
+            epoch: Arc::from(""),
+        }
     }
 
-    /// Lives until the round stops.
+    /// Lives until the run stops.
     pub async fn run(mut self) -> Record {
         let mut first_absence = self.record.follower.kind == Kind::Silent;
         let mut phase = self.phase.clone();
@@ -151,12 +192,18 @@ impl Client {
                 self.progress.excusable.fetch_add(1, Ordering::AcqRel);
             }
             self.record.ended.push(Ended { by_client, positions });
+            if by_client {
+                self.returning_since = None;
+            } else {
+                self.returning_since.get_or_insert_with(Instant::now);
+            }
             let away =
-                if by_client { self.dice.within(&self.plan.away) } else { self.dice.within(&(PAUSE.0..PAUSE.1)) };
+                if by_client { self.dice.within(&self.habits.away) } else { self.dice.within(&(PAUSE.0..PAUSE.1)) };
             tokio::select! {
                 () = self.absence(away, first_absence && by_client) => {}
                 () = stopped(&mut phase) => return self.record,
             }
+            self.returning_since.get_or_insert_with(Instant::now);
             first_absence &= !by_client;
         }
     }
@@ -165,15 +212,16 @@ impl Client {
     async fn absence(&self, away: Duration, first: bool) {
         if let (true, Some(silent)) = (first, &self.silent) {
             silent.away.fetch_add(1, Ordering::AcqRel);
-            // The sender lives as long as the round.
+            // The sender lives as long as the run.
             let _ = silent.published.subscribe().wait_for(|published| *published).await;
         }
         tokio::time::sleep(away).await;
     }
 
     async fn open(&mut self) -> Connection {
-        let url = url_with_sid(&self.url, self.stock.url_sid());
         loop {
+            let url = &self.urls[self.dice.below(self.urls.len() as u64) as usize];
+            let url = url_with_sid(url, self.stock.url_sid());
             match Connection::open(&url, &[EXT_JSON], OPEN_TIMEOUT).await {
                 Ok(link) => return link,
                 // Nobody listens while the server is away.
@@ -192,10 +240,15 @@ impl Client {
         let span = if first_absence {
             self.dice.within(&(Duration::ZERO..PAUSE.1))
         } else {
-            self.dice.within(&self.plan.stay)
+            self.dice.within(&self.habits.stay)
         };
         let mut phase = self.phase.clone();
-        let mut leave_at = (*phase.borrow_and_update() == Phase::Run).then(|| Instant::now() + span);
+        let mut waves = self.waves.clone();
+        waves.mark_unchanged();
+        let drops = self.habits.drops;
+        let leave_if = |phase: Phase| (phase == Phase::Run && drops == Drops::Random).then(|| Instant::now() + span);
+        let mut leave_at = leave_if(*phase.borrow_and_update());
+        self.answered.clear();
         loop {
             let leave = async move {
                 match leave_at {
@@ -219,6 +272,7 @@ impl Client {
                     }
                 }
                 () = leave => return End::Dropped,
+                Ok(()) = waves.changed(), if drops == Drops::AllAtOnce => return End::Dropped,
                 () = tokio::time::sleep_until(tick) => {
                     tick += Duration::from_secs(1);
                     if heard.elapsed() > SILENCE {
@@ -230,8 +284,7 @@ impl Client {
                 changed = phase.changed() => {
                     match (changed.is_ok(), *phase.borrow_and_update()) {
                         (false, _) | (_, Phase::Stop) => return End::Stop,
-                        (_, Phase::Run) => leave_at = Some(Instant::now() + span),
-                        (_, Phase::Setup | Phase::Finish) => leave_at = None,
+                        (_, now) => leave_at = leave_if(now),
                     }
                     Vec::new()
                 }
@@ -242,7 +295,20 @@ impl Client {
                     return End::Lost;
                 }
             }
-            self.progress.settled.store(self.stock.is_settled(), Ordering::Release);
+            let settled = self.stock.is_settled();
+            self.progress.settled.store(settled, Ordering::Release);
+            self.note_return(settled);
+        }
+    }
+
+    /// Back is who has every subscription and the history of each.
+    fn note_return(&mut self, settled: bool) {
+        let complete = !self.habits.history || self.answered.len() >= self.record.follower.follows.len();
+        if settled
+            && complete
+            && let Some(since) = self.returning_since.take()
+        {
+            self.record.resumes.push(since.elapsed());
         }
     }
 
@@ -253,26 +319,44 @@ impl Client {
                 StockEvent::Welcome { restored: true } => self.record.restored += 1,
                 StockEvent::Welcome { restored: false } => self.record.fresh += u32::from(returning),
                 StockEvent::HistoryNotFound(identifier) => {
-                    self.record.reject_history += 1;
-                    self.record.surprises.push(format!("reject_history for {identifier}"));
+                    // Without a broker that is the answer to everything, and the first connection has missed nothing.
+                    if self.habits.history
+                        && let Some(follow) = self.follow(&identifier)
+                    {
+                        self.record.rejects.push(Reject { follow, after: self.record.arrivals.len() });
+                    }
+                    self.answered.insert(identifier);
                 }
-                StockEvent::Disconnect { reason, .. } => {
+                StockEvent::HistoryReceived(identifier) => {
+                    self.answered.insert(identifier);
+                }
+                StockEvent::Disconnect { reason, reconnect } => {
                     self.record.disconnects += 1;
-                    self.record.surprises.push(format!("disconnect {reason}"));
+                    if !reconnect {
+                        self.record.surprises.push(format!("sent away for good: {reason}"));
+                    }
                 }
-                StockEvent::Confirmed(_) | StockEvent::Restored(_) | StockEvent::HistoryReceived(_) => {}
+                StockEvent::Confirmed(_) | StockEvent::Restored(_) => {}
                 other => self.record.surprises.push(format!("{other:?}")),
             }
         }
     }
 
+    fn follow(&self, identifier: &str) -> Option<usize> {
+        self.record.follower.follows.iter().position(|follow| follow.identifier == identifier)
+    }
+
     fn arrived(&mut self, data: &Data) {
-        let follow = self.record.follower.follows.iter().position(|follow| follow.identifier == data.identifier);
-        let (Some(follow), Ok(id)) = (follow, serde_json::from_str::<Id>(&data.message)) else {
+        let (Some(follow), Ok(id)) = (self.follow(&data.identifier), serde_json::from_str::<Id>(&data.message)) else {
             self.record.surprises.push(format!("message that nobody published: {data:?}"));
             return;
         };
-        let position = data.position.as_ref().map(|at| (at.epoch.clone(), at.offset));
+        let position = data.position.as_ref().map(|at| {
+            if *self.epoch != *at.epoch {
+                self.epoch = Arc::from(at.epoch.as_str());
+            }
+            (Arc::clone(&self.epoch), at.offset)
+        });
         self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
         self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection });
     }
@@ -282,6 +366,6 @@ impl Client {
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 
 async fn stopped(phase: &mut watch::Receiver<Phase>) {
-    // An error means that the round is gone, which is a stop too.
+    // An error means that the run is gone, which is a stop too.
     let _ = phase.wait_for(|phase| *phase == Phase::Stop).await;
 }

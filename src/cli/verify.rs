@@ -1,0 +1,285 @@
+//! `carrick verify`: checks a running deployment: publishes, drops and returns clients, and counts what went wrong.
+
+use crate::client::check::member::Habits;
+use crate::client::check::probe::{Unable, probe};
+use crate::client::check::source::Outlet;
+use crate::client::check::{Check, Dice, Drops, Pace, Report, Roster};
+use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
+use crate::protocol::names::random_text;
+use anyhow::Context;
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::io::Write;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::time::Duration;
+use url::Url;
+
+/// Nothing is known about the server's promises.
+pub const EXIT_UNABLE: u8 = 2;
+/// For all clients to connect and subscribe.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+/// Sources per stream: several, so that their order is not that of one connection.
+const LANES: u16 = 2;
+
+pub fn command() -> Command {
+    let seconds = |name: &'static str, default: &'static str| {
+        Arg::new(name).long(name).value_name("SECONDS").value_parser(value_parser!(u64)).default_value(default)
+    };
+    let count = |name: &'static str, default: &'static str| {
+        Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).default_value(default)
+    };
+    let range = |name: &'static str, default: &'static str| {
+        Arg::new(name).long(name).value_name("MIN-MAX").value_parser(parse_range).default_value(default)
+    };
+    Command::new("verify")
+        .about("Check a running server: publish, drop and return clients, and count what was lost")
+        .after_help(
+            "Works with Carrick and other AnyCable-compatible servers; what a server lacks is reported. \
+             Uses streams of its own, named verify/…. Exit status: 0 everything promised was kept, 1 violations \
+             (the report names them), 2 the server could not be checked, or wrong arguments. \
+             An interrupt (Ctrl-C) ends publishing early and reports.",
+        )
+        .arg(
+            Arg::new("url")
+                .long("url")
+                .value_name("URL")
+                .action(ArgAction::Append)
+                .default_value("ws://127.0.0.1:8080/cable")
+                .value_parser(parse_url)
+                .help("WebSocket address; several: clients come back through any of them"),
+        )
+        .arg(Arg::new("publish-url").long("publish-url").value_name("URL").action(ArgAction::Append).help(
+            "Broadcast endpoint; several: publishers move on to the next after a failure \
+                 [default: /_broadcast of each --url, on port 8090 without --secret and --key]",
+        ))
+        .arg(
+            Arg::new("secret")
+                .long("secret")
+                .value_name("SECRET")
+                .help("The application's secret: signs stream names, and the publishing key follows from it"),
+        )
+        .arg(Arg::new("key").long("key").value_name("KEY").help("Key of the broadcast endpoint"))
+        .arg(
+            Arg::new("public-streams")
+                .long("public-streams")
+                .action(ArgAction::SetTrue)
+                .help("Subscribe to public streams even with a secret"),
+        )
+        .arg(count("streams", "10").help("Streams"))
+        .arg(count("clients", "50").help("Clients; each follows one or two streams"))
+        .arg(count("rate", "200").help("Messages per second over all streams"))
+        .arg(seconds("duration", "30").help("How long to publish"))
+        .arg(
+            Arg::new("drop")
+                .long("drop")
+                .value_name("PATTERN")
+                .value_parser(PossibleValuesParser::new(["random", "none", "all-at-once"]))
+                .default_value("random")
+                .help("When clients drop"),
+        )
+        .arg(range("stay", "0.3-3").help("Seconds that a client stays before it drops"))
+        .arg(range("away", "0.1-5").help("Seconds that it is away"))
+        .arg(seconds("retry-for", "25").help(
+            "How long a publication is tried again with its key; keep it below the server's window for duplicates",
+        ))
+        .arg(seconds("patience", "15").help("How long to wait for the last messages, beyond the longest absence"))
+        .arg(
+            Arg::new("allow-rejects")
+                .long("allow-rejects")
+                .action(ArgAction::SetTrue)
+                .help("A loss that reject_history tells of is no violation (for faults that destroy data)"),
+        )
+        .arg(
+            Arg::new("seed")
+                .long("seed")
+                .value_name("N")
+                .value_parser(value_parser!(u64))
+                .help("Repeats the drops of an earlier run [default: random]"),
+        )
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print the report as one JSON object"))
+}
+
+/// What was asked for.
+struct Plan {
+    urls: Vec<Url>,
+    outlet: Outlet,
+    roster: Roster,
+    pace: Pace,
+    habits: Habits,
+    duration: Duration,
+    patience: Duration,
+    losses_may_be_told: bool,
+}
+
+/// # Errors
+/// Standard output cannot be used.
+pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let report = match check(plan(matches)?).await {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("carrick verify: cannot check: {error}");
+            return Ok(ExitCode::from(EXIT_UNABLE));
+        }
+    };
+    let text = match matches.get_flag("json") {
+        true => serde_json::to_string(&report).context("the report is not JSON")? + "\n",
+        false => report.to_string(),
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
+    let number = |name: &str| matches.get_one::<u32>(name).copied().context("has a default");
+    let seconds = |name: &str| matches.get_one::<u64>(name).copied().map(Duration::from_secs).context("has a default");
+    let range = |name: &str| matches.get_one::<Range<Duration>>(name).cloned().context("has a default");
+    let urls: Vec<Url> = matches.get_many::<Url>("url").context("has a default")?.cloned().collect();
+    let secret = matches.get_one::<String>("secret");
+    let key = matches.get_one::<String>("key").cloned().or_else(|| secret.map(|secret| broadcast_key(secret)));
+    let publish_urls = match matches.get_many::<String>("publish-url") {
+        Some(given) => given.cloned().collect(),
+        None => urls.iter().map(|url| broadcast_url(url, key.is_some())).collect(),
+    };
+    let random_seed = || random_text(8).bytes().fold(0, |seed: u64, byte| seed * 61 + u64::from(byte % 61));
+    let seed = matches.get_one::<u64>("seed").copied().unwrap_or_else(random_seed);
+    let drops = match matches.get_one::<String>("drop").map(String::as_str) {
+        Some("none") => Drops::Never,
+        Some("all-at-once") => Drops::AllAtOnce,
+        _ => Drops::Random,
+    };
+    // Never the streams or keys of an earlier run, even with its seed.
+    let run = random_text(12);
+    let members = number("clients")? as usize;
+    Ok(Plan {
+        urls,
+        outlet: Outlet { urls: publish_urls, key, run: run.clone(), retry_for: seconds("retry-for")? },
+        roster: Roster {
+            prefix: format!("verify/{run}/"),
+            seed,
+            streams: number("streams")? as usize,
+            members,
+            doubles: members / 8,
+            // They must be gone before anything is published to their stream.
+            silents: if drops == Drops::Random { members / 8 } else { 0 },
+            secret: secret.filter(|_| !matches.get_flag("public-streams")).cloned(),
+        },
+        pace: Pace { lanes: LANES, rate: number("rate")? },
+        habits: Habits { drops, stay: range("stay")?, away: range("away")?, history: true },
+        duration: seconds("duration")?,
+        patience: seconds("patience")?,
+        losses_may_be_told: matches.get_flag("allow-rejects"),
+    })
+}
+
+async fn check(mut plan: Plan) -> Result<Report, Unable> {
+    let stream = format!("{}probe", plan.roster.prefix);
+    let identifier = match &plan.roster.secret {
+        Some(secret) => signed_identifier(secret, &stream),
+        None => public_identifier(&stream),
+    };
+    let features = probe(&plan.urls, &plan.outlet, &stream, &identifier).await?;
+    if !(features.history && features.positions) && plan.habits.drops != Drops::Never {
+        return Err(Unable::new(
+            "the server keeps no history (is its broker off?): messages that clients miss while they are away cannot \
+             be had. Start it with a broker, or check only connected clients with --drop none",
+        ));
+    }
+    plan.habits.history = features.history;
+    if !features.idempotency_keys {
+        eprintln!("carrick verify: the server does not know idempotency keys: nothing is published a second time");
+        plan.outlet.retry_for = Duration::ZERO;
+    }
+    let check = Check::start(&plan.roster, &plan.pace, &plan.habits, &plan.urls, &plan.outlet);
+    check.settle(SETTLE_PATIENCE).await.map_err(Unable::new)?;
+    let seconds = plan.duration.as_secs();
+    eprintln!("carrick verify: {} clients subscribed, publishing for {seconds} s", plan.roster.members);
+    check.begin();
+    tokio::select! {
+        () = tokio::time::sleep(plan.duration) => {}
+        () = waves(&check, &plan) => {}
+        _ = tokio::signal::ctrl_c() => eprintln!("carrick verify: interrupted, waiting for the last messages"),
+    }
+    let (outcome, behind) = check.finish(plan.patience).await.map_err(Unable::new)?;
+    if let Some(behind) = behind {
+        eprintln!("carrick verify: {behind}");
+    }
+    if outcome.verdict.acknowledged == 0 {
+        return Err(Unable::new("no publication was acknowledged"));
+    }
+    Ok(Report::new(&outcome, features, plan.roster.seed, plan.losses_may_be_told))
+}
+
+/// Drops all clients again and again, if that is the pattern; never ends.
+async fn waves(check: &Check, plan: &Plan) {
+    if plan.habits.drops != Drops::AllAtOnce {
+        return std::future::pending().await;
+    }
+    let mut dice = Dice::new(plan.roster.seed);
+    loop {
+        tokio::time::sleep(dice.within(&plan.habits.stay)).await;
+        check.drop_all();
+        tokio::time::sleep(plan.habits.away.end).await;
+    }
+}
+
+/// Where the server of this client address takes publications.
+fn broadcast_url(url: &Url, has_key: bool) -> String {
+    let host = url.host_str().unwrap_or("127.0.0.1");
+    let port = if has_key { url.port_or_known_default().unwrap_or(80) } else { 8090 };
+    format!("http://{host}:{port}/_broadcast")
+}
+
+fn parse_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if url.scheme() == "ws" => Ok(url),
+        _ => Err("not a WebSocket address, use ws://HOST[:PORT]/PATH".to_owned()),
+    }
+}
+
+/// `MIN-MAX` or one number, in seconds.
+fn parse_range(text: &str) -> Result<Range<Duration>, String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    let seconds = |text: &str| text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    match (seconds(from), seconds(to)) {
+        (Some(from), Some(to)) if from <= to => Ok(from..to),
+        _ => Err("use MIN-MAX in seconds, such as 0.1-5".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn ranges_are_seconds() {
+        let ms = Duration::from_millis;
+        assert_eq!(parse_range("0.1-5"), Ok(ms(100)..ms(5000)));
+        assert_eq!(parse_range("2"), Ok(ms(2000)..ms(2000)));
+        for wrong in ["5-1", "a-b", "-1", "", "1-2-3"] {
+            assert!(parse_range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn publications_go_where_the_server_takes_them() {
+        let url = Url::parse("ws://h:81/cable").unwrap();
+        assert_eq!(broadcast_url(&url, true), "http://h:81/_broadcast");
+        assert_eq!(broadcast_url(&url, false), "http://h:8090/_broadcast");
+    }
+
+    #[test]
+    fn a_plan_has_streams_of_its_own() {
+        let plan_of = |args: &[&str]| plan(&command().try_get_matches_from(args).unwrap()).unwrap();
+        let args = ["verify", "--seed", "5", "--secret", "s", "--url", "ws://a/cable", "--url", "ws://b/cable"];
+        let (one, two) = (plan_of(&args), plan_of(&args));
+        assert_ne!(one.roster.prefix, two.roster.prefix);
+        assert_eq!(one.outlet.urls, ["http://a:80/_broadcast", "http://b:80/_broadcast"]);
+        assert_eq!((one.roster.seed, one.roster.secret.as_deref()), (5, Some("s")));
+    }
+}

@@ -1,0 +1,295 @@
+//! Compares what was acknowledged with what arrived: every message at every follower, once, in order.
+
+use super::member::Record;
+use super::roster::Kind;
+use super::source::{Id, Published};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Descriptions kept per kind of fault found.
+const EXAMPLES: usize = 8;
+
+/// A count with some examples.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Finding {
+    pub count: u64,
+    pub examples: Vec<String>,
+}
+
+impl Finding {
+    fn add(&mut self, example: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example());
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    pub published: u64,
+    pub acknowledged: u64,
+    pub duplicate_acks: u64,
+    pub retries: u64,
+    /// Published without an acknowledgement in time.
+    pub unacknowledged: Finding,
+    /// (message, subscription) pairs that had to arrive.
+    pub expected: u64,
+    pub arrived: u64,
+    /// Acknowledged and never delivered.
+    pub missing: Finding,
+    /// Those of them that no `reject_history` tells of.
+    pub unsignalled: u64,
+    pub doubled: Finding,
+    pub disordered: Finding,
+    /// Arrived with another position than was acknowledged, or acknowledged out of order.
+    pub positions: Finding,
+    /// Epochs of acknowledgements and arrivals; more than one: the log began anew.
+    pub epochs: BTreeSet<Arc<str>>,
+    /// `reject_history`.
+    pub rejects: Finding,
+    /// Refusals, being sent away, frames out of the protocol.
+    pub surprises: Finding,
+    /// Publications refused or answered strangely.
+    pub publishing: Finding,
+    /// Copies cut apart by a drop where two identifiers share a stream; the one allowance.
+    pub excused: u64,
+    /// Messages that arrived without a position (allowed to a second identifier that catches up).
+    pub unpositioned: u64,
+    pub disconnects: u32,
+    pub drops: u64,
+    pub losses: u64,
+    pub restored: u64,
+    pub fresh: u64,
+    pub silences: u64,
+}
+
+impl Verdict {
+    /// What was found, by name; counts of 0 included.
+    pub fn findings(&self) -> [(&'static str, &Finding); 8] {
+        [
+            ("missing", &self.missing),
+            ("doubled", &self.doubled),
+            ("out of order", &self.disordered),
+            ("wrong position", &self.positions),
+            ("history rejected", &self.rejects),
+            ("surprise", &self.surprises),
+            ("publishing", &self.publishing),
+            ("not acknowledged", &self.unacknowledged),
+        ]
+    }
+
+    /// One line per kind of broken promise, for a run in which nothing may be lost; empty if all were kept.
+    pub fn failures(&self) -> Vec<String> {
+        let found = self.findings().into_iter().filter(|(_, finding)| finding.count > 0);
+        let mut failures: Vec<_> = found
+            .map(|(name, finding)| format!("{name}: {}\n    {}", finding.count, finding.examples.join("\n    ")))
+            .collect();
+        if self.disconnects > 0 {
+            failures.push(format!("disconnect messages: {}", self.disconnects));
+        }
+        if self.epochs.len() > 1 {
+            failures.push(format!("several epochs: {:?}", self.epochs));
+        }
+        failures
+    }
+}
+
+/// Epoch and offset, where the server tells them.
+type Position = Option<(Arc<str>, u64)>;
+
+/// The acknowledged messages of one stream.
+type Acknowledged = BTreeMap<Id, Position>;
+
+pub fn judge(published: &[Published], records: &[Record]) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut streams: HashMap<&str, Acknowledged> = HashMap::new();
+    for source in published {
+        streams.entry(&source.stream).or_default().extend(acknowledged(source, &mut verdict));
+    }
+    for record in records {
+        judge_member(record, &streams, &mut verdict);
+    }
+    verdict
+}
+
+fn acknowledged(source: &Published, verdict: &mut Verdict) -> Acknowledged {
+    for error in &source.errors {
+        verdict.publishing.add(|| error.clone());
+    }
+    for error in &source.unacknowledged {
+        verdict.unacknowledged.add(|| error.clone());
+    }
+    for pair in source.acks.windows(2) {
+        let [before, after] = pair else { continue };
+        if let (Some((epoch, offset)), Some((next_epoch, next))) = (&before.position, &after.position)
+            && epoch == next_epoch
+            && offset >= next
+        {
+            verdict.positions.add(|| format!("{}: {before:?} acknowledged before {after:?}", source.stream));
+        }
+    }
+    verdict.published += source.begun;
+    verdict.retries += source.retries;
+    verdict.acknowledged += source.acks.len() as u64;
+    verdict.duplicate_acks += source.acks.iter().filter(|ack| ack.duplicate).count() as u64;
+    verdict.epochs.extend(source.acks.iter().filter_map(|ack| Some(Arc::clone(&ack.position.as_ref()?.0))));
+    source.acks.iter().map(|ack| (ack.id, ack.position.clone())).collect()
+}
+
+fn judge_member(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict: &mut Verdict) {
+    let client = record.follower.id;
+    verdict.drops += record.ended.iter().filter(|end| end.by_client).count() as u64;
+    verdict.losses += record.ended.iter().filter(|end| !end.by_client).count() as u64;
+    verdict.restored += u64::from(record.restored);
+    verdict.fresh += u64::from(record.fresh);
+    verdict.silences += u64::from(record.silences);
+    verdict.disconnects += record.disconnects;
+    for surprise in &record.surprises {
+        verdict.surprises.add(|| format!("client {client}: {surprise}"));
+    }
+    for reject in &record.rejects {
+        let identifier = &record.follower.follows[reject.follow].identifier;
+        verdict.rejects.add(|| format!("client {client}: reject_history for {identifier}"));
+    }
+    let mut excuses = Excuses::of(record);
+    for follow in 0..record.follower.follows.len() {
+        judge_subscription(record, follow, streams, &mut excuses, verdict);
+    }
+}
+
+fn judge_subscription(
+    record: &Record,
+    follow: usize,
+    streams: &HashMap<&str, Acknowledged>,
+    excuses: &mut Excuses,
+    verdict: &mut Verdict,
+) {
+    let client = record.follower.id;
+    let subscription = &record.follower.follows[follow];
+    let none = Acknowledged::new();
+    let acks = streams.get(subscription.stream.as_str()).unwrap_or(&none);
+    let mut seen = HashSet::new();
+    let mut order = Order::default();
+    for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow) {
+        let ack = acks.get(&arrival.id);
+        let acked = ack.and_then(Option::as_ref);
+        let describe = || {
+            let (id, connection) = (arrival.id, arrival.connection);
+            format!("client {client} {} {id:?} {acked:?} on connection {connection}", subscription.identifier)
+        };
+        verdict.arrived += 1;
+        match (&arrival.position, acked) {
+            (None, _) => verdict.unpositioned += 1,
+            (Some(at), Some(acked)) if at != acked => verdict.positions.add(|| format!("{}: at {at:?}", describe())),
+            _ => {}
+        }
+        if let Some((epoch, _)) = &arrival.position
+            && !verdict.epochs.contains(epoch)
+        {
+            verdict.epochs.insert(Arc::clone(epoch));
+        }
+        if !seen.insert(arrival.id) {
+            if excuses.take(&subscription.stream, acked) {
+                verdict.excused += 1;
+            } else {
+                verdict.doubled.add(describe);
+            }
+        } else if let Some(before) = order.broken_by(arrival.id, acked.or(arrival.position.as_ref()), ack.is_some()) {
+            verdict.disordered.add(|| format!("{} after {before}", describe()));
+        }
+    }
+    verdict.expected += acks.len() as u64;
+    for (id, acked) in acks.iter().filter(|(id, _)| !seen.contains(id)) {
+        if excuses.take(&subscription.stream, acked.as_ref()) {
+            verdict.excused += 1;
+            continue;
+        }
+        verdict.unsignalled += u64::from(!is_signalled(record, follow, *id, acked.as_ref()));
+        verdict.missing.add(|| format!("client {client} {} {id:?} at {acked:?}", subscription.identifier));
+    }
+}
+
+/// The order of one subscription's messages so far: offsets rise within an epoch, and each source's acknowledged
+/// messages come as it published them, which can be told even without positions.
+#[derive(Default)]
+struct Order {
+    highest: Position,
+    lanes: HashMap<u16, u64>,
+}
+
+impl Order {
+    /// What came before and should not have.
+    fn broken_by(&mut self, id: Id, position: Option<&(Arc<str>, u64)>, acknowledged: bool) -> Option<String> {
+        let mut broken = None;
+        if let Some((epoch, offset)) = position {
+            match &self.highest {
+                Some((last, highest)) if last == epoch && offset < highest => {
+                    broken = Some(format!("offset {highest}"))
+                }
+                _ => self.highest = Some((Arc::clone(epoch), *offset)),
+            }
+        }
+        if acknowledged {
+            let last = self.lanes.entry(id.lane).or_default();
+            if id.n < *last {
+                broken.get_or_insert_with(|| format!("message {last} of the same source"));
+            }
+            *last = id.n.max(*last);
+        }
+        broken
+    }
+}
+
+/// A `reject_history` came where the message is missing: after all that precede it and before all that follow.
+fn is_signalled(record: &Record, follow: usize, id: Id, at: Option<&(Arc<str>, u64)>) -> bool {
+    if record.rejects.iter().all(|reject| reject.follow != follow) {
+        return false;
+    }
+    // The first arrival of this subscription that follows the missing message, and the last that precedes it.
+    let mut precedes = 0;
+    let mut follows = usize::MAX;
+    for (index, arrival) in record.arrivals.iter().enumerate().filter(|(_, arrival)| arrival.follow == follow) {
+        let after = match (at, &arrival.position) {
+            (Some((epoch, offset)), Some((its_epoch, its_offset))) if epoch == its_epoch => its_offset > offset,
+            _ if arrival.id.lane == id.lane => arrival.id.n > id.n,
+            _ => continue,
+        };
+        if after {
+            follows = follows.min(index);
+        } else {
+            precedes = precedes.max(index + 1);
+        }
+    }
+    record.rejects.iter().any(|reject| reject.follow == follow && (precedes..=follows).contains(&reject.after))
+}
+
+/// A drop may cut the copies of one message apart where two identifiers share a stream: the client's position is then
+/// that message, though one identifier has not seen it. One copy per stream and drop.
+struct Excuses(HashMap<(String, u64), u32>);
+
+impl Excuses {
+    fn of(record: &Record) -> Self {
+        let mut left = HashMap::new();
+        if record.follower.kind == Kind::Double {
+            let shared = &record.follower.follows[0].stream;
+            for end in &record.ended {
+                if let Some(offset) = end.positions.get(shared) {
+                    *left.entry((shared.clone(), *offset)).or_insert(0) += 1;
+                }
+            }
+        }
+        Self(left)
+    }
+
+    fn take(&mut self, stream: &str, ack: Option<&(Arc<str>, u64)>) -> bool {
+        let Some((_, offset)) = ack else { return false };
+        match self.0.get_mut(&(stream.to_owned(), *offset)) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
+//! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
+//!
+//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] (following), [`judge`] (comparing),
+//! [`run`] (all of it in phases), [`probe`] (what the server can), [`report`] (figures for people and programs).
+
+pub mod judge;
+#[cfg(test)]
+mod judge_tests;
+pub mod member;
+pub mod probe;
+pub mod report;
+pub mod roster;
+pub mod run;
+pub mod source;
+
+pub use judge::{Finding, Verdict, judge};
+pub use member::Record;
+pub use probe::Features;
+pub use report::Report;
+pub use roster::{Dice, Kind, Roster};
+pub use run::{Check, Pace};
+pub use source::Published;
+
+/// Where a run stands; told to every task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Connect, subscribe, stay.
+    Setup,
+    /// Publish; drop and return.
+    Run,
+    /// Return and stay.
+    Finish,
+    Stop,
+}
+
+/// When members drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drops {
+    /// Each when it likes.
+    Random,
+    Never,
+    /// All in the same moment.
+    AllAtOnce,
+}

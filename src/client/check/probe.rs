@@ -1,0 +1,245 @@
+//! What a server can, found out before a run: nothing is assumed of it.
+
+use super::source::Outlet;
+use crate::client::connection::ConnectError;
+use crate::client::publisher::{OutgoingMeta, PublishError};
+use crate::client::{
+    Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Update,
+};
+use serde::Serialize;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+/// For each step: a healthy server takes milliseconds.
+const STEP: Duration = Duration::from_secs(10);
+/// A second copy of a message follows the first at once, if at all.
+const SECOND_COPY: Duration = Duration::from_millis(700);
+
+/// What the server has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Features {
+    /// Publishers are told positions.
+    pub publish_positions: bool,
+    /// Messages carry positions.
+    pub positions: bool,
+    /// A publication that is repeated with its idempotency key is not a second message.
+    pub idempotency_keys: bool,
+    /// A client that comes back with its session id keeps its subscriptions.
+    pub restore: bool,
+    /// A client that comes back gets what it missed.
+    pub history: bool,
+}
+
+impl Features {
+    /// What is missing, in words.
+    pub fn missing(self) -> Vec<&'static str> {
+        [
+            (self.publish_positions, "positions in publish answers"),
+            (self.positions, "positions in messages"),
+            (self.idempotency_keys, "idempotency keys"),
+            (self.restore, "session restore"),
+            (self.history, "history"),
+        ]
+        .into_iter()
+        .filter_map(|(has, name)| (!has).then_some(name))
+        .collect()
+    }
+}
+
+/// The server cannot be checked; the text says why and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unable(String);
+
+impl Unable {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// Tries everything once, on a stream of its own with this identifier: every client address sees what is published
+/// through every publishing address, a retry is one message, and a client that comes back gets what it missed.
+///
+/// # Errors
+/// Something that no run could do without.
+pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str) -> Result<Features, Unable> {
+    let mut features = Features::default();
+    for url in urls {
+        greet(url).await?;
+    }
+    let mut watchers = Vec::new();
+    for url in urls {
+        let mut watcher = Watcher::new(url, identifier);
+        watcher.subscribe().await?;
+        watchers.push(watcher);
+    }
+    for (n, url) in outlet.urls.iter().enumerate() {
+        features.publish_positions = publish(url, outlet, stream, n).await?;
+        for watcher in &mut watchers {
+            features.positions = watcher.receive(n, url).await?;
+        }
+    }
+    // The first message again.
+    let url = &outlet.urls[0];
+    publish(url, outlet, stream, 0).await?;
+    features.idempotency_keys = !watchers[0].hears(0, SECOND_COPY).await?;
+    // A message while the client is away.
+    let watcher = &mut watchers[0];
+    watcher.client.cut();
+    let missed = outlet.urls.len();
+    publish(url, outlet, stream, missed).await?;
+    (features.restore, features.history) = watcher.come_back(missed).await?;
+    Ok(features)
+}
+
+/// Connects and waits for `welcome`.
+async fn greet(url: &Url) -> Result<(), Unable> {
+    let mut link = Connection::open(url, &[EXT_JSON], STEP).await.map_err(|error| {
+        let hint = match error.status() {
+            Some(404) => "nothing answers WebSockets at this path: check --url",
+            Some(401 | 403) => "the server wants other credentials, or does not allow this origin",
+            Some(_) => "is that an Action Cable server? check --url",
+            None if matches!(error, ConnectError::Handshake(_)) => "does the server speak actioncable-v1-ext-json?",
+            None => "is the server running? check --url",
+        };
+        Unable(format!("{url}: {error}; {hint}"))
+    })?;
+    let deadline = Instant::now() + STEP;
+    loop {
+        let received = timeout_at(deadline, link.next()).await;
+        match received.map_err(|_| Unable(format!("{url}: no welcome within {STEP:?}")))? {
+            Some(Ok(Received::Text(text))) => match Frame::parse(&text) {
+                Ok(Frame::Welcome { .. }) => return Ok(()),
+                Ok(Frame::Disconnect { reason, .. }) => {
+                    return Err(Unable(format!(
+                        "{url}: the server refused the connection ({reason}): give a URL with valid credentials \
+                         (such as ?jid=TOKEN), or allow connections without any (--noauth on Carrick)"
+                    )));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(Unable(format!("{url}: this is not Action Cable: {error}"))),
+            },
+            other => return Err(Unable(format!("{url}: the connection ended before welcome ({other:?})"))),
+        }
+    }
+}
+
+/// Publishes message `n`; answers whether its position was told.
+async fn publish(url: &str, outlet: &Outlet, stream: &str, n: usize) -> Result<bool, Unable> {
+    let unable = |error: &PublishError| {
+        let hint = match error {
+            PublishError::Refused { status: 401 | 403, .. } => {
+                "the key is wrong or missing: give --key, or --secret to derive it"
+            }
+            PublishError::Refused { status: 404, .. } => "nothing is published at this path: check --publish-url",
+            PublishError::GaveUp { last, .. } if last.contains("cannot connect") => {
+                "is the server running? check --publish-url: without a secret Carrick takes publications on port 8090, \
+                 with one on its main port"
+            }
+            _ => "the server does not accept publications now",
+        };
+        Unable(format!("{url}: {error}; {hint}"))
+    };
+    let mut publisher = Publisher::new(url, outlet.key.as_deref(), STEP / 2).map_err(|error| unable(&error))?;
+    let data = format!(r#"{{"probe":{n}}}"#);
+    let body = Outgoing { stream, data: &data, meta: OutgoingMeta::default() }.to_body();
+    let key = format!("{}-probe-{n}", outlet.run);
+    let answer = publisher.publish(body, &key).await.map_err(|error| unable(&error))?;
+    Ok(answer.first().is_some_and(|one| one.epoch.is_some() && one.offset.is_some_and(|offset| offset > 0)))
+}
+
+/// A client on the probe's stream.
+struct Watcher {
+    url: Url,
+    client: Resumable,
+}
+
+impl Watcher {
+    fn new(url: &Url, identifier: &str) -> Self {
+        Self { url: url.clone(), client: Resumable::new(url.clone(), StockClient::new([identifier])) }
+    }
+
+    /// The next event; `None` at the deadline.
+    async fn event(&mut self, deadline: Instant) -> Result<Option<StockEvent>, Unable> {
+        loop {
+            match timeout_at(deadline, self.client.next()).await {
+                Err(_) => return Ok(None),
+                Ok(Some(Update::Event(event))) => return Ok(Some(event)),
+                Ok(Some(Update::Opened | Update::Lost { .. })) => {}
+                Ok(None) => return Err(Unable(format!("{}: the server sent the client away", self.url))),
+            }
+        }
+    }
+
+    async fn subscribe(&mut self) -> Result<(), Unable> {
+        let deadline = Instant::now() + STEP;
+        loop {
+            match self.event(deadline).await? {
+                Some(StockEvent::Confirmed(_)) => return Ok(()),
+                Some(StockEvent::Rejected(_)) => {
+                    return Err(Unable(format!(
+                        "{}: the server rejected the subscription: give the application's --secret to sign stream names \
+                         with (without one, the server must allow public streams)",
+                        self.url
+                    )));
+                }
+                Some(_) => {}
+                None => return Err(Unable(format!("{}: subscription unanswered for {STEP:?}", self.url))),
+            }
+        }
+    }
+
+    /// Waits for message `n`; answers whether it has a position.
+    async fn receive(&mut self, n: usize, published_at: &str) -> Result<bool, Unable> {
+        let deadline = Instant::now() + STEP;
+        while let Some(event) = self.event(deadline).await? {
+            if let StockEvent::Delivery(data) = event
+                && is_probe(&data.message, n)
+            {
+                return Ok(data.position.is_some());
+            }
+        }
+        Err(Unable(format!(
+            "{}: a message published at {published_at} did not arrive within {STEP:?}: \
+             do these addresses belong to one deployment?",
+            self.url
+        )))
+    }
+
+    /// Message `n` comes within that time.
+    async fn hears(&mut self, n: usize, time: Duration) -> Result<bool, Unable> {
+        let deadline = Instant::now() + time;
+        while let Some(event) = self.event(deadline).await? {
+            if matches!(event, StockEvent::Delivery(data) if is_probe(&data.message, n)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Comes back; answers whether the session was restored, and whether the missed message came.
+    async fn come_back(&mut self, missed: usize) -> Result<(bool, bool), Unable> {
+        let deadline = Instant::now() + STEP;
+        let (mut restored, mut received) = (false, false);
+        while let Some(event) = self.event(deadline).await? {
+            match event {
+                StockEvent::Welcome { restored: now } => restored = now,
+                StockEvent::Delivery(data) => received |= is_probe(&data.message, missed),
+                StockEvent::HistoryReceived(_) if received => break,
+                StockEvent::HistoryNotFound(_) => return Ok((restored, false)),
+                // A server without the extended protocol answers no request for history.
+                StockEvent::Confirmed(_) if !received => {
+                    let late = self.hears(missed, SECOND_COPY).await?;
+                    return Ok((restored, late));
+                }
+                _ => {}
+            }
+        }
+        Ok((restored, received))
+    }
+}
+
+fn is_probe(message: &str, n: usize) -> bool {
+    serde_json::from_str::<serde_json::Value>(message).is_ok_and(|message| message["probe"] == n)
+}

@@ -1,0 +1,190 @@
+//! The figures of a run, for people and for programs.
+
+use super::probe::Features;
+use super::run::Outcome;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// What a run has shown. Serialized it is the machine-readable report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Names of what was violated; empty: everything promised was kept.
+    pub violations: Vec<&'static str>,
+    pub features: Features,
+    pub seed: u64,
+    pub published: u64,
+    pub acked: u64,
+    /// Published without an acknowledgement in time: nothing was promised.
+    pub unacknowledged: u64,
+    /// Attempts that were not the first of their publication.
+    pub retries: u64,
+    /// Acknowledgements that said "had it already".
+    pub duplicate_acks: u64,
+    pub longest_ack_gap_ms: u64,
+    /// (acknowledged message, subscription) pairs.
+    pub expected: u64,
+    pub delivered: u64,
+    /// Acknowledged and not delivered.
+    pub lost: u64,
+    /// Lost, and no `reject_history` tells of it.
+    pub unsignalled: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
+    pub wrong_positions: u64,
+    /// `reject_history` answers.
+    pub rejects: u64,
+    /// Copies of a message cut apart by a drop where two identifiers share a stream.
+    pub excused: u64,
+    /// Delivered without a position, though the server has them.
+    pub unpositioned: u64,
+    /// Refused subscriptions and publications, frames out of the protocol.
+    pub surprises: u64,
+    /// Epochs seen; more than one: the log began anew.
+    pub epochs: usize,
+    /// Connections that clients dropped.
+    pub drops: u64,
+    /// Connections that the server or the network ended.
+    pub connections_lost: u64,
+    /// `disconnect` messages.
+    pub disconnects: u64,
+    /// Returns with the session restored.
+    pub restored: u64,
+    /// Returns with everything subscribed anew.
+    pub resubscribed: u64,
+    pub resume_ms: Percentiles,
+    /// Some of what was found, by kind.
+    pub examples: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// Of times in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Percentiles {
+    pub count: usize,
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+impl Percentiles {
+    /// Of times in ascending order.
+    pub fn of(sorted: &[Duration]) -> Self {
+        let at = |share: f64| {
+            let rank = (sorted.len() as f64 * share).ceil() as usize;
+            sorted.get(rank.max(1) - 1).map_or(0, |time| millis(*time))
+        };
+        Self { count: sorted.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Report {
+    /// `losses_may_be_told`: messages lost are no violation where `reject_history` tells of them.
+    pub fn new(outcome: &Outcome, features: Features, seed: u64, losses_may_be_told: bool) -> Self {
+        let v = &outcome.verdict;
+        let surprises = v.surprises.count + v.publishing.count;
+        let lost = if losses_may_be_told { v.unsignalled } else { v.missing.count };
+        let rejects = if losses_may_be_told { 0 } else { v.rejects.count };
+        let violations = [
+            ("lost", lost),
+            ("duplicated", v.doubled.count),
+            ("reordered", v.disordered.count),
+            ("wrong_positions", v.positions.count),
+            ("rejects", rejects),
+            ("surprises", surprises),
+        ];
+        Self {
+            violations: violations.into_iter().filter_map(|(name, count)| (count > 0).then_some(name)).collect(),
+            features,
+            seed,
+            published: v.published,
+            acked: v.acknowledged,
+            unacknowledged: v.unacknowledged.count,
+            retries: v.retries,
+            duplicate_acks: v.duplicate_acks,
+            longest_ack_gap_ms: millis(outcome.longest_ack_gap()),
+            expected: v.expected,
+            delivered: v.arrived,
+            lost: v.missing.count,
+            unsignalled: v.unsignalled,
+            duplicated: v.doubled.count,
+            reordered: v.disordered.count,
+            wrong_positions: v.positions.count,
+            rejects: v.rejects.count,
+            excused: v.excused,
+            unpositioned: if features.positions { v.unpositioned } else { 0 },
+            surprises,
+            epochs: v.epochs.len(),
+            drops: v.drops,
+            connections_lost: v.losses,
+            disconnects: u64::from(v.disconnects),
+            restored: v.restored,
+            resubscribed: v.fresh,
+            resume_ms: Percentiles::of(&outcome.resumes()),
+            examples: v
+                .findings()
+                .into_iter()
+                .filter(|(_, finding)| finding.count > 0)
+                .map(|(name, finding)| (name, finding.examples.clone()))
+                .collect(),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missing = self.features.missing();
+        if !missing.is_empty() {
+            writeln!(f, "the server lacks      {}", missing.join(", "))?;
+        }
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, note: &str| {
+            writeln!(f, "{name:<20} {count:>9}  {note}").map(|()| ())
+        };
+        line(f, "published", self.published, "")?;
+        let gap = format!("longest gap {} ms, {} retries", self.longest_ack_gap_ms, self.retries);
+        line(f, "acked", self.acked, &gap)?;
+        line(f, "not acked", self.unacknowledged, "nothing was promised")?;
+        line(f, "delivered", self.delivered, &format!("of {} that had to be", self.expected))?;
+        line(f, "lost", self.lost, "acked, never delivered")?;
+        line(f, "unsignalled gaps", self.unsignalled, "lost, and no reject_history tells of it")?;
+        line(f, "duplicated", self.duplicated, "")?;
+        line(f, "reordered", self.reordered, "")?;
+        line(f, "wrong positions", self.wrong_positions, "")?;
+        line(f, "rejects", self.rejects, "reject_history")?;
+        line(f, "surprises", self.surprises, "refusals, frames out of the protocol")?;
+        line(f, "excused copies", self.excused, "cut between two copies of one message")?;
+        line(f, "without position", self.unpositioned, "")?;
+        let how = format!("{} restored, {} subscribed anew", self.restored, self.resubscribed);
+        line(f, "drops by clients", self.drops, &how)?;
+        line(f, "connections lost", self.connections_lost, &format!("{} disconnect messages", self.disconnects))?;
+        let Percentiles { count, p50, p99, max } = self.resume_ms;
+        line(f, "resumed", count as u64, &format!("p50 {p50} ms, p99 {p99} ms, max {max} ms"))?;
+        for (kind, examples) in &self.examples {
+            writeln!(f, "{kind}:")?;
+            for example in examples {
+                writeln!(f, "  {example}")?;
+            }
+        }
+        match self.violations.as_slice() {
+            [] => writeln!(f, "PASS: nothing promised was broken (seed {})", self.seed),
+            some => writeln!(f, "FAIL: {} (seed {})", some.join(", "), self.seed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_take_the_nearest_rank() {
+        let times: Vec<_> = (1..=200).map(Duration::from_millis).collect();
+        assert_eq!(Percentiles::of(&times), Percentiles { count: 200, p50: 100, p99: 198, max: 200 });
+        assert_eq!(Percentiles::of(&times[..1]), Percentiles { count: 1, p50: 1, p99: 1, max: 1 });
+        assert_eq!(Percentiles::of(&[]), Percentiles::default());
+    }
+}

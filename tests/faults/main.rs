@@ -1,0 +1,97 @@
+//! The fault suite: deployments of real processes, `carrick verify` running against them, and a fault in the middle.
+//!
+//! The tests are the short form. `scripts/faults` runs the whole table of faults and set-ups, and the sabotaged builds
+//! that the checker must find guilty.
+
+mod checker;
+mod deployment;
+mod fault;
+#[path = "../harness/mod.rs"]
+#[macro_use]
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the main tests; not all of it is needed here")]
+mod harness;
+mod jetstream;
+mod nats_cluster;
+#[path = "../kill/proc.rs"]
+#[allow(dead_code, reason = "shared with the kill tests; not all of it is needed here")]
+mod proc;
+mod sabotage;
+mod table;
+mod unable;
+
+use deployment::{Deployment, Setup};
+use fault::Fault;
+use std::sync::{Mutex, PoisonError};
+use table::Size;
+
+/// Cells share the machine badly.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn survives(setup: Setup, fault: Fault) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let row = table::cell(setup, fault, &Size::short());
+    println!("{}\n{row}", table::HEADER);
+    assert!(row.passed(), "{row}\n{}", row.details());
+}
+
+#[test]
+fn a_killed_node_of_an_embedded_cluster_loses_nothing() {
+    survives(Setup::EmbeddedR3, Fault::KillNode);
+}
+
+#[test]
+fn a_rolling_restart_of_an_embedded_cluster_loses_nothing() {
+    survives(Setup::EmbeddedR3, Fault::RollingRestart);
+}
+
+#[test]
+fn a_killed_leader_of_an_external_cluster_loses_nothing() {
+    survives(Setup::ExternalR3, Fault::KillLeader);
+}
+
+#[test]
+fn a_cut_between_a_node_and_an_external_cluster_loses_nothing() {
+    survives(Setup::ExternalR3, Fault::CutNode);
+}
+
+#[test]
+fn what_one_embedded_node_takes_all_others_deliver() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let deployment = Deployment::start(Setup::EmbeddedR3);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build();
+    runtime.expect("threads can be started").block_on(async {
+        let [first, .., last] = deployment.nodes() else { panic!("a cluster has several nodes") };
+        let mut client = last.subscriber("chat").await;
+        let position = first.publish("chat", serde_json::json!("across")).await;
+        let delivery = client.expect_message(&harness::public("chat"), serde_json::json!("across")).await;
+        assert_eq!(delivery.at(), position);
+    });
+    assert_eq!(deployment.jetstream().replicas(), [3], "every log and bucket has three copies");
+}
+
+/// The whole table; minutes. `scripts/faults` sets the sizes.
+#[test]
+#[ignore = "the long form: scripts/faults"]
+fn long_table() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let size = Size::from_environment();
+    let only = std::env::var("CARRICK_FAULTS_ONLY").unwrap_or_default();
+    println!("{}", table::HEADER);
+    let mut failed = Vec::new();
+    let mut delivered = 0;
+    for setup in Setup::ALL {
+        for fault in Fault::ALL.into_iter().filter(|fault| fault.applies_to(setup)) {
+            if !format!("{setup}, {fault}").contains(&only) {
+                continue;
+            }
+            let row = table::cell(setup, fault, &size);
+            println!("{row}");
+            delivered += row.delivered();
+            if !row.passed() {
+                failed.push(format!("{row}\n{}", row.details()));
+            }
+        }
+    }
+    println!("\n{delivered} deliveries checked.");
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
