@@ -2,15 +2,17 @@
 
 mod store;
 
+use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits};
 use crate::config::{BroadcastListener, Config, ShutdownMode, TimePrecision};
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
-use crate::node::{Node, NodeConfig, PingPrecision, Registry};
+use crate::node::{Deciders, Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
+use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
 use crate::transport::ws::{WebSockets, WsConfig};
@@ -64,6 +66,7 @@ impl App {
     /// Starts everything; what cannot work is an error before the first client is let in.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         announce(&config);
+        let deciders = deciders(&config)?;
         // Bound first: a port in use must not leave a store behind.
         let main = bind(&config, config.server.port).await?;
         let own = match config.http_broadcast.listener {
@@ -75,12 +78,13 @@ impl App {
         let (broker, store) = start_broker(&config, feed, main.local_addr()).await?;
         let registry = Arc::new(Registry::default());
         hub.start(broker.clone(), registry.clone());
-        let node = Node::new(
+        let node = Node::with(
             node_config(&config, &*broker),
             hub.clone(),
             access(&config),
             if config.noauth || config.public { Authenticator::NoAuth } else { Authenticator::Refuse },
             registry,
+            deciders,
         );
         let draining = CancellationToken::new();
         let (listeners, connections, websockets) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
@@ -154,6 +158,11 @@ impl App {
                 "terminated while disconnecting active sessions"
             ),
         }
+        if let Some(farewells) = &self.node.farewells {
+            tracing::info!(context = "disconnector", num = farewells.len(), "invoking remaining disconnects");
+            let patience = phases.remaining() / 2;
+            phases.run("telling the application who left", farewells.drain(patience)).await;
+        }
         self.connections.close();
         phases.run("finishing requests", self.connections.wait()).await;
         self.node.tasks.close();
@@ -225,10 +234,40 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
     }
 }
 
+/// Who decides about clients. Fails where a file cannot be used.
+fn deciders(config: &Config) -> anyhow::Result<Deciders> {
+    let jwt = match config.jwt.is_on() {
+        true => Some(Jwt::new(jwt_config(config)).context("tokens cannot be verified")?),
+        false => None,
+    };
+    Ok(Deciders { jwt, ..Deciders::default() })
+}
+
+fn jwt_config(config: &Config) -> JwtConfig {
+    let jwt = &config.jwt;
+    JwtConfig {
+        secrets: jwt.secret.as_ref().map_or_else(Secrets::default, |secret| Secrets::parse(secret.expose())),
+        key_file: jwt.key_file.clone(),
+        jwks_file: jwt.jwks_file.clone(),
+        param: jwt.param.clone(),
+        enforced: jwt.force,
+        restore_expired: jwt.restore_expired,
+    }
+}
+
+fn asked_config(config: &Config) -> AskedConfig {
+    AskedConfig {
+        token_param: config.jwt.is_on().then(|| config.jwt.param.clone()),
+        tls: config.server.ssl().is_some(),
+        ..AskedConfig::default()
+    }
+}
+
 fn ws_config(config: &Config) -> WsConfig {
     WsConfig {
         paths: config.ws.paths.clone(),
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        asked: asked_config(config),
         max_message_size: config.ws.max_message_size,
         read_buffer_size: config.ws.read_buffer_size,
         write_timeout: config.ws.write_timeout,
@@ -256,7 +295,7 @@ fn access(config: &Config) -> Access {
 fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
     let broadcast = HttpBroadcastConfig {
         path: config.http_broadcast.path.clone(),
-        key: config.broadcast_key.clone(),
+        keys: config.broadcast_key.as_ref().map(|keys| Secrets::parse(keys.expose())),
         cors: config.http_broadcast.cors_headers,
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
         max_body: config.http_broadcast.max_body,

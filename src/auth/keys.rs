@@ -1,5 +1,6 @@
 //! Bearer keys derived from the application's secret, so that one secret configures both sides.
 
+use super::Secrets;
 use crate::secret::Secret;
 
 /// What a derived key is for. The phrases are those of the AnyCable SDKs: both sides must use the same.
@@ -28,9 +29,27 @@ pub fn derive(secret: &Secret, purpose: Purpose) -> Secret {
     secret.derive(purpose.phrase())
 }
 
+/// The bearer keys for `purpose` from a comma list of secrets, as a comma list in the same order: the first is the one
+/// to send, any of them is accepted. `None`: the list is empty or `none`.
+pub fn derive_list(secrets: &Secret, purpose: Purpose) -> Option<Secret> {
+    let keys: Vec<_> = Secrets::parse(secrets.expose()).iter().map(|secret| derive(secret, purpose)).collect();
+    let keys: Vec<_> = keys.iter().map(Secret::expose).collect();
+    (!keys.is_empty()).then(|| Secret::new(keys.join(",")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_secrets_gives_a_list_of_keys() {
+        let key = |secret: &str| derive(&Secret::from(secret), Purpose::Rpc).expose().to_owned();
+        let list =
+            |secrets: &str| derive_list(&Secret::from(secrets), Purpose::Rpc).map(|keys| keys.expose().to_owned());
+        assert_eq!(list("new, old"), Some(format!("{},{}", key("new"), key("old"))));
+        assert_eq!(list("one"), Some(key("one")));
+        assert_eq!((list("none"), list(" , ")), (None, None));
+    }
 
     #[test]
     fn keys_are_those_of_the_sdks() {

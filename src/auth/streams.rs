@@ -26,6 +26,20 @@ impl Secrets {
         self.0.is_empty()
     }
 
+    /// The one that signs and from which keys are derived.
+    pub fn first(&self) -> Option<&Secret> {
+        self.0.first()
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Secret> {
+        self.0.iter()
+    }
+
+    /// Whether `candidate` is one of them, in a time that depends on the lengths alone.
+    pub fn any_matches(&self, candidate: &[u8]) -> bool {
+        self.0.iter().fold(false, |found, secret| secret.matches(candidate) | found)
+    }
+
     /// The signed form of a stream name; nothing without a secret.
     pub fn sign(&self, name: &str) -> Option<String> {
         let json = serde_json::to_string(name).expect("a string is always JSON");

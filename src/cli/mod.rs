@@ -4,7 +4,10 @@
 
 mod licenses;
 mod publish;
+mod settings;
+mod sign;
 mod tail;
+mod token;
 mod verify;
 
 use crate::config::{self, Config, ConfigError, Invocation, Surroundings};
@@ -31,7 +34,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, verify, licenses }
+subcommands! { publish, tail, verify, token, sign, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///

@@ -3,9 +3,10 @@
 use crate::auth::{Secrets, keys};
 use crate::secret::Secret;
 
-/// Bearer key for publishing over HTTP that follows from the application's secret.
+/// Bearer key for publishing over HTTP that follows from the application's secret; of a list, from the first.
 pub fn broadcast_key(secret: &str) -> String {
-    keys::derive(&Secret::from(secret), keys::Purpose::Broadcast).expose().to_owned()
+    let first = Secrets::parse(secret).first().cloned().unwrap_or_else(|| Secret::from(secret));
+    keys::derive(&first, keys::Purpose::Broadcast).expose().to_owned()
 }
 
 /// A stream's name, signed with the application's secret; `None` without one.
@@ -53,6 +54,11 @@ mod tests {
     #[test]
     fn keys_are_derived_as_other_signers_do() {
         assert_eq!(broadcast_key("s3cr3t-alpha"), "a6d8ef59c34e2b4b8650e45d089a9e20269df060267aeba78ebcdf2b0aec0a7d");
+    }
+
+    #[test]
+    fn the_first_secret_of_a_list_gives_the_key() {
+        assert_eq!(broadcast_key("new, old"), broadcast_key("new"));
     }
 
     #[test]

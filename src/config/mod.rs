@@ -24,13 +24,15 @@ mod values;
 pub use crate::secret::Secret;
 pub use command::{command, double_dashes};
 pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
+pub use kinds::parse_time;
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
 pub use options::{
-    App, Broker, Config, EmbeddedNats, HttpBroadcast, Logging, Nats, NatsBroadcast, NatsPubsub, Server, Streams, Ws,
+    App, Broker, Config, Disconnector, EmbeddedNats, HttpBroadcast, Jwt, Logging, Nats, NatsBroadcast, NatsPubsub, Rpc,
+    Server, Streams, Ws,
 };
 pub use values::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, LogFormat, LogLevel, Preset, PubsubKind, ShutdownMode, SyncPolicy,
-    TimePrecision,
+    BroadcastAdapter, BroadcastListener, BrokerKind, DisconnectMode, LogFormat, LogLevel, Preset, PubsubKind, RpcKind,
+    ShutdownMode, SyncPolicy, TimePrecision,
 };
 
 use std::path::{Path, PathBuf};
@@ -47,6 +49,13 @@ pub struct Loaded {
     pub presets: Vec<Preset>,
     /// What the operator should know: deprecated names, settings without effect.
     pub warnings: Vec<String>,
+}
+
+impl Jwt {
+    /// There is something to verify tokens with.
+    pub fn is_on(&self) -> bool {
+        self.secret.is_some() || self.key_file.is_some() || self.jwks_file.is_some()
+    }
 }
 
 impl Server {

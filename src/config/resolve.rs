@@ -2,9 +2,11 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Secret, Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind,
+    Secret, Streams,
 };
-use crate::auth::keys::{Purpose, derive};
+use crate::auth::Secrets;
+use crate::auth::keys::{Purpose, derive_list};
 use crate::protocol::names::random_text;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +20,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
     let mut faults = missing_files(&given, cwd);
     faults.extend(pairs(&given));
+    faults.extend(empty_secrets(&given));
     faults.extend(nats_methods(&given));
     faults.extend(adapters(&given));
     let servers_are_default = given.is_default("nats.servers");
@@ -31,6 +34,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
         config.logging.level = LogLevel::Debug;
     }
     secrets(config);
+    rpc(config);
     embedded(config, servers_are_default);
     if config.broadcast_adapters.contains(&BroadcastAdapter::Redis) {
         // `http,redis` is the usual list of the field; without a Redis it means `http`.
@@ -40,30 +44,59 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
     warn(config, embedded_name_given);
 
     faults.extend(clashing_paths(&given));
+    // Enforced and without a key: whoever wanted to keep clients out would let them in, or keep everybody out.
+    if given.config.jwt.force && !given.config.jwt.is_on() {
+        faults.push(given.fault("jwt.force", "true only with secret, jwt_secret, jwt_key_file or jwt_jwks_file"));
+    }
     if faults.is_empty() { Ok(given.config) } else { Err(ConfigError::Faults(faults)) }
 }
 
 /// Options that name a file to be read.
 fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
     let config = &given.config;
-    let files: [(&str, &Option<PathBuf>); 8] = [
+    let rpc_root_ca = config.rpc.tls_root_ca.as_ref().filter(|text| !text.trim_start().starts_with("-----BEGIN"));
+    let rpc_root_ca = rpc_root_ca.map(PathBuf::from);
+    let files: [(&str, &Option<PathBuf>); 13] = [
         ("server.ssl.cert_path", &config.server.ssl_cert_path),
         ("server.ssl.key_path", &config.server.ssl_key_path),
+        ("jwt.key_file", &config.jwt.key_file),
+        ("jwt.jwks_file", &config.jwt.jwks_file),
         ("nats.creds", &config.nats.creds),
         ("nats.nkey", &config.nats.nkey),
         ("nats.tls_ca", &config.nats.tls_ca),
         ("nats.tls_cert", &config.nats.tls_cert),
         ("nats.tls_key", &config.nats.tls_key),
         ("embedded_nats.bin", &config.embedded_nats.bin),
+        ("rpc.tls_root_ca_path", &rpc_root_ca),
+        ("rpc.tls_client_cert", &config.rpc.tls_client_cert),
+        ("rpc.tls_client_key", &config.rpc.tls_client_key),
     ];
     let missing = files.iter().filter(|(_, path)| path.as_ref().is_some_and(|path| !cwd.join(path).is_file()));
     missing.map(|(key, _)| given.fault(key, "a file that exists")).collect()
 }
 
+/// Lists of secrets without a secret, such as `,`: what they should guard must not be open.
+fn empty_secrets(given: &Given) -> Vec<Fault> {
+    let Config { secret, broadcast_key, jwt, rpc, streams, .. } = &given.config;
+    let lists = [
+        ("secret", secret),
+        ("broadcast_key", broadcast_key),
+        ("jwt.secret", &jwt.secret),
+        ("rpc.secret", &rpc.secret),
+        ("streams.secret", &streams.secret),
+        ("streams.turbo_secret", &streams.turbo_secret),
+        ("streams.cable_ready_secret", &streams.cable_ready_secret),
+    ];
+    let is_empty = |text: &str| text.split(',').all(|entry| entry.trim().is_empty());
+    let empty = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| is_empty(list.expose())));
+    empty.map(|(key, _)| given.fault(key, "one or more secrets separated by commas, or `none`")).collect()
+}
+
 /// Options that need each other.
 fn pairs(given: &Given) -> Vec<Fault> {
-    let Config { server, nats, .. } = &given.config;
+    let Config { server, nats, rpc, .. } = &given.config;
     let together = [
+        ("rpc.tls_client_cert", rpc.tls_client_cert.is_some(), "rpc.tls_client_key", rpc.tls_client_key.is_some()),
         ("server.ssl.cert_path", server.ssl_cert_path.is_some(), "server.ssl.key_path", server.ssl_key_path.is_some()),
         ("nats.tls_cert", nats.tls_cert.is_some(), "nats.tls_key", nats.tls_key.is_some()),
         ("nats.user", nats.user.is_some(), "nats.password", nats.password.is_some()),
@@ -111,7 +144,7 @@ fn clashing_paths(given: &Given) -> Vec<Fault> {
 
 /// `none` means explicitly no secret, everywhere.
 fn some_secret(secret: &Option<Secret>) -> Option<Secret> {
-    secret.clone().filter(|secret| secret.expose() != "none")
+    secret.clone().filter(|secret| !Secrets::parse(secret.expose()).is_empty())
 }
 
 /// What is given, `none` included, else the fallback.
@@ -130,7 +163,9 @@ fn secrets(config: &mut Config) {
     *turbo_secret = secret_or(turbo_secret, streams);
     *cable_ready_secret = secret_or(cable_ready_secret, streams);
 
-    let derived = secret.as_ref().map(|secret| derive(secret, Purpose::Broadcast));
+    config.jwt.secret = secret_or(&config.jwt.secret, &secret);
+
+    let derived = secret.as_ref().and_then(|secret| derive_list(secret, Purpose::Broadcast));
     let key = secret_or(&config.broadcast_key, &derived);
     config.http_broadcast.key_derived = config.broadcast_key.is_none() && key.is_some();
     config.http_broadcast.listener = listener(&config.http_broadcast, config.server.port, key.is_some());
@@ -148,6 +183,32 @@ fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener
         port => port,
     };
     if port == main { BroadcastListener::Main } else { BroadcastListener::Own(port) }
+}
+
+fn rpc(config: &mut Config) {
+    let derived = config.secret.as_ref().and_then(|secrets| derive_list(secrets, Purpose::Rpc));
+    let rpc = &mut config.rpc;
+    // Of a list the first is sent; the application accepts all of them.
+    let keys = secret_or(&rpc.secret, &derived);
+    rpc.secret = keys.and_then(|keys| Secrets::parse(keys.expose()).first().cloned());
+    for name in &mut rpc.proxy_headers {
+        name.make_ascii_lowercase();
+    }
+    if config.norpc {
+        rpc.implementation = RpcKind::None;
+    }
+    if rpc.implementation == RpcKind::ByScheme {
+        let is_url = rpc.host.starts_with("http://") || rpc.host.starts_with("https://");
+        rpc.implementation = if is_url { RpcKind::Http } else { RpcKind::Grpc };
+    }
+    if rpc.implementation == RpcKind::Http && !rpc.http_request_timeout.is_zero() {
+        rpc.request_timeout = rpc.http_request_timeout;
+    }
+    if rpc.concurrency == 0 {
+        rpc.concurrency = Rpc::default().concurrency;
+        let text = format!("rpc_concurrency must be at least 1: {} is used", rpc.concurrency);
+        config.loaded.warnings.push(text);
+    }
 }
 
 fn embedded(config: &mut Config, servers_are_default: bool) {
@@ -174,7 +235,10 @@ fn warn(config: &mut Config, embedded_name_given: bool) {
     let lacks_key = |on: bool, key: &Option<Secret>| on && key.is_none();
     let checks = [
         (config.broadcast_adapters.is_empty(), "no broadcast adapter: applications have no way to publish"),
-        (!config.noauth, "no way to authenticate clients is configured, connections are refused: use noauth or public"),
+        (
+            !config.noauth && !config.jwt.is_on() && config.rpc.implementation == RpcKind::None,
+            "no way to authenticate clients is configured, connections are refused: use jwt_secret, noauth or public",
+        ),
         (
             lacks_key(config.streams.turbo, &config.streams.turbo_secret),
             "turbo_streams is on without a secret: its stream names cannot be verified, set secret",

@@ -226,6 +226,13 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
         ("--enats_bin gone", ["enats_bin", "gone", "a file that exists"]),
         ("--nats_user ann", ["nats_user", "ann", "nats.password together"]),
         ("--nats_user a --nats_password b --nats_token c", ["nats_token", "***", "only one of"]),
+        ("--jwt_key_file gone", ["jwt_key_file", "gone", "a file that exists"]),
+        ("--jwt_jwks_file gone", ["jwt_jwks_file", "gone", "a file that exists"]),
+        ("--jwt_param a.b", ["jwt_param", "\"a.b\"", "A-Z"]),
+        ("--enforce_jwt", ["enforce_jwt", "true", "jwt_secret, jwt_key_file"]),
+        ("--enforce_jwt --secret a --jwt_secret none", ["enforce_jwt", "true", "only with"]),
+        ("--secret=,", ["secret", "***", "or `none`"]),
+        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none`"]),
         ("--ready_path /health", ["ready_path", "/health", "taken"]),
         ("--path /health", ["path", "/health", "taken"]),
     ] {
@@ -333,6 +340,43 @@ fn none_means_no_secret_everywhere() {
 }
 
 #[test]
+fn a_list_of_secrets_gives_a_list_of_keys_in_the_same_order() {
+    let key = |secret: &str| with(&format!("--secret {secret}")).config().broadcast_key.unwrap().expose().to_owned();
+    let config = with("--secret new,old").config();
+    assert_eq!(config.broadcast_key.unwrap().expose(), format!("{},{}", key("new"), key("old")));
+    assert_eq!(config.jwt.secret.unwrap().expose(), "new,old");
+    assert_eq!(config.streams.secret.unwrap().expose(), "new,old");
+}
+
+#[test]
+fn tokens_are_on_with_a_secret_or_a_key_file() {
+    let config = with("").config();
+    assert!(!config.jwt.is_on() && !config.jwt.force && !config.jwt.restore_expired);
+    assert_eq!(config.jwt.param, "jid");
+    assert_eq!(with("--secret a").config().jwt.secret.unwrap().expose(), "a");
+    assert_eq!(with("--secret a --jwt_secret b").config().jwt.secret.unwrap().expose(), "b");
+    for off in ["--secret a --jwt_secret none", "--secret none"] {
+        assert!(!with(off).config().jwt.is_on(), "{off}");
+    }
+    let place = with("--jwt_key_file k.pem --jwt_jwks_file k.json --enforce_jwt");
+    let jwt = place.file("k.pem", "").file("k.json", "").config().jwt;
+    assert!(jwt.is_on() && jwt.force);
+    assert_eq!((jwt.key_file.as_deref(), jwt.jwks_file.as_deref()), (Some("k.pem".as_ref()), Some("k.json".as_ref())));
+    let file = "[jwt]\nsecret = \"a,b\"\nparam = \"t\"\nforce = true\nrestore_expired = true";
+    let jwt = with("").toml(file).config().jwt;
+    assert!(jwt.force && jwt.restore_expired);
+    assert_eq!((jwt.param.as_str(), jwt.secret.unwrap().expose()), ("t", "a,b"));
+}
+
+#[test]
+fn old_names_of_the_token_options_count() {
+    let config = with("--jwt_id_key k --jwt_id_param p --jwt_id_enforce --jwt_param other").config();
+    assert_eq!((config.jwt.secret.unwrap().expose(), config.jwt.param.as_str()), ("k", "p"));
+    assert!(config.jwt.force);
+    assert_eq!(config.loaded.warnings.iter().filter(|w| w.contains("deprecated")).count(), 3);
+}
+
+#[test]
 fn publishing_gets_the_main_port_only_behind_a_key() {
     use BroadcastListener::{Main, Own};
     for (args, listener) in [
@@ -403,7 +447,7 @@ fn a_node_has_a_random_name_unless_given_one() {
 #[test]
 fn settings_that_cannot_work_leave_warnings() {
     for (args, part) in [
-        ("", "no way to authenticate"),
+        ("--norpc", "no way to authenticate"),
         ("--turbo_streams", "turbo_streams"),
         ("--shutdown_delay 30", "shutdown_delay"),
         ("--broker_timeout 10", "broker_timeout"),
@@ -413,7 +457,60 @@ fn settings_that_cannot_work_leave_warnings() {
         let warnings = with(args).config().loaded.warnings;
         assert!(warnings.iter().any(|warning| warning.contains(part)), "{args}: {warnings:?}");
     }
+    let warnings = with("--jwt_secret a").config().loaded.warnings;
+    assert!(!warnings.iter().any(|warning| warning.contains("no way to authenticate")), "{warnings:?}");
     assert_eq!(with("--public").config().loaded.warnings, [""; 0]);
+}
+
+// The application
+
+#[test]
+fn the_application_is_called_over_grpc_unless_something_else_is_said() {
+    use RpcKind::{Grpc, Http, None};
+    for (args, kind) in [
+        ("", Grpc),
+        ("--rpc_host dns:///app:50051", Grpc),
+        ("--rpc_host https://app/_anycable", Http),
+        ("--rpc_host http://app --rpc_impl grpc", Grpc),
+        ("--rpc_impl none", None),
+        ("--rpc_host http://app --norpc", None),
+    ] {
+        assert_eq!(with(args).config().rpc.implementation, kind, "{args}");
+    }
+    let rpc = with("--headers Cookie,X-Tenant --rpc_request_timeout 250 --rpc_command_timeout 5s").config().rpc;
+    assert_eq!(rpc.proxy_headers, ["cookie", "x-tenant"]);
+    assert_eq!((rpc.request_timeout, rpc.command_timeout), (Duration::from_millis(250), secs(5)));
+    assert_eq!(with("").toml("rpc.proxy_headers = [\"Origin\"]").config().rpc.proxy_headers, ["origin"]);
+}
+
+#[test]
+fn the_token_for_the_application_follows_from_the_secret() {
+    let secret = |args: &str| with(args).config().rpc.secret.map(|secret| secret.expose().to_owned());
+    let derived = "47d53b98cbb587fc2349a084bfa47af114bb08b9334651b01ce830eb4b967c88";
+    assert_eq!(secret("--secret s3cr3t-alpha").as_deref(), Some(derived));
+    assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret other").as_deref(), Some("other"));
+    assert_eq!(secret("--secret s3cr3t-alpha,old").as_deref(), Some(derived), "the first of a list");
+    assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret none"), None);
+    assert_eq!(secret(""), None);
+}
+
+#[test]
+fn old_names_of_the_calls_to_the_application_are_understood() {
+    let config = with("--rpc_host http://app --rpc_request_timeout 1 --http_rpc_timeout 200").config();
+    assert_eq!(config.rpc.request_timeout, Duration::from_millis(200));
+    let grpc = with("--rpc_request_timeout 1 --http_rpc_timeout 200").config();
+    assert_eq!(grpc.rpc.request_timeout, Duration::from_millis(1));
+    let config = with("--disable_disconnect --disconnect_timeout 5 --rpc_concurrency 0").config();
+    assert_eq!((config.app.disconnect_mode, config.rpc.concurrency), (DisconnectMode::Never, 28));
+    assert_eq!(config.loaded.warnings.len(), 3, "{:?}", config.loaded.warnings);
+}
+
+#[test]
+fn files_for_tls_with_the_application_must_exist() {
+    assert!(with("--rpc_tls_root_ca no.pem").error().contains("rpc_tls_root_ca"));
+    assert!(with("--rpc_tls_client_cert a.pem").file("a.pem", "").error().contains("rpc.tls_client_key together"));
+    let inline = with("--rpc_tls_root_ca -----BEGIN").config().rpc.tls_root_ca;
+    assert_eq!(inline.as_deref(), Some("-----BEGIN"));
 }
 
 // Presets
@@ -504,6 +601,8 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("PORT" | "BYTES", _) => "4097".to_owned(),
             ("N", _) => "3".to_owned(),
             ("SECONDS", _) => "1234ms".to_owned(),
+            ("MILLISECONDS", _) => "1234".to_owned(),
+            ("PEM", _) => "-----BEGIN".to_owned(), // a path must exist
             ("URL", _) => "nats://u:p@h:1".to_owned(),
             ("URLS", _) => "nats://u:p@h:1,nats://i:2".to_owned(),
             ("GATEWAYS", _) => "a:nats://h:1,nats://i:2;b:nats://j:3".to_owned(),
@@ -512,12 +611,13 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("NAME", default) if !row.values.is_empty() => {
                 (*row.values.iter().find(|value| **value != default).unwrap()).to_owned()
             }
-            ("NAMES", _) => row.values[0].to_owned(),
+            ("NAMES", _) => row.values.first().unwrap_or(&"other").to_string(),
             _ => "other".to_owned(),
         };
         let extra = match flag {
             "nats_user" => "--nats_password p",
             "nats_password" => "--nats_user u",
+            "enforce_jwt" => "--jwt_secret s",
             _ => "",
         };
         reloads(&format!("--{flag}={value} {extra}"));

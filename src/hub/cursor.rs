@@ -65,7 +65,7 @@ impl Cursor {
     pub fn new(receiver: Arc<Receiver>) -> Self {
         Self {
             receiver,
-            members: Vec::new(),
+            members: Vec::with_capacity(1),
             live: true,
             sent: 0,
             named: 0,

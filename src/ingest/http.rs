@@ -5,10 +5,10 @@
 
 use super::payload::{self, Payload};
 use super::{answer, cors};
+use crate::auth::Secrets;
 use crate::broker::Broker;
 use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
 use crate::node::publish::publish_all;
-use crate::secret::Secret;
 use crate::transport::origin::AllowedOrigins;
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -32,8 +32,9 @@ const MAX_KEY: usize = 255;
 pub struct HttpBroadcastConfig {
     /// Where to publish to, such as `/_broadcast`.
     pub path: String,
-    /// Bearer key. None: everybody may publish.
-    pub key: Option<Secret>,
+    /// Bearer keys, any of which will do, so that they can be rotated. None: everybody may publish; without an entry:
+    /// nobody.
+    pub keys: Option<Secrets>,
     /// Let web pages publish.
     pub cors: bool,
     /// Origins of those pages. Empty: all.
@@ -46,7 +47,7 @@ impl Default for HttpBroadcastConfig {
     fn default() -> Self {
         Self {
             path: "/_broadcast".to_owned(),
-            key: None,
+            keys: None,
             cors: false,
             allowed_origins: AllowedOrigins::default(),
             max_body: 4 << 20,
@@ -143,9 +144,9 @@ impl HttpBroadcast {
     }
 
     fn is_authorized(&self, headers: &HeaderMap) -> bool {
-        let Some(key) = &self.config.key else { return true };
+        let Some(keys) = &self.config.keys else { return true };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        given.is_some_and(|given| key.matches(given))
+        given.is_some_and(|given| keys.any_matches(given))
     }
 }
 

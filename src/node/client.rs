@@ -2,7 +2,7 @@
 
 use super::disconnect::Handle;
 use super::save::Saver;
-use super::{Hello, Node};
+use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Proof, Receiver};
 use crate::protocol::{Close, StreamName};
@@ -32,6 +32,8 @@ pub struct Client {
     pub receiver: Arc<Receiver>,
     pub handle: Arc<Handle>,
     pub saver: Saver,
+    /// What the application is told of the connection's request.
+    pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
     /// Some cursor has something to send.
     replay: AtomicBool,
@@ -52,6 +54,7 @@ impl Client {
             receiver,
             handle,
             saver: Saver::new(&session.sid, resumable),
+            asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
             replay: AtomicBool::new(false),
         })

@@ -3,12 +3,30 @@
 use super::client::Client;
 use crate::auth::Resolution;
 use crate::broker::Unavailable;
-use crate::hub::{Identifier, Located};
+use crate::hub::{Identifier, Located, Open};
 use crate::metrics;
 use crate::protocol::command::{self, Skipped};
-use crate::protocol::{Command, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
-use crate::session::{Ask, Followed, PRESENCE_KEY, State, Subscribe, WHISPER_KEY};
+use crate::protocol::{Command, Epoch, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
+use crate::rpc::Application;
+use crate::session::{Ask, Followed, PRESENCE_KEY, Session, State, Subscribe, WHISPER_KEY};
 use std::sync::Arc;
+
+/// An open stream that a subscription is about to follow.
+pub(super) struct Opened {
+    pub stream: StreamName,
+    pub cell: Open,
+    pub epoch: Epoch,
+    /// Where it stood when it was opened.
+    pub head: u64,
+}
+
+impl Opened {
+    /// What the session records of it. `located`: where the client wants it from.
+    pub fn followed(&self, located: Option<Located>) -> Followed {
+        let offset = if let Some(Located::After(after)) = located { after.min(self.head) } else { self.head };
+        Followed { stream: self.stream.clone(), began: Position { epoch: self.epoch.clone(), offset } }
+    }
+}
 
 impl Client {
     /// Decodes a frame; faulty ones are counted, logged and skipped.
@@ -47,9 +65,29 @@ impl Client {
                 self.outbox().push(reply::pong(self.receiver.encoding()));
                 Ok(())
             }
-            // Streams without an application have no actions and no presence; a pong has done its work by arriving.
-            Command::Perform { .. } | Command::Join { .. } | Command::Leave { .. } | Command::Pong => Ok(()),
+            Command::Perform { identifier, data } => match self.decider_of_known(&identifier) {
+                Some(application) => self.perform(&application, &identifier, data).await,
+                None => Ok(()),
+            },
+            // Presence is not kept yet; a pong has done its work by arriving.
+            Command::Join { .. } | Command::Leave { .. } | Command::Pong => Ok(()),
         }
+    }
+
+    /// The application, if this subscription is there and one of its channels.
+    fn decider_of_known(&self, text: &str) -> Option<Arc<dyn Application>> {
+        if self.state().session.subscription(text).is_none() {
+            metrics::FAILED_CLIENT_MSG.inc();
+            tracing::debug!(context = "node", identifier = text, "command for an unknown identifier skipped");
+            return None;
+        }
+        self.decider(text)
+    }
+
+    /// The application, if this identifier names one of its channels.
+    fn decider(&self, text: &str) -> Option<Arc<dyn Application>> {
+        let application = self.node.application.as_ref()?;
+        matches!(self.node.access.resolve(text), Resolution::NotOurs).then(|| application.clone())
     }
 
     async fn subscribe(self: &Arc<Self>, text: &Arc<str>, history: Option<HistoryRequest>) -> Result<(), Unavailable> {
@@ -74,13 +112,18 @@ impl Client {
                 if presence {
                     istate.insert(PRESENCE_KEY.into(), name.as_str().into());
                 }
-                self.follow(&identifier, &name, istate, history.as_ref()).await
+                let record = |session: &mut Session, followed| session.subscribed(&identifier, followed, istate);
+                let confirm = || self.confirm(&identifier);
+                self.follow(&identifier, &[name], record, confirm, history.as_ref()).await
             }
             Resolution::Rejected(reason) => {
                 tracing::debug!(context = "streams", reason, "subscription rejected");
                 self.reject_subscription(&identifier)
             }
-            Resolution::NotOurs => self.reject_subscription(&identifier),
+            Resolution::NotOurs => match &self.node.application {
+                Some(application) => self.subscribe_by_application(application, &identifier, history.as_ref()).await,
+                None => self.reject_subscription(&identifier),
+            },
         }
     }
 
@@ -93,50 +136,79 @@ impl Client {
         Ok(())
     }
 
-    /// Subscribes to a stream: opened first, committed, confirmed, and only then followed, from where it stood when it was
-    /// opened (or from where the client wants its history), so that nothing stored in between is missed and nothing
+    /// Opens streams for a subscription, or finds them open.
+    pub(super) async fn open_streams(&self, streams: &[StreamName]) -> Result<Vec<Opened>, Unavailable> {
+        let opening = streams.iter().map(|stream| async move {
+            let cell = self.node.hub.open(stream).await?;
+            let (epoch, head) = {
+                let core = cell.lock();
+                (core.epoch().clone(), core.complete_to())
+            };
+            Ok(Opened { stream: stream.clone(), cell, epoch, head })
+        });
+        futures_util::future::try_join_all(opening).await
+    }
+
+    /// Subscribes to streams: opened first, committed, confirmed, and only then followed, from where they stood when they
+    /// were opened (or from where the client wants its history), so that nothing stored in between is missed and nothing
     /// precedes the confirmation.
-    async fn follow(
+    pub(super) async fn follow(
         self: &Arc<Self>,
         identifier: &Arc<Identifier>,
-        stream: &StreamName,
-        istate: State,
+        streams: &[StreamName],
+        record: impl FnOnce(&mut Session, Vec<Followed>),
+        confirm: impl FnOnce(),
         history: Option<&HistoryRequest>,
     ) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
-        let cell = hub.open(stream).await?;
-        let ask = history.and_then(|request| Ask::of(stream, request));
-        let located = match &ask {
-            Some(ask) if hub.broker().features().history => hub.locate(&cell, &ask.from, None).await?,
-            _ => Located::Lost,
-        };
-        let (epoch, head) = {
-            let core = cell.lock();
-            (core.epoch().clone(), core.complete_to())
-        };
+        let has_history = hub.broker().features().history;
+        let opened = self.open_streams(streams).await?;
+        let mut asks: Vec<Option<(Ask, Located)>> = Vec::with_capacity(opened.len());
+        for one in &opened {
+            let ask = history.and_then(|request| Ask::of(&one.stream, request));
+            asks.push(match ask {
+                Some(ask) if has_history => {
+                    let located = hub.locate(&one.cell, &ask.from, None).await?;
+                    Some((ask, located))
+                }
+                Some(ask) => Some((ask, Located::Lost)),
+                None => None,
+            });
+        }
         // What the client asked for is part of what it must get, also if it drops before it has received any of it.
-        let offset = if let Located::After(after) = located { after.min(head) } else { head };
-        let followed = Followed { stream: stream.clone(), began: Position { epoch, offset } };
-        self.state().session.subscribed(identifier, vec![followed], istate);
+        let located = |ask: &Option<(Ask, Located)>| ask.as_ref().map(|(_, located)| *located);
+        let followed = opened.iter().zip(&asks).map(|(one, ask)| one.followed(located(ask))).collect();
+        record(&mut self.state().session, followed);
         // A commit that fails costs resumability, not the subscription.
         let _ = self.commit().await;
-        self.confirm(identifier);
-        self.attach(&cell, stream, identifier, head, ask.is_some());
+        confirm();
+        for (one, ask) in opened.iter().zip(&asks) {
+            self.attach(&one.cell, &one.stream, identifier, one.head, ask.is_some());
+        }
         let Some(request) = history else { return Ok(()) };
-        let located = match ask {
-            Some(ask) => Some((ask, located)),
-            // Nothing to look for where there is history is done; where there is none it is refused.
-            None if hub.broker().features().history || !request.is_wanted() => None,
-            None => {
-                self.receiver.reject_history(identifier);
-                return Ok(());
-            }
-        };
-        self.start_history(identifier, located.into_iter().collect());
+        let located: Vec<_> = asks.into_iter().flatten().collect();
+        // Nothing to look for where there is history is done; where there is none it is refused.
+        if located.is_empty() && !has_history && request.is_wanted() {
+            self.receiver.reject_history(identifier);
+            return Ok(());
+        }
+        self.start_history(identifier, located);
         Ok(())
     }
 
     async fn unsubscribe(self: &Arc<Self>, text: &str) {
+        if self.state().session.subscription(text).is_none() {
+            metrics::FAILED_CLIENT_MSG.inc();
+            return;
+        }
+        match self.decider(text) {
+            Some(application) => self.unsubscribe_by_application(&application, text).await,
+            None => self.leave_subscription(text).await,
+        }
+    }
+
+    /// Ends a subscription; what is stored of it must not come back.
+    pub(super) async fn leave_subscription(self: &Arc<Self>, text: &str) {
         let removed = self.state().session.unsubscribe(text);
         let Some(subscription) = removed else { return };
         for followed in &subscription.streams {

@@ -1,6 +1,7 @@
 //! Letting a client in: resuming its session, or authenticating it.
 
 use super::Node;
+use super::admit::{Admitted, admit, may_go_on};
 use super::client::Client;
 use super::disconnect::Handle;
 use super::save::unix_ms;
@@ -8,10 +9,28 @@ use crate::broker::{SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Proof, Receiver};
 use crate::metrics;
 use crate::protocol::{Close, StreamName, Subprotocol, random_text, reply};
+use crate::rpc::Env;
 use crate::session::{SavedSession, Session};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What a client's request says to others than ourselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Absolute URL, `http://` or `https://`.
+    pub url: String,
+    /// Headers that the application gets, in lower case, and `REMOTE_ADDR`.
+    pub headers: BTreeMap<String, String>,
+    /// The token (JWT), wherever it was.
+    pub token: Option<String>,
+}
+
+impl Asked {
+    pub fn env(&self) -> Env {
+        Env { url: self.url.clone(), headers: self.headers.clone(), ..Env::default() }
+    }
+}
 
 /// What a client says when it connects.
 #[derive(Clone, Debug)]
@@ -22,6 +41,8 @@ pub struct Hello {
     /// Its own ping interval; zero: none.
     pub ping_interval: Option<Duration>,
     pub ping_precision: Option<super::PingPrecision>,
+    /// There where an application or tokens decide: an idle connection holds it all the time.
+    pub asked: Option<Arc<Asked>>,
 }
 
 /// Characters of a session id.
@@ -52,7 +73,13 @@ pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> O
         _ => None,
     };
     match restored {
-        Some(restored) => resume(node, hello, restored, outbox).await,
+        Some(restored) => {
+            let client = resume(node, hello, restored, outbox).await?;
+            if let (Some(farewells), Some(old_sid)) = (&node.farewells, &hello.restore) {
+                farewells.restored(old_sid, &client).await;
+            }
+            Some(client)
+        }
         None => authenticate(node, hello, &sid, outbox).await,
     }
 }
@@ -69,7 +96,7 @@ async fn restore(
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
-    let saved = match SavedSession::decode(&stored.body) {
+    let mut saved = match SavedSession::decode(&stored.body) {
         Ok(saved) => saved,
         Err(error) => {
             metrics::SESSIONS_NOT_RESTORED.inc();
@@ -77,6 +104,10 @@ async fn restore(
             return Ok(None);
         }
     };
+    if !may_go_on(node, hello, &mut saved) {
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
+    }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
     let handle = Handle::new(saved.identifiers().into(), outbox.clone(), true);
     node.registry.add(&handle);
@@ -142,38 +173,52 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
 }
 
 async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let identity = match node.authenticator.authenticate(sid) {
-        Ok(identity) => identity,
-        Err(_) => {
-            metrics::FAILED_AUTHS.inc();
-            outbox.close(Close::Unauthorized);
-            return None;
-        }
-    };
-    let identifiers: Arc<str> = identity.identifiers.into();
+    let heard = node.registry.heard();
+    let Admitted { identifiers, exp, cstate, transmissions } = admit(node, hello, sid, outbox).await?;
+    let identifiers: Arc<str> = identifiers.into();
     let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
     let handle = Handle::new(identifiers.clone(), outbox.clone(), resumable);
     node.registry.add(&handle);
-    // Identifiers that hold the fresh sid cannot have been disconnected before.
-    let mark = if resumable && !identifiers.contains(&**sid) {
-        match tokio::time::timeout(node.config.broker_timeout, node.hub.broker().mark(&identifiers)).await {
-            Ok(Ok(mark)) => mark,
-            _ => {
-                node.registry.remove(&handle);
-                outbox.close(Close::StoreUnavailable);
-                return None;
-            }
-        }
-    } else {
-        0
-    };
-    handle.set_mark(mark);
-    let session = Session::new(sid.clone(), identifiers, hello.subprotocol, mark);
+    let mark = mark_of(node, &identifiers, sid, resumable).await;
+    handle.set_mark(*mark.as_ref().unwrap_or(&0));
+    let mut session = Session::new(sid.clone(), identifiers.clone(), hello.subprotocol, *mark.as_ref().unwrap_or(&0));
+    session.exp = exp;
+    session.merge_cstate(cstate);
+    if transmissions.is_some() {
+        session.express_interest();
+    }
     let receiver = Receiver::new(outbox.clone(), session.sids(), hello.subprotocol.extended());
     let client = Client::new(node, hello, session, HashMap::new(), receiver, handle);
+    // Who it is was known only when the application had answered: a disconnect that came meanwhile is meant for it.
+    let refused = match mark {
+        Err(_) => Some(Close::StoreUnavailable),
+        Ok(_) => node.registry.disconnected_since(&identifiers, heard),
+    };
+    if let Some(close) = refused {
+        client.handle.revoke(close);
+        node.registry.remove(&client.handle);
+        if let Some(farewells) = &node.farewells {
+            farewells.left(&client);
+        }
+        return None;
+    }
     // A sid that is not stored yet is not given away as one that can be resumed: bounded wait, then it is a plain one.
     let _ = client.commit().await;
-    outbox.push(reply::welcome(outbox.encoding(), sid, None));
+    match &transmissions {
+        Some(transmissions) => client.transmit(transmissions),
+        None => outbox.push(reply::welcome(outbox.encoding(), sid, None)),
+    }
     client.receiver.set_welcomed();
     Some(client)
+}
+
+/// The newest remote disconnect of the identifiers, where it matters: identifiers that hold the fresh sid cannot have
+/// been disconnected before.
+async fn mark_of(node: &Node, identifiers: &str, sid: &str, resumable: bool) -> Result<u64, Unavailable> {
+    if !resumable || identifiers.contains(sid) {
+        return Ok(0);
+    }
+    let reading = node.hub.broker().mark(identifiers);
+    let answer = tokio::time::timeout(node.config.broker_timeout, reading).await;
+    answer.unwrap_or_else(|_| Err(Unavailable("no answer in time".into())))
 }

@@ -4,7 +4,7 @@ use crate::broker::RemoteDisconnect;
 use crate::hub::{self, Outbox};
 use crate::metrics;
 use crate::protocol::Close;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,6 +29,11 @@ impl Handle {
         self.mark.store(mark, Ordering::Release);
     }
 
+    /// The client's session survives its connection.
+    pub fn is_resumable(&self) -> bool {
+        self.resumable && !self.is_revoked()
+    }
+
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }
@@ -40,10 +45,24 @@ impl Handle {
     }
 }
 
+/// Remote disconnects that are remembered: more than come while an application lets a client in. When there are more
+/// the oldest are forgotten.
+const MAX_RECENT: usize = 1_024;
+
+/// The last remote disconnects that this node heard of.
+#[derive(Default)]
+struct Recent {
+    /// All that were ever heard of.
+    count: u64,
+    commands: VecDeque<RemoteDisconnect>,
+}
+
 /// The connected clients of this node by their connection identifiers.
 #[derive(Default)]
 pub struct Registry {
     clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
+    /// For clients that are being let in: who they are is known only when the application has answered.
+    recent: Mutex<Recent>,
 }
 
 impl Registry {
@@ -80,6 +99,32 @@ impl Registry {
         self.clients().is_empty()
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, command: &RemoteDisconnect) {
+        let mut recent = self.recent();
+        recent.count += 1;
+        if recent.commands.len() >= MAX_RECENT {
+            recent.commands.pop_front();
+        }
+        recent.commands.push_back(command.clone());
+    }
+
+    /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
+    pub fn heard(&self) -> u64 {
+        self.recent().count
+    }
+
+    /// The remote disconnect of these identifiers that was heard of since then, if any. Asked after [`Self::add`].
+    pub fn disconnected_since(&self, identifiers: &str, heard: u64) -> Option<Close> {
+        let recent = self.recent();
+        let newer = usize::try_from(recent.count - heard).unwrap_or(usize::MAX);
+        let mut meant = recent.commands.iter().rev().take(newer).filter(|command| command.identifiers == identifiers);
+        meant.next().map(|command| Close::Remote { reconnect: command.reconnect })
+    }
+
     pub fn close_all(&self, handover: bool) {
         for handle in self.all() {
             let close = if handover && handle.resumable { Close::Handover } else { Close::Restart };
@@ -91,6 +136,7 @@ impl Registry {
 impl hub::Commands for Registry {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         metrics::REMOTE_COMMANDS.inc();
+        self.remember(&command);
         let handles = self.clients().get(command.identifiers.as_str()).cloned().unwrap_or_default();
         for handle in handles {
             // A session that was authenticated after the command is not meant.

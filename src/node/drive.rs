@@ -67,10 +67,13 @@ where
     client.finish().await;
     client.leave();
     node.registry.remove(&client.handle);
+    if let Some(farewells) = &node.farewells {
+        farewells.left(&client);
+    }
 }
 
 /// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered
-/// is taken back in one place.
+/// is taken back in one place; only a call to the application is given up.
 async fn until_let_in<S>(
     mut connecting: Work<Option<Arc<Client>>>,
     source: &mut S,
@@ -92,7 +95,10 @@ where
                     outbox.close(Close::TooBig);
                     *source_open = false;
                 }
-                Some(Incoming::Closed) | None => *source_open = false,
+                Some(Incoming::Closed) | None => {
+                    outbox.finish();
+                    *source_open = false;
+                }
             },
         }
     }

@@ -1,23 +1,31 @@
 //! Use cases, one file each. The session decides, the node carries out: it has the hub, the broker and the registry of
 //! connected clients, and no protocol rule of its own.
 
+mod admit;
+mod application;
 pub mod client;
 mod command;
 mod connect;
 mod disconnect;
 mod drive;
+pub mod farewell;
 mod history;
 #[cfg(test)]
 mod model;
 pub mod publish;
 mod save;
+#[cfg(test)]
+mod tests;
 
-pub use connect::Hello;
+pub use connect::{Asked, Hello};
 pub use disconnect::Registry;
 pub use drive::{Incoming, drive};
+pub use farewell::{DisconnectMode, FarewellConfig, Farewells};
 
+use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
+use crate::rpc::Application;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,6 +61,15 @@ pub struct NodeConfig {
     pub handover: bool,
 }
 
+/// What decides about clients besides the node itself.
+#[derive(Default)]
+pub struct Deciders {
+    pub application: Option<Arc<dyn Application>>,
+    /// Tokens are asked for first.
+    pub jwt: Option<Jwt>,
+    pub farewells: FarewellConfig,
+}
+
 /// One running server's local clients and what they need.
 pub struct Node {
     pub config: NodeConfig,
@@ -60,6 +77,10 @@ pub struct Node {
     pub access: Access,
     pub authenticator: Authenticator,
     pub registry: Arc<Registry>,
+    pub application: Option<Arc<dyn Application>>,
+    pub jwt: Option<Jwt>,
+    /// Tells the application who has left; there where one is.
+    pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
     pub tasks: TaskTracker,
     draining: AtomicBool,
@@ -73,8 +94,33 @@ impl Node {
         authenticator: Authenticator,
         registry: Arc<Registry>,
     ) -> Arc<Self> {
-        let draining = AtomicBool::new(false);
-        Arc::new(Self { config, hub, access, authenticator, registry, tasks: TaskTracker::new(), draining })
+        Self::with(config, hub, access, authenticator, registry, Deciders::default())
+    }
+
+    /// A node with an application or tokens. Must be called within the runtime.
+    pub fn with(
+        config: NodeConfig,
+        hub: Arc<Hub>,
+        access: Access,
+        authenticator: Authenticator,
+        registry: Arc<Registry>,
+        deciders: Deciders,
+    ) -> Arc<Self> {
+        let Deciders { application, jwt, farewells } = deciders;
+        let farewells =
+            application.as_ref().map(|application| Farewells::start(farewells, application.clone(), hub.clone()));
+        Arc::new(Self {
+            config,
+            hub,
+            access,
+            authenticator,
+            registry,
+            application,
+            jwt,
+            farewells,
+            tasks: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Shutting down: new clients are turned away, so that they go elsewhere.

@@ -5,10 +5,14 @@
 pub enum Close {
     /// The client is not allowed to connect.
     Unauthorized,
+    /// The application refused it, with messages of its own.
+    Refused,
     /// Its token has expired.
     TokenExpired,
     /// Nobody could decide whether it may connect; it may try again.
     AuthError,
+    /// The application asked to disconnect in its answer to a command.
+    CommandFailed,
     /// An application disconnected these identifiers.
     Remote { reconnect: bool },
     /// Graceful shutdown; the client is told to come back.
@@ -37,15 +41,22 @@ impl Close {
             Self::Restart => Some(("server_restart", true)),
             Self::NoPong => Some(("no_pong", true)),
             Self::TooSlow => Some(("too_slow", true)),
-            Self::AuthError | Self::Handover | Self::StoreUnavailable | Self::TooBig | Self::ClientClosed => None,
+            Self::Refused
+            | Self::AuthError
+            | Self::CommandFailed
+            | Self::Handover
+            | Self::StoreUnavailable
+            | Self::TooBig
+            | Self::ClientClosed => None,
         }
     }
 
     /// WebSocket close code (RFC 6455 §7.4) and reason text. 1006 never appears on the wire.
     pub fn code(self) -> (u16, &'static str) {
         match self {
-            Self::Unauthorized | Self::TokenExpired => (1000, "Auth Failed"),
+            Self::Unauthorized | Self::Refused | Self::TokenExpired => (1000, "Auth Failed"),
             Self::AuthError => (1011, "Auth Error"),
+            Self::CommandFailed => (1011, "Command Failed"),
             Self::Remote { .. } => (1000, "Closed remotely"),
             Self::Restart | Self::Handover => (1001, "Server restart"),
             Self::StoreUnavailable => (1013, "Store unavailable"),

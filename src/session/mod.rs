@@ -1,15 +1,18 @@
 //! One client without I/O: what it is subscribed to, what a command means now, what is saved, which timer is due.
 //! The session decides, the node carries out.
 
+mod application;
 pub mod saved;
 pub mod timers;
 
+pub use application::Stop;
 pub use saved::SavedSession;
 pub use timers::{Due, TimerConfig, Timers};
 
 use crate::hub::{From, Identifier};
 use crate::protocol::{HistoryRequest, Position, StreamName, Subprotocol};
-use std::collections::{BTreeMap, HashMap};
+use crate::rpc::PresenceChange;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A stream that a subscription follows.
@@ -21,7 +24,7 @@ pub struct Followed {
 }
 
 /// State that is kept for the application, per connection or per subscription.
-pub type State = BTreeMap<String, String>;
+pub type State = crate::rpc::State;
 
 /// Subscription state key: the stream that whispers go to.
 pub const WHISPER_KEY: &str = "$w";
@@ -37,6 +40,8 @@ pub struct Subscription {
     pub confirmed: bool,
     /// Restored, and its `history` command has not come yet.
     pub awaits_history: bool,
+    /// The presence that the application joined this subscription with.
+    pub presence: Option<PresenceChange>,
 }
 
 /// What a `subscribe` command means.
@@ -93,6 +98,10 @@ pub struct Session {
     /// Sids of the connections before this one, and when they were left (Unix milliseconds).
     pub earlier_sids: Vec<(Arc<str>, u64)>,
     pub cstate: State,
+    /// When the token that it was authenticated by expires (Unix seconds).
+    pub exp: Option<u64>,
+    /// The application wants to hear when the client leaves. Never goes back; inherited on restore.
+    interest: bool,
     subscriptions: HashMap<Arc<str>, Subscription>,
     /// Counts changes of what is saved.
     version: u64,
@@ -107,6 +116,8 @@ impl Session {
             mark,
             earlier_sids: Vec::new(),
             cstate: State::new(),
+            exp: None,
+            interest: false,
             subscriptions: HashMap::new(),
             version: 1,
         }
@@ -144,8 +155,14 @@ impl Session {
 
     /// Records a subscription that was granted.
     pub fn subscribed(&mut self, identifier: &Arc<Identifier>, streams: Vec<Followed>, istate: State) {
-        let subscription =
-            Subscription { identifier: identifier.clone(), streams, istate, confirmed: true, awaits_history: false };
+        let subscription = Subscription {
+            identifier: identifier.clone(),
+            streams,
+            istate,
+            confirmed: true,
+            awaits_history: false,
+            presence: None,
+        };
         self.subscriptions.insert(identifier.text.clone(), subscription);
         self.version += 1;
     }

@@ -18,6 +18,12 @@ pub struct SavedSession {
     ids: String,
     subs: BTreeMap<String, SavedSubscription>,
     cstate: State,
+    /// When the token that the session was authenticated by expires (Unix seconds). Absent in older entries.
+    #[serde(default)]
+    pub exp: Option<u64>,
+    /// The application wants to hear when the client leaves. Absent in older entries.
+    #[serde(default)]
+    interest: bool,
     /// Newest remote disconnect of the identifiers at authentication; a newer one voids the session.
     pub mark: u64,
     /// Sids by which messages may exclude this session, and when each was last in use (Unix milliseconds).
@@ -62,6 +68,8 @@ impl SavedSession {
     pub fn restore(self, sid: Arc<str>, subprotocol: Subprotocol, oldest: u64) -> Session {
         let mut session = Session::new(sid, self.ids.into(), subprotocol, self.mark);
         session.cstate = self.cstate;
+        session.exp = self.exp;
+        session.interest = self.interest;
         session.earlier_sids =
             self.sids.into_iter().filter(|(_, left)| *left >= oldest).map(|(sid, left)| (sid.into(), left)).collect();
         for (text, saved) in self.subs {
@@ -76,6 +84,7 @@ impl SavedSession {
                 istate: saved.istate,
                 confirmed: false,
                 awaits_history: true,
+                presence: None,
             };
             session.subscriptions.insert(identifier.text.clone(), subscription);
         }
@@ -102,6 +111,8 @@ impl Session {
             ids: self.identifiers.to_string(),
             subs: self.subscriptions.iter().map(|(text, one)| (text.to_string(), subscription(one))).collect(),
             cstate: self.cstate.clone(),
+            exp: self.exp,
+            interest: self.interest,
             mark: self.mark,
             sids: std::iter::once((self.sid.to_string(), now)).chain(earlier).collect(),
             proofs: proofs.map(|(stream, proof)| (stream.as_str().to_owned(), proof)).collect(),
@@ -134,6 +145,20 @@ mod tests {
         assert_eq!(subscription.streams, [followed]);
         assert!(!subscription.confirmed && subscription.awaits_history);
         assert_eq!(restored.whisper_stream("chat"), Some("chat/7".into()));
+    }
+
+    #[test]
+    fn expiry_and_interest_are_inherited_and_older_entries_have_neither() {
+        let mut session = Session::new("s1".into(), "i".into(), Subprotocol::ExtJson, 0);
+        session.exp = Some(77);
+        session.express_interest();
+        let body = session.save(std::iter::empty(), 1_000);
+        let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 0);
+        assert_eq!((restored.exp, restored.interest()), (Some(77), true));
+
+        let older = r#"{"version":1,"ids":"i","subs":{},"cstate":{},"mark":0,"sids":[],"proofs":{}}"#;
+        let restored = SavedSession::decode(older.as_bytes()).unwrap().restore("s3".into(), Subprotocol::ExtJson, 0);
+        assert_eq!((restored.exp, restored.interest()), (None, false));
     }
 
     #[test]

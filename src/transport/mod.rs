@@ -1,6 +1,7 @@
 //! Client edge: listeners, and the WebSocket side of a connection. Transports only adapt a source and a sink; what a
 //! client means is decided by [`crate::session`] and carried out by [`crate::node`].
 
+pub mod asked;
 pub mod listener;
 pub mod origin;
 pub mod socket;

@@ -54,7 +54,7 @@ fn is_key(key: &str) -> bool {
 
 /// Header and query parameters; of repeated ones the last counts, a header wins over the query.
 fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
-    let mut hello = Hello { subprotocol, restore: None, ping_interval: None, ping_precision: None };
+    let mut hello = Hello { subprotocol, restore: None, ping_interval: None, ping_precision: None, asked: None };
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "sid" => hello.restore = (!value.is_empty()).then(|| value.into_owned()),

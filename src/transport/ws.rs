@@ -1,5 +1,7 @@
 //! WebSocket connections: frames in through tungstenite, finished frames out of the outbox by vectored writes.
 
+use super::asked::AskedConfig;
+use super::listener::PeerAddr;
 use super::origin::AllowedOrigins;
 use super::socket::Socket;
 use super::upgrade::handshake;
@@ -33,6 +35,8 @@ pub struct WsConfig {
     /// Where clients connect to. A path may end in `/*` and have `{name}` segments.
     pub paths: Vec<String>,
     pub allowed_origins: AllowedOrigins,
+    /// What is kept of requests.
+    pub asked: AskedConfig,
     /// Bytes of a client message; a larger one ends the connection with 1009.
     pub max_message_size: usize,
     /// Bytes read at a time. Small, because every connection holds such a buffer.
@@ -89,7 +93,12 @@ impl WebSockets {
         let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
             return refuse(StatusCode::BAD_REQUEST);
         };
-        let (this, hello) = (self.clone(), accepted.hello);
+        let (this, mut hello) = (self.clone(), accepted.hello);
+        if self.config.asked.keeps_something() {
+            let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
+            let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+            hello.asked = Some(Arc::new(self.config.asked.asked(request.headers(), target, peer)));
+        }
         self.tracker.spawn(async move {
             let upgraded = match upgrade.await {
                 Ok(upgraded) => upgraded,
@@ -127,7 +136,10 @@ impl WebSockets {
             .max_message_size(Some(self.config.max_message_size))
             .max_frame_size(Some(self.config.max_message_size));
         let io = Inbound { read, outbox: outbox.clone() };
-        let frames = WebSocketStream::from_partially_read(io, early.to_vec(), Role::Server, Some(config)).await;
+        let first = early.to_vec();
+        // hyper's whole read buffer of 8 KiB hangs on it.
+        drop(early);
+        let frames = WebSocketStream::from_partially_read(io, first, Role::Server, Some(config)).await;
         let mut source = Frames { frames, over: false };
         let driving = async {
             drive(self.node.clone(), hello, &mut source, outbox.clone()).await;

@@ -18,7 +18,8 @@ pub struct Server {
     binary: PathBuf,
     dir: PathBuf,
     extra: Vec<String>,
-    pub nats_port: u16,
+    /// Where its nats-server listens, with the user that we gave it.
+    pub nats_url: String,
     /// 0 until the first start has told which one it got.
     port: u16,
     broadcast: String,
@@ -28,13 +29,13 @@ pub struct Server {
 impl Server {
     /// Starts with `--embed_nats --broker=nats --public` and waits until it stores messages.
     pub fn start(binary: &Path, dir: &Path, extra: &[String]) -> Result<Self, String> {
-        let nats_port = free_port()?;
-        let child = spawn(binary, dir, extra, nats_port, 0)?;
+        let nats_url = format!("nats://tests:tests@127.0.0.1:{}", free_port()?);
+        let child = spawn(binary, dir, extra, &nats_url, 0)?;
         let mut server = Self {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
             extra: extra.to_vec(),
-            nats_port,
+            nats_url,
             port: 0,
             broadcast: String::new(),
             child,
@@ -71,7 +72,7 @@ impl Server {
 
     /// Starts the process again, on the same ports and the same store.
     pub fn start_again(&mut self) -> Result<(), String> {
-        self.child = spawn(&self.binary, &self.dir, &self.extra, self.nats_port, self.port)?;
+        self.child = spawn(&self.binary, &self.dir, &self.extra, &self.nats_url, self.port)?;
         self.find_addresses()?;
         self.wait_ready()
     }
@@ -151,7 +152,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(binary: &Path, dir: &Path, extra: &[String], nats_port: u16, port: u16) -> Result<Child, String> {
+fn spawn(binary: &Path, dir: &Path, extra: &[String], nats_url: &str, port: u16) -> Result<Child, String> {
     let log = File::options().create(true).append(true).open(dir.join("carrick.log")).map_err(|e| e.to_string())?;
     let errors = log.try_clone().map_err(|e| e.to_string())?;
     let ports = dir.join("ports.json");
@@ -166,7 +167,7 @@ fn spawn(binary: &Path, dir: &Path, extra: &[String], nats_port: u16, port: u16)
         .arg("--secret=load-and-kill-tests")
         .arg(format!("--port={port}"))
         .arg(format!("--port_file={}", ports.display()))
-        .arg(format!("--enats_addr=nats://127.0.0.1:{nats_port}"))
+        .arg(format!("--enats_addr={nats_url}"))
         .arg(format!("--enats_store_dir={}", dir.join("store").display()))
         .args(extra)
         .current_dir(dir)

@@ -71,7 +71,7 @@ fn command() -> Command {
                 .arg(seconds("10"))
                 .arg(number("payload", "100", "Bytes of data per message"))
                 .arg(number("outstanding", "64", "Messages published and not yet delivered, on average"))
-                .arg(number("batch", "16", "Messages per request at most"))
+                .arg(number("publishers", "16", "Kept-alive connections that publish"))
                 .arg(number("threads", "1", "Threads that receive")),
         )
         .subcommand(

@@ -6,6 +6,7 @@ use crate::post::{data, drive, message, request};
 use crate::publish::describe;
 use crate::report::Report;
 use crate::target::Target;
+use async_nats::ConnectOptions;
 use clap::ArgMatches;
 use serde::Deserialize;
 use std::time::Duration;
@@ -70,7 +71,12 @@ fn jet_stream(url: &str) -> Result<JetStream, String> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let answer = async {
-            let client = async_nats::connect(url).await.map_err(|error| error.to_string())?;
+            let parsed = url::Url::parse(url).map_err(|error| error.to_string())?;
+            let options = match parsed.password() {
+                Some(password) => ConnectOptions::with_user_and_password(parsed.username().into(), password.into()),
+                None => ConnectOptions::new(),
+            };
+            let client = options.connect(url).await.map_err(|error| error.to_string())?;
             client.request("$JS.API.INFO", "".into()).await.map_err(|error| error.to_string())
         };
         let answer = tokio::time::timeout(Duration::from_secs(5), answer).await.map_err(|_| "no answer".to_owned());

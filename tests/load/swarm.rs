@@ -1,4 +1,4 @@
-//! The receiving side: one thread, thousands of sockets, big reads, and a look at each message's number.
+//! The receiving side: one thread, thousands of sockets, big reads, and a look at each message's offset.
 
 use crate::frames;
 use crate::socket::Subscribed;
@@ -10,16 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What precedes a message's number, which has [`DIGITS`] digits and counts from 1.
-pub const MARK: &[u8] = b"#S";
-pub const DIGITS: usize = 10;
+/// What precedes a message's offset.
+const MARK: &[u8] = b"\"offset\":";
 
 const READ_BUFFER: usize = 256 * 1024;
 
 /// What all receiving threads share.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Numbered messages that arrived.
+    /// Messages with an offset that arrived.
     pub delivered: AtomicU64,
     pub bytes: AtomicU64,
     pub stop: AtomicBool,
@@ -28,23 +27,24 @@ pub struct Counters {
 /// What a receiving thread found.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Messages left out, by number.
-    pub missing: u64,
-    /// Messages with a number that was there before.
-    pub repeated: u64,
+    /// Messages whose offset was not above the one before.
+    pub disordered: u64,
     /// Sockets that the server closed.
     pub closed: u64,
-    /// Text frames without a number: pings.
+    /// Text frames without an offset: pings.
     pub others: u64,
-    /// Lowest and highest number that a socket ended with.
-    pub ended_at: Option<(u64, u64)>,
+    /// Messages per socket: the least and the most. With rising offsets, the number that was published means that
+    /// each one came once.
+    pub per_socket: Option<(u64, u64)>,
 }
 
 struct Conn {
     stream: TcpStream,
     /// The beginning of a frame whose end has not come yet.
     rest: Vec<u8>,
+    /// Offset of the last message, and how many there were.
     last: u64,
+    messages: u64,
     open: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Swarm {
     poll: Poll,
     conns: Vec<Conn>,
     buffer: Vec<u8>,
-    /// Where in the payload the last message had its number.
+    /// Where in the payload the last message had its offset.
     hint: usize,
     findings: Findings,
 }
@@ -85,7 +85,7 @@ impl Swarm {
             socket.stream.set_nonblocking(true)?;
             let mut stream = TcpStream::from_std(socket.stream);
             poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-            conns.push(Conn { stream, rest: socket.rest, last: 0, open: true });
+            conns.push(Conn { stream, rest: socket.rest, last: 0, messages: 0, open: true });
         }
         Ok(Self { poll, conns, buffer: vec![0; READ_BUFFER], hint: 0, findings: Findings::default() })
     }
@@ -104,8 +104,8 @@ impl Swarm {
             counters.delivered.fetch_add(delivered, Ordering::Release);
             counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        let lasts = self.conns.iter().map(|conn| conn.last);
-        self.findings.ended_at = lasts.clone().min().zip(lasts.max());
+        let messages = self.conns.iter().map(|conn| conn.messages);
+        self.findings.per_socket = messages.clone().min().zip(messages.max());
         self.findings
     }
 
@@ -139,17 +139,12 @@ impl Swarm {
             let filled = &buffer[..kept + n];
             let mut at = 0;
             while let Some(frame) = frames::first(&filled[at..]) {
-                match number(&filled[at + frame.start..at + frame.end], hint) {
-                    Some(number) => {
+                match offset(&filled[at + frame.start..at + frame.end], hint) {
+                    Some(offset) => {
                         *delivered += 1;
-                        if number == conn.last + 1 {
-                            conn.last = number;
-                        } else if number > conn.last {
-                            findings.missing += number - conn.last - 1;
-                            conn.last = number;
-                        } else {
-                            findings.repeated += 1;
-                        }
+                        conn.messages += 1;
+                        findings.disordered += u64::from(offset <= conn.last);
+                        conn.last = offset;
                     }
                     // A close frame counts when the end of the stream follows.
                     None => findings.others += u64::from(frame.opcode == 1),
@@ -166,11 +161,10 @@ impl Swarm {
 }
 
 /// The number behind the mark. Messages of one run look alike, so it is looked for where it was last.
-fn number(payload: &[u8], hint: &mut usize) -> Option<u64> {
-    let is_at = |at: usize| payload.get(at..at + MARK.len()) == Some(MARK);
-    if !is_at(*hint) {
-        *hint = payload.windows(MARK.len()).position(|two| two == MARK)?;
+fn offset(payload: &[u8], hint: &mut usize) -> Option<u64> {
+    if payload.get(*hint..*hint + MARK.len()) != Some(MARK) {
+        *hint = payload.windows(MARK.len()).rposition(|part| part == MARK)?;
     }
-    let digits = payload.get(*hint + MARK.len()..*hint + MARK.len() + DIGITS)?;
-    digits.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+    let digits = payload[*hint + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    Some(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
 }

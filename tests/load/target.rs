@@ -35,7 +35,7 @@ impl Target {
         Ok(Self {
             http: server.http(),
             broadcast: server.broadcast().to_owned(),
-            nats: Some(format!("nats://127.0.0.1:{}", server.nats_port)),
+            nats: Some(server.nats_url.clone()),
             pid: Some(server.pid()),
             started: Some((server, dir)),
         })

@@ -89,12 +89,13 @@ impl Check {
         });
         let quiet = silents.iter().enumerate().filter(|(_, silent)| silent.followers > 0);
         let quiet = quiet.map(|(i, silent)| (roster.silent_name(i), 0, SILENT_INTERVAL, Some(Arc::clone(silent))));
-        for (stream, lane, interval, silent) in busy.chain(quiet) {
+        for (index, (stream, lane, interval, silent)) in busy.chain(quiet).enumerate() {
             let source = Source {
                 outlet: outlet.clone(),
                 stream,
                 lane,
                 interval,
+                delay: interval.mul_f64((index % count.max(1)) as f64 / count.max(1) as f64),
                 phase: watching.clone(),
                 silent,
                 acknowledged: Arc::clone(&check.acknowledged),

@@ -67,6 +67,8 @@ pub struct Source {
     pub stream: String,
     pub lane: u16,
     pub interval: Duration,
+    /// Of the first message, so that publishers do not march in step.
+    pub delay: Duration,
     pub phase: watch::Receiver<Phase>,
     pub silent: Option<Arc<Silent>>,
     /// Counts acknowledgements of the whole run.
@@ -104,7 +106,8 @@ impl Source {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        let started = Instant::now();
+        let started = Instant::now() + self.delay;
+        tokio::time::sleep_until(started).await;
         while *self.phase.borrow() == Phase::Run || published.begun == 0 {
             published.begun += 1;
             let n = published.begun;

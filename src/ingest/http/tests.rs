@@ -120,8 +120,8 @@ async fn a_remote_disconnect_is_answered_after_it_is_stored() {
 
 #[tokio::test]
 async fn the_key_is_needed_and_compared_whole() {
-    let key = Some(Secret::from("s3cr3t"));
-    let publisher = publisher(HttpBroadcastConfig { key, ..HttpBroadcastConfig::default() });
+    let keys = Some(Secrets::parse("s3cr3t"));
+    let publisher = publisher(HttpBroadcastConfig { keys, ..HttpBroadcastConfig::default() });
     let body = r#"{"stream":"a","data":"1"}"#;
     for wrong in ["", "Bearer ", "Bearer s3cr3", "Bearer s3cr3tt", "s3cr3t", "Basic s3cr3t", "bearer s3cr3t"] {
         let answer = publisher.send("POST", &[("Authorization", wrong)], body).await;
@@ -132,6 +132,27 @@ async fn the_key_is_needed_and_compared_whole() {
     assert_eq!(publisher.send("GET", &[], "").await.status, 422, "the method comes before the key");
     assert!(publisher.broker.appended().is_empty());
     assert_eq!(publisher.send("POST", &[("Authorization", "Bearer s3cr3t")], body).await.status, 201);
+}
+
+#[tokio::test]
+async fn any_of_several_keys_will_do_and_an_empty_list_lets_nobody_in() {
+    let body = r#"{"stream":"a","data":"1"}"#;
+    let status = async |keys: &str, given: &str| {
+        let keys = Some(Secrets::parse(keys));
+        let publisher = publisher(HttpBroadcastConfig { keys, ..HttpBroadcastConfig::default() });
+        publisher.send("POST", &[("Authorization", &format!("Bearer {given}"))], body).await.status
+    };
+    for (keys, given, expected) in [
+        ("new,old", "new", 201),
+        ("new, old", "old", 201),
+        ("new,old", "new,old", 401),
+        ("new,old", "", 401),
+        ("new", "old", 401),
+        ("", "", 401),
+        ("none", "none", 401),
+    ] {
+        assert_eq!(status(keys, given).await, expected, "{keys:?} {given:?}");
+    }
 }
 
 /// Decision: what 503 means.

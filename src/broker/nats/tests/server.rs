@@ -113,6 +113,9 @@ impl Server {
     pub fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        if signal == "STOP" {
+            wait_until_stopped(&pid);
+        }
     }
 
     /// Copies the store, which must be at rest.
@@ -140,4 +143,20 @@ impl Drop for Server {
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(status.success());
+}
+
+/// The signal reaches the threads one by one; until the last has stopped the server still answers.
+fn wait_until_stopped(pid: &str) {
+    let tasks =
+        || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path().join("stat"));
+    let is_stopped = |stat: std::path::PathBuf| {
+        let text = std::fs::read_to_string(stat).unwrap_or_default();
+        // The state follows the name in parentheses. A thread that has ended meanwhile reads as nothing.
+        text.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !tasks().all(is_stopped) {
+        assert!(std::time::Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::yield_now();
+    }
 }

@@ -1,0 +1,126 @@
+//! Going on with a session that an application or a token let in.
+
+use super::connect::{token, tokens, with_token};
+use super::*;
+use crate::auth::jwt::JwtConfig;
+use serde_json::json as value;
+
+const CHAT: &str = r#"{"channel":"Chat"}"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_makes_no_call_and_keeps_streams_and_state() {
+    let app = Script::on_command(|call| {
+        let effects = confirmed(call, &["a", "b"]);
+        Ok(CommandEffects { istate: state(&[("room", "7")]), cstate: state(&[("plan", "pro")]), ..effects })
+    });
+    let cluster = Cluster::new(app);
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    eventually("it has left", || cluster.app.disconnects().len() == 1).await;
+    let before = cluster.app.calls().len();
+
+    let asked = Asked { url: "http://acme.test/cable?again".into(), ..Asked::default() };
+    let mut back = cluster.connect_with(1, Hello { asked: Some(Arc::new(asked)), ..hello(Some(&sid)) });
+    let welcome = back.next().await;
+    assert_eq!((&welcome["restored"], &welcome["restored_ids"]), (&value!(true), &value!([CHAT])));
+    cluster.publish("a", "1").await;
+    cluster.publish("b", "2").await;
+    assert_eq!([back.next().await["message"].clone(), back.next().await["message"].clone()], [1, 2]);
+    assert_eq!(cluster.app.calls().len(), before, "a restore asks nobody");
+
+    back.perform(CHAT, "{}");
+    eventually("the action", || cluster.app.calls().len() == before + 1).await;
+    let call = cluster.app.commands().pop().unwrap();
+    assert_eq!(call.connection_identifiers, "{\"user\":\"5\"}");
+    assert_eq!((call.env.cstate, call.env.istate), (state(&[("plan", "pro")]), state(&[("room", "7")])));
+    assert_eq!(call.env.url, "http://acme.test/cable?again", "the new request counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_stream_does_not_come_back_with_a_restore() {
+    let app = Script::on_command(|call| {
+        let mut effects = confirmed(call, &["a", "b"]);
+        if call.kind == CommandKind::Message {
+            effects.stopped_streams = vec!["a".into()];
+            effects.transmissions = vec![said(&call.identifier, "done".into())];
+        }
+        Ok(effects)
+    });
+    let cluster = Cluster::new(app);
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.perform(CHAT, "{}");
+    assert_eq!(browser.next().await["message"], "done");
+    // Committed before the answer: also a connection that is still open cannot bring it back.
+    let (mut back, _) = cluster.welcomed_with(1, hello(Some(&sid))).await;
+    cluster.publish("a", "1").await;
+    cluster.publish("b", "2").await;
+    assert_eq!(back.next().await["message"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remote_disconnect_reaches_who_the_application_let_in_on_every_node_and_offline() {
+    let cluster = Cluster::new(Script::default());
+    let (gone, offline) = cluster.welcomed().await;
+    gone.vanish();
+    let (mut here, first) = cluster.welcomed().await;
+    let (mut there, second) = cluster.welcomed_with(1, hello(None)).await;
+    cluster.disconnect("{\"user\":\"5\"}").await;
+    for browser in [&mut here, &mut there] {
+        assert_eq!(browser.next().await, json(r#"{"type":"disconnect","reason":"remote","reconnect":true}"#));
+    }
+    let before = cluster.app.calls().iter().filter(|call| matches!(call, Call::Connect(..))).count();
+    for sid in [offline, first, second] {
+        cluster.welcomed_with(1, hello(Some(&sid))).await;
+    }
+    let after = cluster.app.calls().iter().filter(|call| matches!(call, Call::Connect(..))).count();
+    assert_eq!(after, before + 3, "each is authenticated anew");
+}
+
+fn expiring(user: &str, seconds: u64) -> String {
+    token(value!({ "ext": user, "exp": crate::node::save::unix_ms() / 1_000 + seconds }))
+}
+
+async fn restored(cluster: &Cluster, hello: Hello) -> serde_json::Value {
+    cluster.connect_with(1, hello).next().await
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_token() {
+    for (restore_expired, reason) in [(false, Some("token_expired")), (true, None)] {
+        let jwt = JwtConfig { restore_expired, ..tokens() };
+        let cluster = Cluster::with(Script::default(), Setup { jwt: Some(jwt), ..Setup::default() });
+        let short = expiring("u", 2);
+        let (_browser, sid) = cluster.welcomed_with(0, with_token(None, Some(&short))).await;
+        let welcome = restored(&cluster, with_token(Some(&sid), Some(&short))).await;
+        assert_eq!(welcome["restored"], true, "it has not expired yet: {welcome}");
+        let again = welcome["sid"].as_str().unwrap().to_owned();
+        let is_over = || tokens_verdict(&short);
+        eventually("the token expires", is_over).await;
+        for sid in [sid, again] {
+            let frame = restored(&cluster, with_token(Some(&sid), Some(&short))).await;
+            match reason {
+                Some(reason) => assert_eq!(frame["reason"], reason),
+                None => assert_eq!(frame["restored"], true),
+            }
+        }
+    }
+}
+
+fn tokens_verdict(token: &str) -> bool {
+    let now = crate::node::save::unix_ms() / 1_000;
+    Jwt::new(tokens()).unwrap().verify(token, now).is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sid_does_not_help_somebody_else() {
+    let cluster = Cluster::with(Script::default(), Setup { jwt: Some(tokens()), ..Setup::default() });
+    let (_browser, sid) = cluster.welcomed_with(0, with_token(None, Some(&expiring("u", 60)))).await;
+    let other = restored(&cluster, with_token(Some(&sid), Some(&expiring("v", 60)))).await;
+    assert_eq!((&other["type"], &other["restored"]), (&value!("welcome"), &value!(null)));
+    let own = restored(&cluster, with_token(Some(&sid), Some(&expiring("u", 70)))).await;
+    assert_eq!(own["restored"], true);
+    let without = restored(&cluster, with_token(Some(&sid), Some("nonsense"))).await;
+    assert_eq!(without["restored"], true, "only a valid token proves anything");
+}

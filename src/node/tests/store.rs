@@ -1,0 +1,70 @@
+//! The memory broker, which may claim to outlive its nodes.
+
+use crate::broker::memory::MemoryBroker;
+use crate::broker::*;
+use crate::protocol::{Message, Publication, StreamName};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+pub struct Store {
+    pub log: Arc<MemoryBroker>,
+    pub shared: bool,
+}
+
+#[async_trait]
+impl Broker for Store {
+    fn features(&self) -> Features {
+        Features { shared: self.shared, ..self.log.features() }
+    }
+    fn status(&self) -> watch::Receiver<Status> {
+        self.log.status()
+    }
+    async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
+        self.log.append(publication).await
+    }
+    async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
+        self.log.transient(stream, message).await
+    }
+    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        self.log.open(streams).await
+    }
+    fn close(&self, stream: &StreamName) {
+        self.log.close(stream);
+    }
+    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+        self.log.heads(streams).await
+    }
+    async fn read(
+        &self,
+        stream: &StreamName,
+        from: ReadFrom,
+        up_to: u64,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<Page, Unavailable> {
+        self.log.read(stream, from, up_to, messages, bytes).await
+    }
+    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
+        self.log.behind(stream, x).await
+    }
+    async fn facts(&self) -> Result<Facts, Unavailable> {
+        self.log.facts().await
+    }
+    async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
+        self.log.load_session(key).await
+    }
+    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        self.log.save_session(key, body, revision).await
+    }
+    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        self.log.delete_session(key).await
+    }
+    async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
+        self.log.disconnect(command).await
+    }
+    async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
+        self.log.mark(identifiers).await
+    }
+}
