@@ -54,7 +54,11 @@ impl JetStream {
     pub fn leader(&self) -> Option<String> {
         let streams = self.streams()?;
         let log = streams.iter().find(|stream| name(stream).contains("_log_"))?;
-        log["cluster"]["leader"].as_str().map(str::to_owned)
+        match log.get("cluster").and_then(|cluster| cluster.get("replicas").or(cluster.get("leader"))) {
+            Some(_) => log["cluster"]["leader"].as_str().map(str::to_owned),
+            // A server that is alone leads, and does not say so.
+            None => Some("n0".to_owned()),
+        }
     }
 
     /// Waits for a leader that is not this one.
