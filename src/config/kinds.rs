@@ -283,6 +283,27 @@ impl Kind<Duration> for Span {
     }
 }
 
+/// A length of time whose plain number counts milliseconds, as the field has it for calls to the application.
+pub struct Millis;
+
+impl Kind<Duration> for Millis {
+    fn read(&self, raw: Raw<'_>) -> Result<Duration, String> {
+        let plain = match raw {
+            Raw::Toml(toml::Value::Integer(number)) => u64::try_from(*number).ok(),
+            _ => raw.text().and_then(|text| text.parse().ok()),
+        };
+        let time = plain.map(Duration::from_millis).or_else(|| raw.text().and_then(parse_time));
+        time.filter(|time| *time <= LONGEST)
+            .ok_or_else(|| "milliseconds, or a number with its unit (`250ms`, `10s`)".to_owned())
+    }
+    fn show(&self, value: &Duration) -> Shown {
+        Shown { literal: value.as_millis().to_string(), off: value.is_zero(), secret: false }
+    }
+    fn value_name(&self) -> &'static str {
+        "MILLISECONDS"
+    }
+}
+
 /// `10`, `250ms`, `10s`, `5m`, `2h`.
 pub fn parse_time(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

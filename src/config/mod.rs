@@ -27,12 +27,12 @@ pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
 pub use kinds::parse_time;
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
 pub use options::{
-    App, Broker, Config, EmbeddedNats, HttpBroadcast, Jwt, Logging, Nats, NatsBroadcast, NatsPubsub, Server, Streams,
-    Ws,
+    App, Broker, Config, Disconnector, EmbeddedNats, HttpBroadcast, Jwt, Logging, Nats, NatsBroadcast, NatsPubsub, Rpc,
+    Server, Streams, Ws,
 };
 pub use values::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, LogFormat, LogLevel, Preset, PubsubKind, ShutdownMode, SyncPolicy,
-    TimePrecision,
+    BroadcastAdapter, BroadcastListener, BrokerKind, DisconnectMode, LogFormat, LogLevel, Preset, PubsubKind, RpcKind,
+    ShutdownMode, SyncPolicy, TimePrecision,
 };
 
 use std::path::{Path, PathBuf};

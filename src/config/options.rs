@@ -2,7 +2,7 @@
 //! configuration all come from here.
 
 use super::endpoint::{Endpoint, Gateway, Gateways, Listen, Peers, Sync, is_address, is_server};
-use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Raw, SOME_TIME, Switch, Text};
+use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Millis, Raw, SOME_TIME, Switch, Text};
 use super::row::{Category, Row, options, traits_of};
 use super::values::*;
 use super::{Loaded, Secret};
@@ -58,6 +58,26 @@ const SERVERS: List = List {
     array: false,
     name: "URLS",
 };
+const RPC_HOST: Text = Text {
+    check: |t| !t.is_empty() && !t.contains(|c: char| c.is_whitespace() || c.is_control()),
+    allowed: "`host:port`, `dns:///host:port`, `grpc-list://host1:port,host2:port`, or a URL as `http://host:port/path`",
+    name: "ADDRESS",
+};
+const HEADERS: List = List {
+    check: |t| t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')),
+    allowed: "names of HTTP headers separated by commas",
+    min: 0,
+    array: true,
+    name: "NAMES",
+};
+const COOKIES: List = List {
+    check: |t| !t.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, ';' | '=')),
+    allowed: "names of cookies separated by commas",
+    min: 0,
+    array: true,
+    name: "NAMES",
+};
+const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
     root {
@@ -69,6 +89,8 @@ options! {
         public: bool [Switch] = "false", "public", Access;
         /// Accept every connection; its identifiers become `{"sid":"…"}`
         noauth: bool [Switch] = "false", "noauth", Access;
+        /// Run without an application: the same as rpc_impl=none
+        norpc: bool [Switch] = "false", "norpc", Rpc;
         /// This node's name in the logs; random if not given
         node_id: String [NAME] = "", "node_id", Server, hidden;
         /// Sets of defaults to apply; detected if not given, `none` for none
@@ -114,6 +136,57 @@ options! {
         format: LogFormat [LOG_FORMATS] = "text", "log_format", Logging;
         /// Log at level `debug`
         debug: bool [Switch] = "false", "debug", Logging;
+        derived {}
+    }
+
+    /// The application, who decides about connections and channels.
+    rpc: Rpc {
+        /// Where the application is: `host:port`, `dns:///host:port` (all its addresses) or `grpc-list://h1:p,h2:p` over gRPC, `http(s)://host:port/path` over HTTP
+        host: String [RPC_HOST] = "localhost:50051", "rpc_host", Rpc;
+        /// How to speak to the application; by the scheme of rpc_host if not given
+        implementation: RpcKind [RPC_KINDS] = "", "rpc_impl", Rpc, hidden;
+        /// Calls to the application in flight at the same time; others wait their turn
+        concurrency: usize [COUNT] = "28", "rpc_concurrency", Rpc;
+        /// Milliseconds for one attempt of a call; 0: no limit over gRPC, 3000 over HTTP
+        request_timeout: Duration [Millis] = "0", "rpc_request_timeout", Rpc;
+        /// Milliseconds for all attempts of a call, from the moment it need not wait any more; 0: no limit
+        command_timeout: Duration [Millis] = "3000", "rpc_command_timeout", Rpc, hidden;
+        /// Bearer token of calls over HTTP; derived from the secret if not given, `none`: no token
+        secret: Option<Secret> [Hidden] = "", "http_rpc_secret", Rpc;
+        /// Headers of the client's request that the application gets to see
+        proxy_headers: Vec<String> [HEADERS] = "cookie", "headers", Rpc;
+        /// Cookies that the application gets to see; all if not given
+        proxy_cookies: Vec<String> [COOKIES] = "", "proxy-cookies", Rpc;
+        /// Tell the application of sessions that go on after a lost connection (method Restore)
+        restore: bool [Switch] = "false", "rpc_restore", Rpc;
+        /// Use TLS over gRPC; over HTTP the URL decides
+        enable_tls: bool [Switch] = "false", "rpc_enable_tls", Rpc, hidden;
+        /// Check the application's certificate
+        tls_verify: bool [Switch] = "true", "rpc_tls_verify", Rpc, hidden;
+        /// Authorities that sign the application's certificate, as a PEM file or PEM text; the system's if not given. Switches TLS on
+        tls_root_ca: Option<String> [ANY] = "", "rpc_tls_root_ca", Rpc, hidden, key("tls_root_ca_path");
+        /// PEM file of the certificate we show the application
+        tls_client_cert: Option<PathBuf> [Location] = "", "rpc_tls_client_cert", Rpc, hidden;
+        /// PEM file of that certificate's key
+        tls_client_key: Option<PathBuf> [Location] = "", "rpc_tls_client_key", Rpc, hidden;
+        /// Largest answer of the application in bytes; 0: 4 MiB
+        max_recv_size: usize [BYTES_OR_NONE] = "0", "rpc_max_call_recv_size", Rpc, hidden;
+        /// Largest request to the application in bytes; 0: no limit
+        max_send_size: usize [BYTES_OR_NONE] = "0", "rpc_max_call_send_size", Rpc, hidden;
+        derived {
+            /// The deprecated limit of one attempt that holds over HTTP alone; zero: not given
+            http_request_timeout: Duration;
+        }
+    }
+
+    /// Telling the application that clients have left.
+    disconnector: Disconnector {
+        /// Disconnect calls per second
+        rate: u32 [RATE] = "100", "disconnect_rate", Rpc, hidden;
+        /// Disconnect calls that may wait; when there are more, the oldest are dropped
+        backlog: usize [RATE] = "4096", "disconnect_backlog_size", Rpc, hidden;
+        /// How long a disconnect call waits for its client to come back, which makes it needless; 0: not at all
+        grace: Duration [ANY_TIME] = "0", "disconnect_grace", Rpc;
         derived {}
     }
 
@@ -268,6 +341,8 @@ options! {
 
     /// Pings and shutdown.
     app: App {
+        /// Which clients' leaving the application is told of; `auto`: those it has met
+        disconnect_mode: DisconnectMode [DISCONNECT_MODES] = "auto", "disconnect_mode", Rpc;
         /// Time between pings; 0: none
         ping_interval: Duration [ANY_TIME] = "3", "ping_interval", Ping;
         /// Precision of the time in pings
@@ -367,6 +442,35 @@ pub const DEPRECATED: &[Deprecated] = &[
             config.broadcast_key = Hidden.read(raw)?.or(config.broadcast_key.take());
             Ok(())
         },
+    },
+    Deprecated {
+        flag: "http_rpc_timeout",
+        key: Some("rpc.http_request_timeout"),
+        switch: false,
+        instead: "use rpc_request_timeout",
+        apply: |config, raw| {
+            config.rpc.http_request_timeout = Millis.read(raw)?;
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "disable_disconnect",
+        key: None,
+        switch: true,
+        instead: "use disconnect_mode=never",
+        apply: |config, raw| {
+            if Switch.read(raw)? {
+                config.app.disconnect_mode = DisconnectMode::Never;
+            }
+            Ok(())
+        },
+    },
+    Deprecated {
+        flag: "disconnect_timeout",
+        key: None,
+        switch: false,
+        instead: "it has no effect",
+        apply: |_, _| Ok(()),
     },
     Deprecated {
         flag: "turbo_rails_key",

@@ -2,10 +2,11 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Secret, Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind, Secret,
+    Streams,
 };
 use crate::auth::Secrets;
-use crate::auth::keys::{Purpose, derive_list};
+use crate::auth::keys::{Purpose, derive, derive_list};
 use crate::protocol::names::random_text;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
         config.logging.level = LogLevel::Debug;
     }
     secrets(config);
+    rpc(config);
     embedded(config, servers_are_default);
     if config.broadcast_adapters.contains(&BroadcastAdapter::Redis) {
         // `http,redis` is the usual list of the field; without a Redis it means `http`.
@@ -52,7 +54,9 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
 /// Options that name a file to be read.
 fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
     let config = &given.config;
-    let files: [(&str, &Option<PathBuf>); 10] = [
+    let rpc_root_ca = config.rpc.tls_root_ca.as_ref().filter(|text| !text.trim_start().starts_with("-----BEGIN"));
+    let rpc_root_ca = rpc_root_ca.map(PathBuf::from);
+    let files: [(&str, &Option<PathBuf>); 13] = [
         ("server.ssl.cert_path", &config.server.ssl_cert_path),
         ("server.ssl.key_path", &config.server.ssl_key_path),
         ("jwt.key_file", &config.jwt.key_file),
@@ -63,6 +67,9 @@ fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
         ("nats.tls_cert", &config.nats.tls_cert),
         ("nats.tls_key", &config.nats.tls_key),
         ("embedded_nats.bin", &config.embedded_nats.bin),
+        ("rpc.tls_root_ca_path", &rpc_root_ca),
+        ("rpc.tls_client_cert", &config.rpc.tls_client_cert),
+        ("rpc.tls_client_key", &config.rpc.tls_client_key),
     ];
     let missing = files.iter().filter(|(_, path)| path.as_ref().is_some_and(|path| !cwd.join(path).is_file()));
     missing.map(|(key, _)| given.fault(key, "a file that exists")).collect()
@@ -86,8 +93,9 @@ fn empty_secrets(given: &Given) -> Vec<Fault> {
 
 /// Options that need each other.
 fn pairs(given: &Given) -> Vec<Fault> {
-    let Config { server, nats, .. } = &given.config;
+    let Config { server, nats, rpc, .. } = &given.config;
     let together = [
+        ("rpc.tls_client_cert", rpc.tls_client_cert.is_some(), "rpc.tls_client_key", rpc.tls_client_key.is_some()),
         ("server.ssl.cert_path", server.ssl_cert_path.is_some(), "server.ssl.key_path", server.ssl_key_path.is_some()),
         ("nats.tls_cert", nats.tls_cert.is_some(), "nats.tls_key", nats.tls_key.is_some()),
         ("nats.user", nats.user.is_some(), "nats.password", nats.password.is_some()),
@@ -176,6 +184,32 @@ fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener
     if port == main { BroadcastListener::Main } else { BroadcastListener::Own(port) }
 }
 
+fn rpc(config: &mut Config) {
+    // The first secret of a list signs, here as elsewhere.
+    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose())).unwrap_or_default();
+    let derived = secrets.iter().next().map(|first| derive(first, Purpose::Rpc));
+    let rpc = &mut config.rpc;
+    rpc.secret = secret_or(&rpc.secret, &derived);
+    for name in &mut rpc.proxy_headers {
+        name.make_ascii_lowercase();
+    }
+    if config.norpc {
+        rpc.implementation = RpcKind::None;
+    }
+    if rpc.implementation == RpcKind::ByScheme {
+        let is_url = rpc.host.starts_with("http://") || rpc.host.starts_with("https://");
+        rpc.implementation = if is_url { RpcKind::Http } else { RpcKind::Grpc };
+    }
+    if rpc.implementation == RpcKind::Http && !rpc.http_request_timeout.is_zero() {
+        rpc.request_timeout = rpc.http_request_timeout;
+    }
+    if rpc.concurrency == 0 {
+        rpc.concurrency = Rpc::default().concurrency;
+        let text = format!("rpc_concurrency must be at least 1: {} is used", rpc.concurrency);
+        config.loaded.warnings.push(text);
+    }
+}
+
 fn embedded(config: &mut Config, servers_are_default: bool) {
     let embedded = &mut config.embedded_nats;
     if embedded.name.is_empty() {
@@ -201,7 +235,7 @@ fn warn(config: &mut Config, embedded_name_given: bool) {
     let checks = [
         (config.broadcast_adapters.is_empty(), "no broadcast adapter: applications have no way to publish"),
         (
-            !config.noauth && !config.jwt.is_on(),
+            !config.noauth && !config.jwt.is_on() && config.rpc.implementation == RpcKind::None,
             "no way to authenticate clients is configured, connections are refused: use jwt_secret, noauth or public",
         ),
         (

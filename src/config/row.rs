@@ -80,6 +80,7 @@ pub fn env_name(flag: &str) -> String {
 pub enum Category {
     Server,
     Access,
+    Rpc,
     WebSocket,
     Ping,
     Broker,
@@ -92,9 +93,10 @@ pub enum Category {
 }
 
 impl Category {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Server,
         Self::Access,
+        Self::Rpc,
         Self::WebSocket,
         Self::Ping,
         Self::Broker,
@@ -110,6 +112,7 @@ impl Category {
         match self {
             Self::Server => "Server",
             Self::Access => "Access and secrets",
+            Self::Rpc => "Application (RPC)",
             Self::WebSocket => "WebSocket",
             Self::Ping => "Pings",
             Self::Broker => "Broker: history and sessions",

@@ -447,7 +447,7 @@ fn a_node_has_a_random_name_unless_given_one() {
 #[test]
 fn settings_that_cannot_work_leave_warnings() {
     for (args, part) in [
-        ("", "no way to authenticate"),
+        ("--norpc", "no way to authenticate"),
         ("--turbo_streams", "turbo_streams"),
         ("--shutdown_delay 30", "shutdown_delay"),
         ("--broker_timeout 10", "broker_timeout"),

@@ -56,6 +56,40 @@ pub const PUBSUB_KINDS: Choice<PubsubKind> = Choice {
     later: &["redis"],
 };
 
+/// How the application is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RpcKind {
+    /// HTTP for an `http` URL, else gRPC.
+    ByScheme,
+    Grpc,
+    Http,
+    None,
+}
+
+pub const RPC_KINDS: Choice<RpcKind> = Choice {
+    values: &[
+        ("", RpcKind::ByScheme),
+        ("grpc", RpcKind::Grpc),
+        ("http", RpcKind::Http),
+        ("none", RpcKind::None),
+    ],
+    later: &[],
+};
+
+/// Whose leaving the application is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DisconnectMode {
+    /// Of those it has authenticated, or had a subscription of.
+    Auto,
+    Always,
+    Never,
+}
+
+pub const DISCONNECT_MODES: Choice<DisconnectMode> = Choice {
+    values: &[("auto", DisconnectMode::Auto), ("always", DisconnectMode::Always), ("never", DisconnectMode::Never)],
+    later: &[],
+};
+
 /// A set of defaults for a purpose or a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {

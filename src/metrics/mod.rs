@@ -91,4 +91,11 @@ metrics! {
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
+    Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
+    Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";
+    Counter RPC_RETRIES = "rpc_retries_total", "further attempts of calls to the application";
+    Counter RPC_TIMEOUTS = "rpc_timeout_total", "calls to the application that hit a time limit";
+    Counter RPC_CANCELED = "rpc_canceled_total", "calls to the application dropped because their session closed";
+    Gauge RPC_PENDING = "rpc_pending_num", "calls to the application that wait for a slot";
+    Gauge GRPC_CONNECTIONS = "grpc_active_conn_num", "open gRPC connections to the application";
 }

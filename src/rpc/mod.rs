@@ -1,6 +1,20 @@
 //! The application side: who may connect, what a channel's commands do, who has left. Two wire forms, gRPC and HTTP, with
 //! the same meaning; both implement [`Application`].
 
+mod calls;
+mod dial;
+mod grpc;
+mod http;
+pub mod proto;
+mod remote;
+mod start;
+mod tls;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use start::{Implementation, RpcConfig, RpcStartError, TlsFiles, start};
+
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 

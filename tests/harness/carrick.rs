@@ -22,13 +22,13 @@ pub struct Builder {
 impl Builder {
     /// Everybody may connect and subscribe to public streams; publishing needs the key that follows from [`SECRET`].
     pub fn open() -> Self {
-        let builder = Self::closed();
-        builder.option("noauth", "true").option("public_streams", "true").option("secret", SECRET)
+        let builder = Self::closed().option("noauth", "true").option("public_streams", "true");
+        builder.option("secret", SECRET).option("jwt_secret", "none")
     }
 
     /// As few options as possible; nobody may connect.
     pub fn closed() -> Self {
-        Self { options: Vec::new() }.option("host", "127.0.0.1")
+        Self { options: Vec::new() }.option("host", "127.0.0.1").option("norpc", "true")
     }
 
     pub fn option(mut self, name: &str, value: impl ToString) -> Self {

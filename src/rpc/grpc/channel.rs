@@ -1,0 +1,135 @@
+//! One HTTP/2 connection to one address, as the service that the generated client speaks to.
+
+use crate::metrics;
+use crate::rpc::dial::{Dialer, HostPort, describe};
+use http_body_util::BodyExt;
+use http_body_util::combinators::MapErr;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::error::Error;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tonic::Status;
+use tower_service::Service;
+
+/// How long a keepalive may stay unanswered before the connection counts as dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Handle of an open connection; cheap to clone. The connection ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    sender: http2::SendRequest<tonic::body::Body>,
+}
+
+/// The request did not leave this process: its connection had just ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection has just ended")]
+pub struct Unsent;
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub reason: String,
+    /// The server found our keepalives too frequent.
+    pub too_many_pings: bool,
+}
+
+/// Connects. The future in the answer drives the connection until its end.
+pub async fn open(
+    dialer: &Dialer,
+    to: &HostPort,
+    address: Option<SocketAddr>,
+    keepalive: Duration,
+) -> Result<(Channel, impl Future<Output = Ended> + Send + 'static), String> {
+    let stream = dialer.dial(to, address).await.map_err(|error| error.to_string())?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(keepalive)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| describe(&error))?;
+    let open = Open::new();
+    let driven = async move {
+        let result = connection.await;
+        drop(open);
+        match result {
+            Ok(()) => Ended { reason: "the connection was closed".to_owned(), too_many_pings: false },
+            Err(error) => Ended { reason: describe(&error), too_many_pings: is_too_many_pings(&error) },
+        }
+    };
+    Ok((Channel { sender }, driven))
+}
+
+impl Channel {
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+impl Service<http::Request<tonic::body::Body>> for Channel {
+    type Response = http::Response<MapErr<Incoming, fn(hyper::Error) -> Status>>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // A connection that is over says so when it is used.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let mut sender = self.sender.clone();
+        Box::pin(async move {
+            match sender.try_send_request(request).await {
+                Ok(response) => Ok(response.map(|body| body.map_err(status as fn(_) -> _))),
+                Err(mut error) => match error.take_message() {
+                    Some(_) => Err(Unsent.into()),
+                    None => Err(status(error.into_error()).into()),
+                },
+            }
+        })
+    }
+}
+
+/// A call's failure below gRPC, in gRPC's terms: connections break, and servers reset single calls.
+fn status(error: hyper::Error) -> Status {
+    let reset = cause::<h2::Error>(&error).filter(|error| error.is_reset()).and_then(h2::Error::reason);
+    let text = describe(&error);
+    match reset {
+        None | Some(h2::Reason::REFUSED_STREAM) => Status::unavailable(text),
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Status::resource_exhausted(text),
+        Some(h2::Reason::CANCEL) => Status::cancelled(text),
+        Some(_) => Status::internal(text),
+    }
+}
+
+fn is_too_many_pings(error: &hyper::Error) -> bool {
+    let reason = cause::<h2::Error>(error).filter(|error| error.is_go_away()).and_then(h2::Error::reason);
+    reason == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}
+
+/// The first error of type `E` in the chain.
+fn cause<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
+    std::iter::successors(Some(error), |error| (*error).source()).find_map(|error| error.downcast_ref())
+}
+
+/// Counts a connection as long as it lives.
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        metrics::GRPC_CONNECTIONS.add(1);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::GRPC_CONNECTIONS.add(-1);
+    }
+}

@@ -1,0 +1,297 @@
+//! The task that owns the connections: it resolves, dials, and dials again what broke. Nothing happens before the first
+//! call, since the application may start after us.
+
+use super::Target;
+use super::balancer::{Phase, View};
+use super::channel::{self, Channel, Ended};
+use crate::rpc::dial::{Dialer, HostPort};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+/// Time without a sign of life before a ping. Ruby's servers forbid less than 10 s, and timers jitter.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Servers that find 15 s too often get twice the time, up to this.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(600);
+/// Delay after the first failure to connect, doubled with each one.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The application is near: two seconds after it is back we know.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+/// A connection that ends sooner counts as one that failed, lest we dial in a loop.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// One address and what is known of it.
+struct Slot {
+    id: u64,
+    to: HostPort,
+    /// Where the name was resolved to it.
+    address: Option<SocketAddr>,
+    state: State,
+    /// In a row.
+    failures: u32,
+}
+
+enum State {
+    /// To be dialled.
+    Idle,
+    Dialling,
+    Ready(Channel, Instant),
+    /// To be dialled then.
+    Waiting(Instant),
+}
+
+impl Slot {
+    fn fail(&mut self) {
+        self.failures += 1;
+        self.state = State::Waiting(Instant::now() + backoff(self.failures));
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+    FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
+}
+
+/// What is known of the addresses behind the name.
+#[derive(Clone, Copy, Debug)]
+enum Resolution {
+    /// To be asked for.
+    Idle,
+    Running,
+    Current,
+    /// To be asked for then.
+    Waiting(Instant),
+}
+
+type Driven = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+enum Event {
+    Resolved(Result<Vec<SocketAddr>, String>),
+    Dialled(u64, Result<(Channel, Driven), String>),
+    Ended(u64, Ended),
+}
+
+pub struct Owner {
+    /// Resolved again and again; `None`: the slots are fixed.
+    name: Option<HostPort>,
+    resolution: Resolution,
+    /// In a row.
+    resolution_failures: u32,
+    dialer: Arc<Dialer>,
+    slots: Vec<Slot>,
+    next_id: u64,
+    /// At most one resolution, and one task per slot and open connection.
+    tasks: JoinSet<Event>,
+    publish: watch::Sender<Arc<View>>,
+    keepalive: Duration,
+    /// The last one, for those who ask why there is no connection.
+    error: String,
+}
+
+impl Owner {
+    pub fn new(target: Target, dialer: Dialer, publish: watch::Sender<Arc<View>>) -> Self {
+        let (name, list) = match target {
+            Target::Name(name) => (Some(name), Vec::new()),
+            Target::List(list) => (None, list),
+        };
+        let mut owner = Self {
+            resolution: if name.is_some() { Resolution::Idle } else { Resolution::Current },
+            resolution_failures: 0,
+            name,
+            dialer: Arc::new(dialer),
+            slots: Vec::new(),
+            next_id: 0,
+            tasks: JoinSet::new(),
+            publish,
+            keepalive: KEEPALIVE,
+            error: String::new(),
+        };
+        for to in list {
+            owner.add(to, None);
+        }
+        owner
+    }
+
+    /// Runs until nobody reads the view any more, or until it is aborted.
+    pub async fn run(mut self, wanted: Arc<Notify>) {
+        wanted.notified().await;
+        loop {
+            self.start_due();
+            self.publish();
+            let due = self.next_due();
+            tokio::select! {
+                () = self.publish.closed() => return,
+                () = wanted.notified() => self.hurry(),
+                Some(event) = self.tasks.join_next() => match event {
+                    Ok(event) => self.apply(event),
+                    Err(error) => warn!(%error, "a task of the connections to the application failed"),
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+        }
+    }
+
+    fn add(&mut self, to: HostPort, address: Option<SocketAddr>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.slots.push(Slot { id, to, address, state: State::Idle, failures: 0 });
+    }
+
+    /// Starts everything whose time has come.
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        let resolve = match self.resolution {
+            Resolution::Idle => true,
+            Resolution::Waiting(then) => then <= now,
+            Resolution::Running | Resolution::Current => false,
+        };
+        if let Some(name) = self.name.clone().filter(|_| resolve) {
+            self.resolution = Resolution::Running;
+            self.tasks.spawn(resolved(name));
+        }
+        for slot in &mut self.slots {
+            let dial = match slot.state {
+                State::Idle => true,
+                State::Waiting(then) => then <= now,
+                State::Dialling | State::Ready(..) => false,
+            };
+            if dial {
+                slot.state = State::Dialling;
+                let (id, to, address) = (slot.id, slot.to.clone(), slot.address);
+                let (dialer, keepalive) = (self.dialer.clone(), self.keepalive);
+                self.tasks.spawn(async move {
+                    let opened = channel::open(&dialer, &to, address, keepalive).await;
+                    Event::Dialled(id, opened.map(|(channel, driven)| (channel, Box::pin(driven) as Driven)))
+                });
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let slots = self.slots.iter().filter_map(|slot| match slot.state {
+            State::Waiting(then) => Some(then),
+            _ => None,
+        });
+        let resolution = match self.resolution {
+            Resolution::Waiting(then) => Some(then),
+            _ => None,
+        };
+        slots.chain(resolution).min()
+    }
+
+    /// A call wants a connection now: delays start over.
+    fn hurry(&mut self) {
+        for slot in &mut self.slots {
+            slot.failures = slot.failures.min(1);
+            if let State::Waiting(_) = slot.state {
+                slot.state = State::Idle;
+            }
+        }
+        self.resolution_failures = self.resolution_failures.min(1);
+        if let Resolution::Waiting(_) = self.resolution {
+            self.resolution = Resolution::Idle;
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Resolved(Ok(addresses)) => self.replace(addresses),
+            Event::Resolved(Err(error)) => {
+                self.resolution_failures += 1;
+                self.resolution = Resolution::Waiting(Instant::now() + backoff(self.resolution_failures));
+                self.error = error;
+            }
+            Event::Dialled(id, result) => self.dialled(id, result),
+            Event::Ended(id, ended) => self.ended(id, ended),
+        }
+    }
+
+    /// Connections to addresses that are gone take no new calls and end with the running ones.
+    fn replace(&mut self, addresses: Vec<SocketAddr>) {
+        self.resolution = Resolution::Current;
+        self.resolution_failures = 0;
+        self.slots.retain(|slot| slot.address.is_some_and(|address| addresses.contains(&address)));
+        let Some(name) = self.name.clone() else { return };
+        for address in addresses {
+            if !self.slots.iter().any(|slot| slot.address == Some(address)) {
+                self.add(name.clone(), Some(address));
+            }
+        }
+    }
+
+    fn dialled(&mut self, id: u64, result: Result<(Channel, Driven), String>) {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return };
+        match result {
+            Ok((channel, driven)) => {
+                debug!(address = %slot.to.authority(), "connected to the application");
+                slot.state = State::Ready(channel, Instant::now());
+                self.tasks.spawn(async move { Event::Ended(id, driven.await) });
+            }
+            Err(error) => {
+                slot.fail();
+                self.error = error;
+                self.doubt_addresses();
+            }
+        }
+    }
+
+    fn ended(&mut self, id: u64, ended: Ended) {
+        if ended.too_many_pings {
+            self.keepalive = (self.keepalive * 2).min(LONGEST_KEEPALIVE);
+            warn!(seconds = self.keepalive.as_secs(), "the application finds keepalives too frequent, now less often");
+        }
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return };
+        debug!(address = %slot.to.authority(), reason = %ended.reason, "connection to the application ended");
+        match slot.state {
+            State::Ready(_, since) if since.elapsed() >= SHORT_LIFE => {
+                slot.failures = 0;
+                slot.state = State::Idle;
+            }
+            _ => slot.fail(),
+        }
+        self.error = ended.reason;
+        self.doubt_addresses();
+    }
+
+    /// A lost or refused connection may mean that the application has moved.
+    fn doubt_addresses(&mut self) {
+        if self.name.is_some()
+            && let Resolution::Current = self.resolution
+        {
+            self.resolution = Resolution::Idle;
+        }
+    }
+
+    fn publish(&self) {
+        let ready: Vec<_> = self
+            .slots
+            .iter()
+            .filter_map(|slot| match &slot.state {
+                State::Ready(channel, _) => Some(channel.clone()),
+                _ => None,
+            })
+            .collect();
+        // Redialling what has failed before is no reason to wait: it may take long.
+        let hopeful = |slot: &Slot| slot.failures == 0 || matches!(slot.state, State::Ready(..));
+        let hopeful =
+            self.slots.iter().any(hopeful) || (self.slots.is_empty() && self.resolution_failures == 0);
+        let phase = if hopeful { Phase::Connecting } else { Phase::Failed(self.error.clone()) };
+        self.publish.send_replace(Arc::new(View { ready, phase }));
+    }
+}
+
+async fn resolved(name: HostPort) -> Event {
+    let found = tokio::net::lookup_host((name.host.as_str(), name.port)).await;
+    let unknown = |why: String| Event::Resolved(Err(format!("cannot resolve {}: {why}", name.host)));
+    match found.map(Iterator::collect::<Vec<_>>) {
+        Ok(addresses) if addresses.is_empty() => unknown("no addresses".to_owned()),
+        Ok(addresses) => Event::Resolved(Ok(addresses)),
+        Err(error) => unknown(error.to_string()),
+    }
+}

@@ -1,0 +1,147 @@
+//! Calls over HTTP: the same messages as JSON, one POST per attempt.
+
+mod breaker;
+mod pool;
+
+pub use breaker::Breaker;
+pub use pool::Pool;
+
+use super::RpcError;
+use super::calls::{Attempt, Failed};
+use super::dial::DialError;
+use super::proto::{
+    CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse,
+};
+use super::remote::Wire;
+use super::wire::PROTOCOL_VERSION;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use pool::PoolError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Characters of an answer's body that go into an error.
+const SHOWN: usize = 100;
+
+/// The application over HTTP.
+pub struct Http {
+    pub pool: Pool,
+    pub breaker: Breaker,
+    /// Path before `/connect` and the others, without a slash at its end.
+    pub base: String,
+    /// Value of the `Host` header.
+    pub host: HeaderValue,
+    /// Value of the `Authorization` header.
+    pub authorization: Option<HeaderValue>,
+    /// Largest body of a request. `None`: no limit.
+    pub max_send: Option<usize>,
+}
+
+impl Http {
+    async fn attempt<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        sid: &str,
+        message: &Q,
+        attempt: Attempt,
+    ) -> Result<A, Failed> {
+        let request = self.request(method, sid, message)?;
+        let Some(admitted) = self.breaker.admit(attempt.limit) else {
+            let reason = "http rpc is temporarily unavailable".to_owned();
+            return Err(Failed::Final(RpcError::Unreachable(reason)));
+        };
+        let answer = self.pool.send(request).await;
+        // Any answer is a sign of life, however wrong it is.
+        admitted.report(matches!(answer, Ok(_) | Err(PoolError::TooLarge(_))));
+        let answer = answer.map_err(unanswered)?;
+        match answer.status() {
+            StatusCode::OK => {
+                serde_json::from_slice(answer.body()).map_err(|error| Failed::Final(RpcError::Garbage(error.to_string())))
+            }
+            status => Err(Failed::Final(refused(method, status, answer.body()))),
+        }
+    }
+
+    fn request<Q: Serialize>(&self, method: &str, sid: &str, message: &Q) -> Result<Request<Full<Bytes>>, Failed> {
+        let body = serde_json::to_vec(message).expect("the messages have no keys but text");
+        if let Some(limit) = self.max_send.filter(|limit| body.len() > *limit) {
+            let reason = format!("the request has {} bytes, rpc_max_call_send_size allows {limit}", body.len());
+            return Err(Failed::Final(RpcError::Application(reason)));
+        }
+        let mut request = Request::post(format!("{}/{method}", self.base))
+            .header(HOST, self.host.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("x-anycable-meta-sid", sid)
+            .header("x-anycable-meta-protov", PROTOCOL_VERSION);
+        if let Some(token) = &self.authorization {
+            request = request.header(AUTHORIZATION, token.clone());
+        }
+        request
+            .body(Full::from(body))
+            .map_err(|error| Failed::Final(RpcError::Application(format!("the request cannot be made: {error}"))))
+    }
+}
+
+fn unanswered(error: PoolError) -> Failed {
+    let reason = error.to_string();
+    match error {
+        PoolError::Dial(DialError::Tls { .. }) => Failed::Final(RpcError::Unreachable(reason)),
+        PoolError::Dial(_) | PoolError::Broken(_) => Failed::Unavailable(reason),
+        PoolError::TooLarge(_) => Failed::Final(RpcError::Garbage(reason)),
+    }
+}
+
+fn refused(method: &'static str, status: StatusCode, body: &[u8]) -> RpcError {
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            RpcError::Application("401, it does not accept our token: check http_rpc_secret".to_owned())
+        }
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+            let shown: String = String::from_utf8_lossy(body).chars().take(SHOWN).collect();
+            RpcError::Application(format!("{}: {shown}", status.as_u16()))
+        }
+        // An unknown command, as the reference endpoint says it. Only of the one that not every application has it is
+        // believed: for the others it means a wrong path.
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if method == "restore" => {
+            RpcError::Unimplemented(method)
+        }
+        status => RpcError::Application(format!("HTTP status {status}")),
+    }
+}
+
+#[async_trait]
+impl Wire for Http {
+    async fn connect(
+        &self,
+        sid: &str,
+        request: &ConnectionRequest,
+        attempt: Attempt,
+    ) -> Result<ConnectionResponse, Failed> {
+        self.attempt("connect", sid, request, attempt).await
+    }
+
+    async fn command(&self, sid: &str, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed> {
+        self.attempt("command", sid, request, attempt).await
+    }
+
+    async fn disconnect(
+        &self,
+        sid: &str,
+        request: &DisconnectRequest,
+        attempt: Attempt,
+    ) -> Result<DisconnectResponse, Failed> {
+        self.attempt("disconnect", sid, request, attempt).await
+    }
+
+    async fn restore(
+        &self,
+        sid: &str,
+        request: &DisconnectRequest,
+        attempt: Attempt,
+    ) -> Result<DisconnectResponse, Failed> {
+        self.attempt("restore", sid, request, attempt).await
+    }
+}

@@ -1,0 +1,102 @@
+//! A server on a loopback port whose connections can be counted and cut.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::BoxBody;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+pub type Answer = Response<BoxBody<Bytes, tonic::Status>>;
+pub type Handler =
+    Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync + 'static>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    Http1,
+    Http2,
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start(version: Version, handler: Handler) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), version, handler, None).await
+    }
+
+    pub async fn start_at(
+        address: SocketAddr,
+        version: Version,
+        handler: Handler,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let (handler, tls) = (handler.clone(), tls.clone());
+                open.spawn(async move {
+                    match tls {
+                        None => serve(version, tcp, handler).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(tcp).await {
+                                serve(version, stream, handler).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, connections, task }
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Stops listening and cuts all connections.
+    pub async fn stop(mut self) -> SocketAddr {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(version: Version, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handler: Handler) {
+    let service = hyper::service::service_fn(move |request| {
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let stream = TokioIo::new(stream);
+    // Clients come and go as they like.
+    let _ = match version {
+        Version::Http1 => hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await,
+        Version::Http2 => {
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await
+        }
+    };
+}
