@@ -16,7 +16,6 @@ class Stream extends Channel {
 
 const channel = new Stream({ stream_name: stream })
 channel.on('connect', ({ reconnect, restored }) => console.log(restored ? '-- session restored' : reconnect ? '-- subscribed again' : '-- subscribed'))
-channel.on('disconnect', () => console.log('-- connection lost'))
 channel.on('message', (message, meta) => console.log(meta?.offset ?? '-', JSON.stringify(message)))
 channel.on('info', ({ type }) => console.log(`-- ${type}`))
 cable.subscribe(channel)

@@ -1,6 +1,7 @@
 //! The store behind the server: the embedded nats-server and the broker, from the configuration.
 
 use super::limits;
+use crate::auth::Secrets;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
 use crate::broker::{Broker, Feed, none};
@@ -178,10 +179,11 @@ async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
         },
     };
     let shared = || {
-        let secret = config.secret.as_ref().context(
-            "a cluster of embedded nats-servers authenticates its members: give all of them the same --secret",
-        );
-        secret.map(|secret| secret.derive("nats-cluster"))
+        // Of a list of secrets the first counts: the servers know one password only.
+        let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
+        let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
+        first
+            .context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
     };
     let cluster = match &enats.cluster_addr {
         Some(addr) => Some(ClusterConfig {

@@ -77,6 +77,7 @@ const COOKIES: List = List {
     array: true,
     name: "NAMES",
 };
+const PEM: Text = Text { check: |_| true, allowed: "PEM text or the path of a PEM file", name: "PEM" };
 const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
@@ -164,7 +165,7 @@ options! {
         /// Check the application's certificate
         tls_verify: bool [Switch] = "true", "rpc_tls_verify", Rpc, hidden;
         /// Authorities that sign the application's certificate, as a PEM file or PEM text; the system's if not given. Switches TLS on
-        tls_root_ca: Option<String> [ANY] = "", "rpc_tls_root_ca", Rpc, hidden, key("tls_root_ca_path");
+        tls_root_ca: Option<String> [PEM] = "", "rpc_tls_root_ca", Rpc, hidden, key("tls_root_ca_path");
         /// PEM file of the certificate we show the application
         tls_client_cert: Option<PathBuf> [Location] = "", "rpc_tls_client_cert", Rpc, hidden;
         /// PEM file of that certificate's key

@@ -2,11 +2,11 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind, Secret,
-    Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind,
+    Secret, Streams,
 };
 use crate::auth::Secrets;
-use crate::auth::keys::{Purpose, derive, derive_list};
+use crate::auth::keys::{Purpose, derive_list};
 use crate::protocol::names::random_text;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,11 +77,12 @@ fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
 
 /// Lists of secrets without a secret, such as `,`: what they should guard must not be open.
 fn empty_secrets(given: &Given) -> Vec<Fault> {
-    let Config { secret, broadcast_key, jwt, streams, .. } = &given.config;
+    let Config { secret, broadcast_key, jwt, rpc, streams, .. } = &given.config;
     let lists = [
         ("secret", secret),
         ("broadcast_key", broadcast_key),
         ("jwt.secret", &jwt.secret),
+        ("rpc.secret", &rpc.secret),
         ("streams.secret", &streams.secret),
         ("streams.turbo_secret", &streams.turbo_secret),
         ("streams.cable_ready_secret", &streams.cable_ready_secret),
@@ -185,11 +186,11 @@ fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener
 }
 
 fn rpc(config: &mut Config) {
-    // The first secret of a list signs, here as elsewhere.
-    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose())).unwrap_or_default();
-    let derived = secrets.iter().next().map(|first| derive(first, Purpose::Rpc));
+    let derived = config.secret.as_ref().and_then(|secrets| derive_list(secrets, Purpose::Rpc));
     let rpc = &mut config.rpc;
-    rpc.secret = secret_or(&rpc.secret, &derived);
+    // Of a list the first is sent; the application accepts all of them.
+    let keys = secret_or(&rpc.secret, &derived);
+    rpc.secret = keys.and_then(|keys| Secrets::parse(keys.expose()).first().cloned());
     for name in &mut rpc.proxy_headers {
         name.make_ascii_lowercase();
     }

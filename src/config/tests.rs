@@ -462,6 +462,57 @@ fn settings_that_cannot_work_leave_warnings() {
     assert_eq!(with("--public").config().loaded.warnings, [""; 0]);
 }
 
+// The application
+
+#[test]
+fn the_application_is_called_over_grpc_unless_something_else_is_said() {
+    use RpcKind::{Grpc, Http, None};
+    for (args, kind) in [
+        ("", Grpc),
+        ("--rpc_host dns:///app:50051", Grpc),
+        ("--rpc_host https://app/_anycable", Http),
+        ("--rpc_host http://app --rpc_impl grpc", Grpc),
+        ("--rpc_impl none", None),
+        ("--rpc_host http://app --norpc", None),
+    ] {
+        assert_eq!(with(args).config().rpc.implementation, kind, "{args}");
+    }
+    let rpc = with("--headers Cookie,X-Tenant --rpc_request_timeout 250 --rpc_command_timeout 5s").config().rpc;
+    assert_eq!(rpc.proxy_headers, ["cookie", "x-tenant"]);
+    assert_eq!((rpc.request_timeout, rpc.command_timeout), (Duration::from_millis(250), secs(5)));
+    assert_eq!(with("").toml("rpc.proxy_headers = [\"Origin\"]").config().rpc.proxy_headers, ["origin"]);
+}
+
+#[test]
+fn the_token_for_the_application_follows_from_the_secret() {
+    let secret = |args: &str| with(args).config().rpc.secret.map(|secret| secret.expose().to_owned());
+    let derived = "47d53b98cbb587fc2349a084bfa47af114bb08b9334651b01ce830eb4b967c88";
+    assert_eq!(secret("--secret s3cr3t-alpha").as_deref(), Some(derived));
+    assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret other").as_deref(), Some("other"));
+    assert_eq!(secret("--secret s3cr3t-alpha,old").as_deref(), Some(derived), "the first of a list");
+    assert_eq!(secret("--secret s3cr3t-alpha --http_rpc_secret none"), None);
+    assert_eq!(secret(""), None);
+}
+
+#[test]
+fn old_names_of_the_calls_to_the_application_are_understood() {
+    let config = with("--rpc_host http://app --rpc_request_timeout 1 --http_rpc_timeout 200").config();
+    assert_eq!(config.rpc.request_timeout, Duration::from_millis(200));
+    let grpc = with("--rpc_request_timeout 1 --http_rpc_timeout 200").config();
+    assert_eq!(grpc.rpc.request_timeout, Duration::from_millis(1));
+    let config = with("--disable_disconnect --disconnect_timeout 5 --rpc_concurrency 0").config();
+    assert_eq!((config.app.disconnect_mode, config.rpc.concurrency), (DisconnectMode::Never, 28));
+    assert_eq!(config.loaded.warnings.len(), 3, "{:?}", config.loaded.warnings);
+}
+
+#[test]
+fn files_for_tls_with_the_application_must_exist() {
+    assert!(with("--rpc_tls_root_ca no.pem").error().contains("rpc_tls_root_ca"));
+    assert!(with("--rpc_tls_client_cert a.pem").file("a.pem", "").error().contains("rpc.tls_client_key together"));
+    let inline = with("--rpc_tls_root_ca -----BEGIN").config().rpc.tls_root_ca;
+    assert_eq!(inline.as_deref(), Some("-----BEGIN"));
+}
+
 // Presets
 
 #[test]
@@ -550,6 +601,8 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("PORT" | "BYTES", _) => "4097".to_owned(),
             ("N", _) => "3".to_owned(),
             ("SECONDS", _) => "1234ms".to_owned(),
+            ("MILLISECONDS", _) => "1234".to_owned(),
+            ("PEM", _) => "-----BEGIN".to_owned(), // a path must exist
             ("URL", _) => "nats://u:p@h:1".to_owned(),
             ("URLS", _) => "nats://u:p@h:1,nats://i:2".to_owned(),
             ("GATEWAYS", _) => "a:nats://h:1,nats://i:2;b:nats://j:3".to_owned(),
@@ -558,7 +611,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("NAME", default) if !row.values.is_empty() => {
                 (*row.values.iter().find(|value| **value != default).unwrap()).to_owned()
             }
-            ("NAMES", _) => row.values[0].to_owned(),
+            ("NAMES", _) => row.values.first().unwrap_or(&"other").to_string(),
             _ => "other".to_owned(),
         };
         let extra = match flag {

@@ -67,12 +67,7 @@ pub enum RpcKind {
 }
 
 pub const RPC_KINDS: Choice<RpcKind> = Choice {
-    values: &[
-        ("", RpcKind::ByScheme),
-        ("grpc", RpcKind::Grpc),
-        ("http", RpcKind::Http),
-        ("none", RpcKind::None),
-    ],
+    values: &[("", RpcKind::ByScheme), ("grpc", RpcKind::Grpc), ("http", RpcKind::Http), ("none", RpcKind::None)],
     later: &[],
 };
 

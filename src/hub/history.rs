@@ -107,7 +107,7 @@ impl Hub {
             return Ok(Some(Located::Lost));
         }
         if page.remaining == 0 {
-            core.prepend(x, floor, &page.messages, None, Instant::now());
+            core.tail_mut().prepend(x, floor, &page.messages, None, Instant::now());
         }
         Ok(Some(Located::After(x)))
     }
@@ -123,13 +123,13 @@ impl Hub {
             if self.settle_epoch(&mut core) || !core.is_open() {
                 return Err(Unavailable("the stream is being opened anew".into()));
             }
-            match core.position_at(since) {
+            match core.tail().position_at(since) {
                 Ok(after) => return Ok(Some(Located::After(after))),
                 Err(floor) => (floor, core.name().clone(), core.epoch().clone()),
             }
         };
         let _gate = cell.gate.lock().await;
-        if cell.lock().position_at(since) != Err(floor) {
+        if cell.lock().tail().position_at(since) != Err(floor) {
             return Ok(None);
         }
         let page = self.broker().read(&name, ReadFrom::Time(since), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
@@ -139,7 +139,7 @@ impl Hub {
         }
         let after = page.messages.first().map_or(floor, |first| first.offset - 1);
         if page.remaining == 0 {
-            core.prepend(after, floor, &page.messages, Some(since), Instant::now());
+            core.tail_mut().prepend(after, floor, &page.messages, Some(since), Instant::now());
         }
         Ok(Some(Located::After(after)))
     }

@@ -13,13 +13,16 @@ pub mod receiver;
 mod repair;
 pub mod sabotage;
 pub mod stream;
+mod tail;
 
 pub use cursor::Start;
 pub use history::{From, Located};
 pub use outbox::Outbox;
 pub use proof::Proof;
 pub use receiver::{HistoryJob, Identifier, Receiver};
-pub use stream::{CursorId, Pump, Stream, TailLimits};
+pub use stream::{CursorId, Pump, Stream};
+
+use tail::TailLimits;
 
 use crate::broker::{Broker, Facts, Limits, RemoteDisconnect, Status, Unavailable};
 use crate::metrics;
@@ -255,8 +258,8 @@ impl Hub {
 
     fn trim_if_over_budget(&self, core: &mut Stream) {
         if metrics::SNAPSHOT_BYTES.get() > self.config.snapshot_budget as i64 {
-            let half = core.tail_bytes() / 2;
-            core.trim(usize::MAX, half);
+            let half = core.tail().bytes() / 2;
+            core.tail_mut().trim(usize::MAX, half);
         }
     }
 

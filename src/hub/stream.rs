@@ -1,31 +1,20 @@
 //! One open stream on this node: an in-memory tail of the log and everybody who follows it. Pure: no I/O, no clock.
 //!
-//! The tail (snapshot) holds *every* message ever stored in `(floor, complete_to]`. Live messages enter it in order,
+//! Its tail (snapshot) holds *every* message ever stored in `(floor, complete_to]`. Live messages enter it in order,
 //! through the gap check; followers are served from it, so that replay and live meet without gap or overlap.
 
 use super::cursor::{Cursor, Fanout, Start};
 use super::proof::{Proof, is_complete_after, margin};
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use super::sabotage::{Safeguard, off};
+use super::tail::{Tail, TailLimits};
 use crate::broker::{Behind, Page};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
-
-/// Bounds of one stream's tail.
-#[derive(Clone, Copy, Debug)]
-pub struct TailLimits {
-    /// Messages; as many as the log keeps.
-    pub messages: usize,
-    /// Bytes of payload.
-    pub bytes: usize,
-    /// Age since this node got the message.
-    pub ttl: Duration,
-}
 
 /// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
 const MAX_PENDING: usize = 10_000;
@@ -65,25 +54,15 @@ pub enum Pump {
 
 pub type CursorId = usize;
 
-struct Entry {
-    message: Arc<Message>,
-    received: Instant,
-}
-
 pub struct Stream {
     name: StreamName,
     fanout: Fanout,
     epoch: Epoch,
-    limits: TailLimits,
     opened: bool,
-    floor: u64,
+    tail: Tail,
     complete_to: u64,
     /// No message behind it and up to `complete_to`: the newest one known, or where the stream was opened.
     newest: u64,
-    tail: VecDeque<Entry>,
-    tail_bytes: usize,
-    /// The log was read from this second on: the tail holds all kept messages stored then or later.
-    covered_since: Option<u64>,
     /// When `complete_to` was last known to be the end of the stream.
     checked: Instant,
     proof: Proof,
@@ -99,14 +78,10 @@ impl Stream {
             fanout: Fanout::new(&name, &epoch),
             name,
             epoch,
-            limits,
             opened: false,
-            floor: 0,
+            tail: Tail::new(limits),
             complete_to: 0,
             newest: 0,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            covered_since: None,
             checked: now,
             proof: Proof::default(),
             pending: VecDeque::new(),
@@ -145,8 +120,12 @@ impl Stream {
         self.proof
     }
 
-    pub fn tail_bytes(&self) -> usize {
-        self.tail_bytes
+    pub fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    pub fn tail_mut(&mut self) -> &mut Tail {
+        &mut self.tail
     }
 
     // ---- the feed -------------------------------------------------------------------------------------------------
@@ -156,10 +135,10 @@ impl Stream {
     pub fn compare(&mut self, head: u64, up_to: u64, revision: u64, time: u64, now: Instant) -> Option<Gap> {
         if !self.opened {
             self.opened = true;
-            self.floor = if head > 0 { head } else { up_to };
+            self.tail.restart(if head > 0 { head } else { up_to });
             self.complete_to = up_to.max(head);
             // Where nothing is kept the last message may have been any.
-            self.newest = self.floor;
+            self.newest = self.tail.floor();
             for (_, cursor) in &mut self.cursors {
                 cursor.opened(self.complete_to);
             }
@@ -177,7 +156,7 @@ impl Stream {
         self.newest = self.newest.max(head);
         let head = if self.newest <= up_to { self.newest } else { head.max(self.proof.head) };
         self.proof = Proof { head, last: up_to, revision, time };
-        self.expire(now);
+        self.tail.expire(now);
         if self.repairing { None } else { self.release_pending(now) }
     }
 
@@ -233,11 +212,10 @@ impl Stream {
     pub fn reset(&mut self, epoch: Epoch) {
         self.epoch = epoch;
         self.fanout.set_epoch(&self.epoch);
-        self.forget();
+        self.tail.restart(0);
         self.opened = false;
         self.repairing = false;
         self.pending.clear();
-        self.floor = 0;
         self.complete_to = 0;
         self.newest = 0;
         self.proof = Proof::default();
@@ -253,7 +231,7 @@ impl Stream {
 
     /// A message stored after the last check cannot have aged out yet.
     fn recently_checked(&self, now: Instant) -> bool {
-        now.duration_since(self.checked) + margin(self.limits.ttl) < self.limits.ttl
+        now.duration_since(self.checked) + margin(self.tail.ttl()) < self.tail.ttl()
     }
 
     fn hole(&mut self, up_to: u64) -> Option<Gap> {
@@ -303,55 +281,17 @@ impl Stream {
             }
         }
         metrics::BROADCASTS.inc();
-        self.tail_bytes += message.payload.json().len();
-        metrics::SNAPSHOT_BYTES.add(message.payload.json().len() as i64);
-        self.tail.push_back(Entry { message, received: now });
-        self.trim(self.limits.messages, self.limits.bytes);
-        self.expire(now);
+        self.tail.append(message, now);
     }
 
     /// Messages up to `resume` were lost for good: tell everybody who had been promised them.
     fn lose(&mut self, resume: u64) {
         metrics::GAPS_LOST.inc();
         tracing::warn!(context = "broker", stream = ?self.name, after = self.complete_to, "messages were lost before this node could read them; clients are told");
-        self.forget();
-        self.floor = resume;
+        self.tail.restart(resume);
         self.complete_to = resume;
         for (_, cursor) in &mut self.cursors {
             cursor.lose(resume);
-        }
-    }
-
-    // ---- the tail -------------------------------------------------------------------------------------------------
-
-    fn forget(&mut self) {
-        self.tail.clear();
-        metrics::SNAPSHOT_BYTES.add(-(self.tail_bytes as i64));
-        self.tail_bytes = 0;
-        self.covered_since = None;
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some(entry) = self.tail.pop_front() {
-            let len = entry.message.payload.json().len();
-            self.tail_bytes -= len;
-            metrics::SNAPSHOT_BYTES.add(-(len as i64));
-            self.floor = entry.message.offset;
-            self.covered_since = self.covered_since.map(|since| since.max(entry.message.time / 1000 + 1));
-        }
-    }
-
-    /// Keeps at most so many messages and bytes; what is dropped can be read from the log again.
-    pub fn trim(&mut self, messages: usize, bytes: usize) {
-        while self.tail.len() > messages || (self.tail_bytes > bytes && !self.tail.is_empty()) {
-            self.drop_oldest();
-        }
-    }
-
-    /// Drops what is older than the history's life.
-    pub fn expire(&mut self, now: Instant) {
-        while self.tail.front().is_some_and(|entry| now.duration_since(entry.received) >= self.limits.ttl) {
-            self.drop_oldest();
         }
     }
 
@@ -359,41 +299,10 @@ impl Stream {
     pub fn cover(&self, x: u64) -> Cover {
         if x > self.complete_to {
             Cover::Beyond
-        } else if x >= self.floor {
+        } else if x >= self.tail.floor() {
             Cover::Held
         } else {
-            Cover::Before { floor: self.floor }
-        }
-    }
-
-    /// The position after which everything stored at `since` (Unix seconds) or later follows, if the tail can tell.
-    pub fn position_at(&self, since: u64) -> Result<u64, u64> {
-        let covered = self.covered_since.is_some_and(|covered| covered <= since)
-            || self.tail.front().is_some_and(|entry| entry.message.time / 1000 < since);
-        if !covered {
-            return Err(self.floor);
-        }
-        let at = self.tail.partition_point(|entry| entry.message.time / 1000 < since);
-        Ok(if at == 0 { self.floor } else { self.tail[at - 1].message.offset })
-    }
-
-    /// Puts what the log keeps in `(x, floor]` before the tail, if it still joins and fits. `since`: the page was read
-    /// from this second on.
-    pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) {
-        let bytes: usize = messages.iter().map(|message| message.payload.json().len()).sum();
-        let fits =
-            self.tail.len() + messages.len() <= self.limits.messages && self.tail_bytes + bytes <= self.limits.bytes;
-        if floor != self.floor || x > floor || !fits {
-            return;
-        }
-        for message in messages.iter().rev() {
-            self.tail.push_front(Entry { message: message.clone(), received: now });
-        }
-        self.tail_bytes += bytes;
-        metrics::SNAPSHOT_BYTES.add(bytes as i64);
-        self.floor = x;
-        if since.is_some() {
-            self.covered_since = since;
+            Cover::Before { floor: self.tail.floor() }
         }
     }
 
@@ -506,19 +415,18 @@ impl Stream {
             cursor.go_live();
             return Pump::Live;
         };
-        if after < self.floor {
+        if after < self.tail.floor() {
             if cursor.outbox().pending() >= budget {
                 return Pump::Paced;
             }
-            return Pump::NeedPage { after, up_to: self.floor };
+            return Pump::NeedPage { after, up_to: self.tail.floor() };
         }
-        let start = self.tail.partition_point(|entry| entry.message.offset <= after);
-        for entry in self.tail.range(start..) {
+        for message in self.tail.after(after) {
             if cursor.outbox().pending() >= budget {
                 return Pump::Paced;
             }
             self.fanout.begin();
-            cursor.deliver_replay(&entry.message, &mut self.fanout);
+            cursor.deliver_replay(message, &mut self.fanout);
         }
         cursor.advance(self.complete_to);
         cursor.go_live();
@@ -534,11 +442,5 @@ impl Stream {
         let messages: VecDeque<_> = page.messages.iter().cloned().collect();
         let reached = messages.back().map_or(after, |last| last.offset);
         cursor.set_backlog(messages, if page.remaining == 0 { up_to } else { reached });
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        metrics::SNAPSHOT_BYTES.add(-(self.tail_bytes as i64));
     }
 }

@@ -220,12 +220,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_when_its_budget_has_no_room_for_the_next_delay() {
         let calls = Calls::new(1, ms(3000), Duration::ZERO);
-        let (result, times) = try_with(&calls, &[away; 9]).await;
+        let (result, times) = try_with(&calls, &[away as fn() -> Failed; 9]).await;
         assert!(matches!(result, Err(RpcError::Unreachable(reason)) if reason == "away"));
         assert_eq!(times, [0, 100, 300, 700, 1500]);
 
         let endless = Calls::new(1, Duration::ZERO, Duration::ZERO);
-        let (result, times) = try_with(&endless, &[away; 9]).await;
+        let (result, times) = try_with(&endless, &[away as fn() -> Failed; 9]).await;
         result.unwrap();
         assert_eq!(times.last(), Some(&51_100));
     }

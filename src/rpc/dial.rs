@@ -33,7 +33,8 @@ impl HostPort {
             None if host.contains(':') => return None,
             None => host,
         };
-        let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@' | '[' | ']'));
+        let named =
+            !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@' | '[' | ']'));
         let port = port.parse().ok().filter(|port| *port != 0)?;
         named.then(|| Self { host: host.to_owned(), port })
     }
@@ -83,8 +84,8 @@ impl Dialer {
                 return Ok(Stream::Plain(tcp));
             };
             let tls_error = |source| DialError::Tls { to: name(), source };
-            let server =
-                ServerName::try_from(to.host.clone()).map_err(|error| tls_error(io::Error::other(error.to_string())))?;
+            let server = ServerName::try_from(to.host.clone())
+                .map_err(|error| tls_error(io::Error::other(error.to_string())))?;
             let stream = TlsConnector::from(tls.clone()).connect(server, tcp).await.map_err(tls_error)?;
             Ok(Stream::Tls(Box::new(stream)))
         };

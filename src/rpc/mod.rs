@@ -8,9 +8,9 @@ mod http;
 pub mod proto;
 mod remote;
 mod start;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 pub use start::{Implementation, RpcConfig, RpcStartError, TlsFiles, start};

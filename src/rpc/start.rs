@@ -1,12 +1,12 @@
 //! From the configuration to the application: which wire, with which limits.
 
+use super::Application;
 use super::calls::Calls;
 use super::dial::{Dialer, HostPort};
 use super::grpc::{Balancer, DEFAULT_MAX_RECV, Grpc, Target};
 use super::http::{Breaker, Http, Pool};
 use super::remote::Remote;
 pub use super::tls::{TlsError, TlsFiles};
-use super::Application;
 use crate::config;
 use crate::secret::Secret;
 use http::HeaderValue;
@@ -85,9 +85,7 @@ impl From<&config::Rpc> for RpcConfig {
 /// The application cannot be reached the way it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcStartError {
-    #[error(
-        "rpc_host {0:?} is no gRPC address: use host:port, dns:///host:port or grpc-list://host1:port,host2:port"
-    )]
+    #[error("rpc_host {0:?} is no gRPC address: use host:port, dns:///host:port or grpc-list://host1:port,host2:port")]
     GrpcHost(String),
     #[error("rpc_host {0:?} is no URL for HTTP RPC: use http://host:port/path or https://host:port/path")]
     HttpHost(String),
@@ -140,8 +138,8 @@ fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
     let to = HostPort { host: host.trim_matches(['[', ']']).to_owned(), port };
     let authorization = match &config.http_secret {
         Some(secret) => {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose()))
-                .map_err(|_| RpcStartError::Secret)?;
+            let mut value =
+                HeaderValue::try_from(format!("Bearer {}", secret.expose())).map_err(|_| RpcStartError::Secret)?;
             value.set_sensitive(true);
             Some(value)
         }
@@ -155,8 +153,7 @@ fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
         authorization,
         max_send: limit(config.max_send_size),
     };
-    let request_timeout =
-        if config.request_timeout.is_zero() { HTTP_REQUEST_TIMEOUT } else { config.request_timeout };
+    let request_timeout = if config.request_timeout.is_zero() { HTTP_REQUEST_TIMEOUT } else { config.request_timeout };
     let calls = Calls::new(config.concurrency, config.command_timeout, request_timeout);
     Ok(Arc::new(Remote::new(calls, wire)))
 }

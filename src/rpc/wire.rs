@@ -33,11 +33,7 @@ pub fn command_message(call: CommandCall) -> proto::CommandMessage {
 }
 
 pub fn disconnect_request(call: DisconnectCall) -> proto::DisconnectRequest {
-    proto::DisconnectRequest {
-        identifiers: call.identifiers,
-        subscriptions: call.subscriptions,
-        env: env(call.env),
-    }
+    proto::DisconnectRequest { identifiers: call.identifiers, subscriptions: call.subscriptions, env: env(call.env) }
 }
 
 pub fn connected(answer: proto::ConnectionResponse) -> Result<Connected, RpcError> {

@@ -66,13 +66,11 @@ pub struct TlsConfig {
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error(
-        "cannot resolve host {host:?} to listen on port {port}: {source}; set the host to an address of this machine"
-    )]
+    #[error("cannot resolve host {host:?} to listen on port {port}, set the host to an address of this machine")]
     Resolve { host: String, port: u16, source: io::Error },
-    #[error("cannot listen on {host}:{port}: {source}; {}", advice(.source))]
+    #[error("cannot listen on {host}:{port}, {}", advice(.source))]
     Bind { host: String, port: u16, source: io::Error },
-    #[error("cannot listen on {host}:{port} with TLS: {source}")]
+    #[error("cannot listen on {host}:{port} with TLS")]
     Tls { host: String, port: u16, source: TlsError },
 }
 

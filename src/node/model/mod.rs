@@ -2,6 +2,7 @@
 //! real node and hub, checked against the promises. Time is virtual: thousands of cases take seconds.
 
 mod peer;
+mod regressions;
 mod world;
 
 use crate::hub::sabotage::{Safeguard, without};
@@ -44,6 +45,11 @@ pub enum Op {
         client: usize,
         count: usize,
     },
+    /// A lazy client sends its history commands, and asks for everything once more.
+    Speak {
+        client: usize,
+        again: bool,
+    },
     /// A client's connection breaks; what it has not read is lost.
     Drop {
         client: usize,
@@ -67,9 +73,10 @@ fn op(lives: bool) -> impl Strategy<Value = Op> {
         6 => (0..2usize, 1..6usize).prop_map(|(node, count)| Op::Feed { node, count }),
         1 => (0..2usize, small.clone()).prop_map(|(node, count)| Op::Lose { node, count }),
         1 => (0..2usize).prop_map(|node| Op::Reconnect { node }),
-        5 => (0..3usize, 0..2usize).prop_map(|(client, node)| Op::Connect { client, node }),
-        6 => (0..3usize, 1..5usize).prop_map(|(client, count)| Op::Read { client, count }),
-        3 => (0..3usize).prop_map(|client| Op::Drop { client }),
+        5 => (0..4usize, 0..2usize).prop_map(|(client, node)| Op::Connect { client, node }),
+        6 => (0..4usize, 1..5usize).prop_map(|(client, count)| Op::Read { client, count }),
+        3 => (0..4usize).prop_map(|client| Op::Drop { client }),
+        2 => (3..4usize, any::<bool>()).prop_map(|(client, again)| Op::Speak { client, again }),
         4 => (1..20usize).prop_map(|count| Op::Turns { count }),
         2 => prop_oneof![Just(5u64), Just(400), Just(2_500), Just(7_000)].prop_map(|ms| Op::Wait { ms }),
         1 => Just(if lives { Op::NewLife } else { Op::Turns { count: 1 } }),

@@ -22,6 +22,10 @@ struct Journal {
     from: Option<u64>,
     /// A loss was signalled, or is to be expected: the next message may come from further on.
     signalled: bool,
+    ever_signalled: bool,
+    /// Repetitions and disorder are allowed, everything must have come at least once.
+    repeats: bool,
+    seen: HashSet<u64>,
     faults: Vec<String>,
 }
 
@@ -49,13 +53,40 @@ pub struct Peer {
     excused: HashSet<(&'static str, u64)>,
     newest: HashMap<&'static str, u64>,
     rejected: usize,
+    /// History commands that a lazy client has not sent yet.
+    withheld: Option<Vec<String>>,
+    /// The highest position received on this connection, by stream.
+    positions: HashMap<String, u64>,
 }
 
 impl Peer {
+    /// A client that answers `welcome` with its history commands late or never, and asks for what it has had already.
+    /// It must miss nothing; it may get things twice.
+    pub fn lazy(subscriptions: Vec<(String, &'static str)>) -> Self {
+        let mut peer = Self::new(subscriptions);
+        peer.withheld = Some(Vec::new());
+        for journal in peer.journals.values_mut() {
+            journal.repeats = true;
+        }
+        peer
+    }
+
     pub fn new(subscriptions: Vec<(String, &'static str)>) -> Self {
         let stock = StockClient::new(subscriptions.iter().map(|(identifier, _)| identifier.clone()));
         let journal = |(identifier, stream)| {
-            (identifier, Journal { stream, last: None, from: None, signalled: false, faults: Vec::new() })
+            (
+                identifier,
+                Journal {
+                    stream,
+                    last: None,
+                    from: None,
+                    signalled: false,
+                    ever_signalled: false,
+                    repeats: false,
+                    seen: HashSet::new(),
+                    faults: Vec::new(),
+                },
+            )
         };
         Self {
             stock,
@@ -65,6 +96,8 @@ impl Peer {
             excused: HashSet::new(),
             newest: HashMap::new(),
             rejected: 0,
+            withheld: None,
+            positions: HashMap::new(),
         }
     }
 
@@ -95,12 +128,31 @@ impl Peer {
         self.connection = Some(Connection { outbox, commands });
     }
 
+    /// A lazy client sends what it has withheld, and asks for everything once more if `again`.
+    pub fn speak(&mut self, again: bool) {
+        let (Some(connection), Some(withheld)) = (&self.connection, &mut self.withheld) else { return };
+        for command in withheld.drain(..) {
+            let _ = connection.commands.send(Incoming::Text(command));
+        }
+        if again && self.stock.is_settled() {
+            let since = self.started.0.duration_since(UNIX_EPOCH).unwrap().as_secs();
+            for identifier in self.journals.keys() {
+                let command = serde_json::json!({
+                    "command": "history", "identifier": identifier, "history": {"since": since}
+                });
+                let _ = connection.commands.send(Incoming::Text(command.to_string()));
+            }
+        }
+    }
+
     /// The network is gone, without a word.
     pub fn drop_connection(&mut self) {
         let Some(connection) = self.connection.take() else { return };
         let _ = connection.commands.send(Incoming::Closed);
         connection.outbox.kill();
         self.stock.on_close();
+        self.positions.clear();
+        self.withheld.as_mut().map(Vec::clear);
         let shared = self.journals.len() > self.journals.values().map(|j| j.stream).collect::<HashSet<_>>().len();
         if shared {
             self.excused.extend(self.newest.iter().map(|(stream, number)| (*stream, *number)));
@@ -112,6 +164,7 @@ impl Peer {
     pub fn expect_loss(&mut self) {
         for journal in self.journals.values_mut() {
             journal.signalled = true;
+            journal.ever_signalled = true;
         }
     }
 
@@ -128,6 +181,12 @@ impl Peer {
                 return;
             };
             for command in self.stock.on_frame(text, now) {
+                if let Some(withheld) = &mut self.withheld
+                    && command.contains(r#""command":"history""#)
+                {
+                    withheld.push(command);
+                    continue;
+                }
                 let _ = commands.send(Incoming::Text(command));
             }
             while let Some(event) = self.stock.poll_event() {
@@ -145,11 +204,20 @@ impl Peer {
             }
             StockEvent::HistoryNotFound(identifier) => {
                 self.rejected += 1;
-                self.journals.get_mut(&identifier).expect("an identifier of this client").signalled = true;
+                let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
+                journal.signalled = true;
+                journal.ever_signalled = true;
             }
             StockEvent::Delivery(data) => {
                 let number: u64 = data.message.parse().expect("messages of this world are numbers");
                 let journal = self.journals.get_mut(&data.identifier).expect("an identifier of this client");
+                if let Some(at) = &data.position {
+                    let highest = self.positions.entry(format!("{} {}", at.epoch, at.stream)).or_default();
+                    if at.offset < *highest {
+                        journal.faults.push(format!("position {} after {highest}", at.offset));
+                    }
+                    *highest = at.offset;
+                }
                 journal.delivered(number, &self.excused);
                 self.newest.insert(journal.stream, number);
             }
@@ -169,6 +237,13 @@ impl Peer {
                 faults.push(format!("{identifier}: was never confirmed"));
                 continue;
             };
+            if journal.repeats {
+                let missing: Vec<_> = (from + 1..=head).filter(|number| !journal.seen.contains(number)).collect();
+                if !missing.is_empty() && (lossless || !journal.ever_signalled) {
+                    faults.push(format!("{identifier}: never got {missing:?}"));
+                }
+                continue;
+            }
             let last = journal.last.unwrap_or(from).max(from);
             let excused = (last + 1..=head).all(|number| self.excused.contains(&(journal.stream, number)));
             if last < head && !excused && !journal.signalled {
@@ -184,6 +259,10 @@ impl Peer {
 
 impl Journal {
     fn delivered(&mut self, number: u64, excused: &HashSet<(&'static str, u64)>) {
+        self.seen.insert(number);
+        if self.repeats {
+            return;
+        }
         let missing = |from: u64| (from..number).filter(|missed| !excused.contains(&(self.stream, *missed))).count();
         let fault = match (self.last, self.from) {
             (Some(last), _) if number <= last => Some(format!("{number} after {last}")),

@@ -182,6 +182,7 @@ impl World {
             Peer::new(vec![(public("a", ""), "a")]),
             Peer::new(vec![(public("a", ""), "a"), (public("a", r#","n":2"#), "a")]),
             Peer::new(vec![(public("a", ""), "a"), (public("b", ""), "b"), (public("c", ""), "c")]),
+            Peer::lazy(vec![(public("a", ""), "a"), (public("b", ""), "b")]),
         ];
         Self { shape, wires, log, nodes, peers, published: HashMap::new(), fresh: HashMap::new() }
     }
@@ -216,6 +217,7 @@ impl World {
                 self.peers[client].connect(node);
             }
             Op::Read { client, count } => self.read(client, count).await,
+            Op::Speak { client, again } => self.peers[client].speak(again),
             Op::Drop { client } => self.peers[client].drop_connection(),
             Op::Turns { count } => turns(count).await,
             Op::Wait { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
@@ -293,6 +295,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(2_600)).await;
                 for client in 0..self.peers.len() {
                     self.read(client, usize::MAX).await;
+                    self.peers[client].speak(false);
                 }
             }
         }

@@ -131,3 +131,12 @@ impl Wire for Grpc {
         self.attempt("Restore", sid, request, attempt, send).await
     }
 }
+
+/// Connects, and says at the end of the connection whether it ended because of too many pings.
+#[cfg(test)]
+pub async fn open_for_tests(dialer: &super::dial::Dialer, to: &super::dial::HostPort) -> bool {
+    let (channel, driven) = channel::open(dialer, to, None, std::time::Duration::from_secs(15)).await.unwrap();
+    let ended = driven.await;
+    drop(channel);
+    ended.too_many_pings
+}

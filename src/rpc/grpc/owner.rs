@@ -279,8 +279,7 @@ impl Owner {
             .collect();
         // Redialling what has failed before is no reason to wait: it may take long.
         let hopeful = |slot: &Slot| slot.failures == 0 || matches!(slot.state, State::Ready(..));
-        let hopeful =
-            self.slots.iter().any(hopeful) || (self.slots.is_empty() && self.resolution_failures == 0);
+        let hopeful = self.slots.iter().any(hopeful) || (self.slots.is_empty() && self.resolution_failures == 0);
         let phase = if hopeful { Phase::Connecting } else { Phase::Failed(self.error.clone()) };
         self.publish.send_replace(Arc::new(View { ready, phase }));
     }
@@ -293,5 +292,62 @@ async fn resolved(name: HostPort) -> Event {
         Ok(addresses) if addresses.is_empty() => unknown("no addresses".to_owned()),
         Ok(addresses) => Event::Resolved(Ok(addresses)),
         Err(error) => unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner() -> (Owner, watch::Receiver<Arc<View>>) {
+        let (publish, view) = watch::channel(Arc::new(View { ready: Vec::new(), phase: Phase::Connecting }));
+        let target = Target::parse("app.test:50051").unwrap();
+        (Owner::new(target, Dialer { tls: None }, publish), view)
+    }
+
+    fn addresses(last: &[u8]) -> Vec<SocketAddr> {
+        last.iter().map(|last| SocketAddr::from(([127, 0, 0, *last], 50051))).collect()
+    }
+
+    #[tokio::test]
+    async fn a_new_list_of_addresses_keeps_what_stays() {
+        let (mut owner, _view) = owner();
+        owner.apply(Event::Resolved(Ok(addresses(&[1, 2]))));
+        let ids: Vec<_> = owner.slots.iter().map(|slot| slot.id).collect();
+        owner.apply(Event::Resolved(Ok(addresses(&[2, 3]))));
+        assert_eq!(owner.slots.iter().filter_map(|slot| slot.address).collect::<Vec<_>>(), addresses(&[2, 3]));
+        assert_eq!(owner.slots[0].id, ids[1]);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_connection_asks_for_the_addresses_again() {
+        let (mut owner, _view) = owner();
+        owner.apply(Event::Resolved(Ok(addresses(&[1]))));
+        assert!(matches!(owner.resolution, Resolution::Current));
+        owner.apply(Event::Ended(0, Ended { reason: "age".into(), too_many_pings: false }));
+        assert!(matches!(owner.resolution, Resolution::Idle));
+    }
+
+    #[tokio::test]
+    async fn too_many_pings_double_the_time_between_them() {
+        let (mut owner, _view) = owner();
+        for expected in [30, 60, 120, 240, 480, 600, 600] {
+            owner.apply(Event::Ended(9, Ended { reason: "calm".into(), too_many_pings: true }));
+            assert_eq!(owner.keepalive, Duration::from_secs(expected));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn redials_wait_longer_each_time_and_start_over_on_demand() {
+        let (mut owner, _view) = owner();
+        owner.apply(Event::Resolved(Ok(addresses(&[1]))));
+        for expected in [100, 200, 400, 800, 1600, 2000, 2000] {
+            owner.apply(Event::Dialled(0, Err("refused".into())));
+            assert_eq!(owner.next_due().map(|due| due - Instant::now()), Some(Duration::from_millis(expected)));
+        }
+        owner.hurry();
+        assert!(matches!(owner.slots[0].state, State::Idle));
+        owner.apply(Event::Dialled(0, Err("refused".into())));
+        assert_eq!(owner.next_due().map(|due| due - Instant::now()), Some(Duration::from_millis(200)));
     }
 }

@@ -56,7 +56,7 @@ impl State {
                 }
                 *requests += 1;
                 *failures += u32::from(!success);
-                if *requests >= ENOUGH && *failures * 100 >= *requests * TOO_MANY {
+                if !success && *requests >= ENOUGH && *failures * 100 >= *requests * TOO_MANY {
                     warn!("circuit breaker is open");
                     *self = Self::Open { until: now + OPEN };
                 }

@@ -58,9 +58,8 @@ impl Http {
         admitted.report(matches!(answer, Ok(_) | Err(PoolError::TooLarge(_))));
         let answer = answer.map_err(unanswered)?;
         match answer.status() {
-            StatusCode::OK => {
-                serde_json::from_slice(answer.body()).map_err(|error| Failed::Final(RpcError::Garbage(error.to_string())))
-            }
+            StatusCode::OK => serde_json::from_slice(answer.body())
+                .map_err(|error| Failed::Final(RpcError::Garbage(error.to_string()))),
             status => Err(Failed::Final(refused(method, status, answer.body()))),
         }
     }

@@ -42,11 +42,7 @@ mod tests {
                 "#[serde(default, skip_serializing_if = \"super::is_default\", deserialize_with = \"super::null_is_default\")]",
             );
         }
-        builder
-            .emit_rerun_if_changed(false)
-            .out_dir(out.path())
-            .compile_fds(descriptors)
-            .unwrap();
+        builder.emit_rerun_if_changed(false).out_dir(out.path()).compile_fds(descriptors).unwrap();
         std::fs::read_to_string(out.path().join("anycable.rs")).unwrap()
     }
 
@@ -66,7 +62,8 @@ mod tests {
         let request = CommandMessage { command: "message".into(), data: "{}".into(), ..CommandMessage::default() };
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"command":"message","data":"{}"}"#);
 
-        let text = r#"{"status":1,"streams":null,"presence":{"type":"join","id":"5"},"env":{"istate":{"a":"1"}},"new":[1]}"#;
+        let text =
+            r#"{"status":1,"streams":null,"presence":{"type":"join","id":"5"},"env":{"istate":{"a":"1"}},"new":[1]}"#;
         let response: CommandResponse = serde_json::from_str(text).unwrap();
         assert_eq!((response.status, response.streams.len()), (Status::Success as i32, 0));
         assert_eq!(response.presence.unwrap().r#type, "join");

@@ -1,10 +1,9 @@
 //! HTTP against a server that is a closure.
 
-use super::server::{Answer, Handler, Server, Version};
+use super::server::{Handler, Server, Version, answer};
 use super::*;
 use bytes::Bytes;
-use http::StatusCode;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -13,8 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// What arrived: path, headers that matter, body.
 type Arrived = Arc<Mutex<Vec<(String, Vec<Option<String>>, Value)>>>;
 
-const HEADERS: [&str; 5] =
-    ["host", "content-type", "authorization", "x-anycable-meta-sid", "x-anycable-meta-protov"];
+const HEADERS: [&str; 5] = ["host", "content-type", "authorization", "x-anycable-meta-sid", "x-anycable-meta-protov"];
 
 /// Answers each request with the same, and notes it down.
 fn always(status: u16, body: &str) -> (Handler, Arrived) {
@@ -29,10 +27,7 @@ fn always(status: u16, body: &str) -> (Handler, Arrived) {
             let headers = HEADERS.iter().map(header).collect();
             let json = serde_json::from_slice(&sent).unwrap();
             notes.lock().unwrap().push((format!("{} {}", head.method, head.uri), headers, json));
-            let mut answer: Answer =
-                http::Response::new(Full::new(body).map_err(|never| match never {}).boxed());
-            *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-            answer
+            answer(status, body)
         })
     });
     (handler, arrived)
@@ -166,7 +161,9 @@ async fn the_circuit_opens_when_nothing_answers() {
     let app = application(&format!("http://{address}"), |config| config.command_timeout = ms(90));
     for _ in 0..10 {
         let error = app.command("s1", message("")).await.unwrap_err();
-        assert!(matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect")), "{error}");
+        // On a busy machine even a refusal may take too long.
+        let refused = matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect"));
+        assert!(refused || matches!(error, RpcError::Timeout), "{error}");
     }
     let error = app.command("s1", message("")).await.unwrap_err().to_string();
     assert!(error.contains("http rpc is temporarily unavailable"), "{error}");

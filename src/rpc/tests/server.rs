@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
@@ -16,9 +17,15 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-pub type Answer = Response<BoxBody<Bytes, tonic::Status>>;
+pub type Answer = Response<UnsyncBoxBody<Bytes, tonic::Status>>;
 pub type Handler =
     Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync + 'static>;
+
+/// An answer with its whole body at hand.
+pub fn answer(status: u16, body: impl Into<Bytes>) -> Answer {
+    let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
+    Response::builder().status(status).body(body).unwrap()
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -37,12 +44,7 @@ impl Server {
         Self::start_at("127.0.0.1:0".parse().unwrap(), version, handler, None).await
     }
 
-    pub async fn start_at(
-        address: SocketAddr,
-        version: Version,
-        handler: Handler,
-        tls: Option<TlsAcceptor>,
-    ) -> Self {
+    pub async fn start_at(address: SocketAddr, version: Version, handler: Handler, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));

@@ -1,10 +1,8 @@
 //! TLS in both directions, over both wires.
 
 use super::grpc::Stub;
-use super::server::{Answer, Handler, Server, Version};
+use super::server::{Handler, Server, Version, answer};
 use super::*;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -40,10 +38,7 @@ async fn grpc(mutual: bool) -> Server {
 }
 
 async fn command(server: &Server, change: impl FnOnce(&mut TlsFiles)) -> Result<CommandEffects, RpcError> {
-    let app = application(&server.address.to_string(), |config| {
-        config.command_timeout = ms(1000);
-        change(&mut config.tls);
-    });
+    let app = application(&server.address.to_string(), |config| change(&mut config.tls));
     app.command("s1", message("")).await
 }
 
@@ -85,19 +80,14 @@ async fn mutual_tls_shows_our_certificate() {
 
 #[tokio::test]
 async fn https_checks_the_certificate_and_gives_up_at_once() {
-    let handler: Handler = Arc::new(|_| {
-        Box::pin(async {
-            let body = Full::new(Bytes::from_static(b"{\"status\":1}"));
-            let answer: Answer = http::Response::new(body.map_err(|never| match never {}).boxed());
-            answer
-        })
-    });
+    let handler: Handler = Arc::new(|_| Box::pin(async { answer(200, "{\"status\":1}") }));
     // The certificate holds for 127.0.0.1, and not for 127.0.0.2.
     let on = async |ip: &str| {
         let address = format!("{ip}:0").parse().unwrap();
         let tls = Some(acceptor("http/1.1", false));
         let server = Server::start_at(address, Version::Http1, handler.clone(), tls).await;
-        let app = application(&format!("https://{}/rpc", server.address), |config| config.tls.root_ca = Some(CERT.into()));
+        let app =
+            application(&format!("https://{}/rpc", server.address), |config| config.tls.root_ca = Some(CERT.into()));
         (server, app)
     };
     let (_server, app) = on("127.0.0.1").await;

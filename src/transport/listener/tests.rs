@@ -100,11 +100,17 @@ async fn names_are_resolved_ipv4_first() {
     assert_ne!(listener.local_addr().port(), 0);
 }
 
+/// An error and its causes, as the start of the server reports them.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 #[tokio::test]
 async fn bind_errors_say_what_to_do() {
     let first = Listener::bind(&local(0)).await.unwrap();
     let port = first.local_addr().port();
-    let text = |result: Result<Listener, BindError>| result.err().expect("must fail").to_string();
+    let text = |result: Result<Listener, BindError>| in_full(&result.err().expect("must fail"));
 
     let in_use = text(Listener::bind(&ListenConfig { port, ..local(0) }).await);
     assert!(in_use.contains(&format!("127.0.0.1:{port}")) && in_use.contains("choose another port"), "{in_use}");
@@ -236,7 +242,7 @@ async fn tls_connections() {
 async fn a_certificate_without_its_key_is_a_start_error() {
     let cert = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls/cert.pem");
     let files = TlsConfig { cert: cert.clone(), key: cert };
-    let error = Listener::bind(&ListenConfig { tls: Some(files), ..local(0) }).await.err().unwrap().to_string();
+    let error = in_full(&Listener::bind(&ListenConfig { tls: Some(files), ..local(0) }).await.err().unwrap());
     assert!(error.contains("private key"), "{error}");
 }
 
