@@ -244,7 +244,7 @@ fn deciders(config: &Config) -> anyhow::Result<Deciders> {
     let application = rpc::start(RpcConfig::from(&config.rpc)).context("the application cannot be called")?;
     match (&application, config.rpc.implementation) {
         (None, _) => tracing::info!(context = "rpc", "no RPC configured"),
-        (Some(_), kind) => tracing::info!(context = "rpc", host = config.rpc.host, ?kind, "calls to the application"),
+        (Some(_), kind) => tracing::info!(context = "rpc", ?kind, "the application decides about clients"),
     }
     Ok(Deciders { application, jwt, farewells: farewell_config(config) })
 }
@@ -257,7 +257,7 @@ fn farewell_config(config: &Config) -> FarewellConfig {
             config::DisconnectMode::Auto => DisconnectMode::Auto,
         },
         rate: config.disconnector.rate,
-        backlog: usize::try_from(config.disconnector.backlog).unwrap_or(usize::MAX),
+        backlog: config.disconnector.backlog,
         grace: config.disconnector.grace,
         tell_restores: config.rpc.restore,
     }
