@@ -5,13 +5,14 @@ mod store;
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits};
-use crate::config::{BroadcastListener, Config, ShutdownMode, TimePrecision};
+use crate::config::{self, BroadcastListener, Config, ShutdownMode, TimePrecision};
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
-use crate::node::{Deciders, Node, NodeConfig, PingPrecision, Registry};
+use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
+use crate::rpc::{self, RpcConfig};
 use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
@@ -240,7 +241,26 @@ fn deciders(config: &Config) -> anyhow::Result<Deciders> {
         true => Some(Jwt::new(jwt_config(config)).context("tokens cannot be verified")?),
         false => None,
     };
-    Ok(Deciders { jwt, ..Deciders::default() })
+    let application = rpc::start(RpcConfig::from(&config.rpc)).context("the application cannot be called")?;
+    match (&application, config.rpc.implementation) {
+        (None, _) => tracing::info!(context = "rpc", "no RPC configured"),
+        (Some(_), kind) => tracing::info!(context = "rpc", ?kind, "the application decides about clients"),
+    }
+    Ok(Deciders { application, jwt, farewells: farewell_config(config) })
+}
+
+fn farewell_config(config: &Config) -> FarewellConfig {
+    FarewellConfig {
+        mode: match config.app.disconnect_mode {
+            config::DisconnectMode::Always => DisconnectMode::Always,
+            config::DisconnectMode::Never => DisconnectMode::Never,
+            config::DisconnectMode::Auto => DisconnectMode::Auto,
+        },
+        rate: config.disconnector.rate,
+        backlog: config.disconnector.backlog,
+        grace: config.disconnector.grace,
+        tell_restores: config.rpc.restore,
+    }
 }
 
 fn jwt_config(config: &Config) -> JwtConfig {
@@ -258,8 +278,10 @@ fn jwt_config(config: &Config) -> JwtConfig {
 fn asked_config(config: &Config) -> AskedConfig {
     AskedConfig {
         token_param: config.jwt.is_on().then(|| config.jwt.param.clone()),
+        application: config.rpc.implementation != config::RpcKind::None,
         tls: config.server.ssl().is_some(),
-        ..AskedConfig::default()
+        headers: config.rpc.proxy_headers.clone(),
+        cookies: config.rpc.proxy_cookies.clone(),
     }
 }
 

@@ -93,7 +93,10 @@ impl Client {
     async fn subscribe(self: &Arc<Self>, text: &Arc<str>, history: Option<HistoryRequest>) -> Result<(), Unavailable> {
         let decision = self.state().session.subscribe(text);
         let identifier = match decision {
-            Subscribe::Ignore => return Ok(()),
+            Subscribe::Ignore => {
+                metrics::FAILED_CLIENT_MSG.inc();
+                return Ok(());
+            }
             Subscribe::ConfirmRestored(identifier) => {
                 self.confirm(&identifier);
                 return match history {

@@ -23,17 +23,18 @@ pub struct Builder {
 impl Builder {
     /// Everybody may connect and subscribe to public streams; publishing needs the key that follows from [`SECRET`].
     pub fn open() -> Self {
-        let builder = Self::closed();
-        builder.option("noauth", "true").option("public_streams", "true").option("secret", SECRET)
+        let builder = Self::closed().option("noauth", "true").option("public_streams", "true");
+        builder.option("secret", SECRET).option("jwt_secret", "none")
     }
 
     /// As few options as possible; nobody may connect.
     pub fn closed() -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_carrick"));
-        Self { options: Vec::new(), binary }.option("host", "127.0.0.1")
+        Self { options: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
     }
 
     /// Another program than the one under test.
+    #[allow(dead_code, reason = "only the fault suite, which shares this file, runs other builds")]
     pub fn binary(mut self, path: &Path) -> Self {
         self.binary = path.to_owned();
         self
