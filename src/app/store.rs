@@ -22,7 +22,7 @@ pub struct Store {
     embedded: Option<EmbeddedServer>,
     pub nats: Option<Arc<NatsBroker>>,
     /// What runs beside the broker and ends with it.
-    helpers: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Store {
@@ -31,8 +31,8 @@ impl Store {
         if let Some(nats) = &self.nats {
             phases.run("leaving the store", nats.shutdown()).await;
         }
-        for helper in &self.helpers {
-            helper.abort();
+        for task in &self.tasks {
+            task.abort();
         }
         if let Some(embedded) = &self.embedded {
             let left = phases.remaining();
@@ -50,7 +50,7 @@ pub async fn start_broker(
 ) -> anyhow::Result<(Arc<dyn Broker>, Store)> {
     let limits = limits(config);
     let embedded = if config.embedded_nats.enabled { Some(start_embedded(config).await?) } else { None };
-    let mut store = Store { embedded, nats: None, helpers: Vec::new() };
+    let mut store = Store { embedded, nats: None, tasks: Vec::new() };
     let settings = format!(
         "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
         limits.history_limit,
@@ -70,7 +70,7 @@ pub async fn start_broker(
                 "Using in-memory broker (epoch: {}, {settings})",
                 broker.epoch().as_str()
             );
-            store.helpers.push(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            store.tasks.push(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
             broker
         }
         BrokerKind::Nats => start_nats(config, feed, &mut store, &settings, addr).await?,
@@ -140,7 +140,7 @@ async fn start_nats(
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
-        store.helpers.push(tokio::spawn(async move {
+        store.tasks.push(tokio::spawn(async move {
             while status.changed().await.is_ok() {
                 let full = status.borrow_and_update().state == State::StorageFull;
                 broker.set_disk_full(full);
