@@ -110,20 +110,14 @@ async fn restore(
     }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
     let handle = Handle::new(saved.identifiers().into(), outbox.clone(), true);
-    node.registry.add(&handle);
-    let mark = match broker.mark(saved.identifiers()).await {
-        Ok(mark) => mark,
-        Err(unavailable) => {
-            node.registry.remove(&handle);
-            return Err(unavailable);
-        }
-    };
+    let registered = node.registry.add_for_now(&handle);
+    let mark = broker.mark(saved.identifiers()).await?;
     if mark > saved.mark {
-        node.registry.remove(&handle);
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     }
     handle.set_mark(saved.mark);
+    registered.keep();
     let proofs = saved.proofs();
     let oldest = unix_ms().saturating_sub(u64::try_from(node.config.history_ttl.as_millis()).unwrap_or(u64::MAX));
     let session = saved.restore(sid.clone(), hello.subprotocol, oldest);

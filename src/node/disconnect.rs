@@ -65,6 +65,27 @@ pub struct Registry {
     recent: Mutex<Recent>,
 }
 
+/// A client that is registered as long as this lives, or for good.
+pub struct Registration<'a> {
+    registry: &'a Registry,
+    handle: &'a Arc<Handle>,
+    kept: bool,
+}
+
+impl Registration<'_> {
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.registry.remove(self.handle);
+        }
+    }
+}
+
 impl Registry {
     fn clients(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<Handle>>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,6 +95,13 @@ impl Registry {
     pub fn add(&self, handle: &Arc<Handle>) {
         self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
         metrics::CLIENTS.add(1);
+    }
+
+    /// Like [`Self::add`], taken back when the answer is dropped without [`Registration::keep`]: whoever registers may
+    /// be cut off while it waits.
+    pub fn add_for_now<'a>(&'a self, handle: &'a Arc<Handle>) -> Registration<'a> {
+        self.add(handle);
+        Registration { registry: self, handle, kept: false }
     }
 
     pub fn remove(&self, handle: &Arc<Handle>) {
