@@ -17,7 +17,11 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Libraries that log what only their authors act on.
-const NOISY: [&str; 5] = ["async_nats", "hyper", "rustls", "tungstenite", "tokio_tungstenite"];
+const NOISY: [&str; 4] = ["hyper", "rustls", "tungstenite", "tokio_tungstenite"];
+
+/// The NATS client calls every end of a connection an error of its own, because ours never reconnect by themselves; the
+/// broker says what matters.
+const MISLEADING: &str = "async_nats";
 
 /// Longest part of a payload that a record shows, in characters.
 const SHOWN: usize = 100;
@@ -42,7 +46,11 @@ where
         LogLevel::Error => LevelFilter::ERROR,
     };
     let quiet = level.min(LevelFilter::WARN);
-    let targets = Targets::new().with_default(level).with_targets(NOISY.map(|target| (target, quiet)));
+    let misleading = if level == LevelFilter::DEBUG { quiet } else { LevelFilter::OFF };
+    let targets = Targets::new()
+        .with_default(level)
+        .with_targets(NOISY.map(|target| (target, quiet)))
+        .with_target(MISLEADING, misleading);
     let records = Records { format: logging.format, node_id: node_id.to_owned(), coloured, writer };
     tracing_subscriber::registry().with(records.with_filter(targets))
 }
@@ -314,7 +322,8 @@ mod tests {
         });
         assert!(text.contains("DBG ours") && text.contains("WRN their warning") && !text.contains("theirs"), "{text}");
         let text = logged(LogLevel::Error, LogFormat::Text, || {
-            tracing::warn!(target: "async_nats", "their warning");
+            tracing::error!(target: "async_nats", "connection lost");
+            tracing::warn!(target: "hyper", "their warning");
             tracing::warn!("ours");
             tracing::error!("failure");
         });
