@@ -444,3 +444,36 @@ impl Stream {
         cursor.set_backlog(messages, if page.remaining == 0 { up_to } else { reached });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Outbox;
+    use crate::protocol::{Encoding, Meta, Payload};
+    use bytes::Bytes;
+    use std::time::Duration;
+
+    fn message(offset: u64) -> Arc<Message> {
+        let payload = Payload::from_json(Bytes::from_static(b"{}"));
+        Arc::new(Message { offset, time: 0, payload, meta: Meta::default() })
+    }
+
+    /// However much is published while a restored client is held, nothing waits in its own queue.
+    #[test]
+    fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
+        let now = Instant::now();
+        let limits = TailLimits { messages: 5_000, bytes: 1 << 20, ttl: Duration::from_secs(60) };
+        let mut stream = Stream::new("chat".into(), "e".into(), limits, now);
+        stream.compare(0, 0, 1, 0, now);
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), 0, true);
+        for offset in 1..=1_000 {
+            stream.live(offset - 1, message(offset), now);
+        }
+        assert_eq!((outbox.pending(), stream.pump(cursor, 1 << 20)), (0, Pump::Held));
+        stream.release(cursor);
+        assert_eq!(stream.pump(cursor, 1_000), Pump::Paced);
+        assert!((1_000..2_000).contains(&outbox.pending()), "{} bytes wait", outbox.pending());
+    }
+}

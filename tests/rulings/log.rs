@@ -350,3 +350,25 @@ async fn ruling_21b_a_second_node_with_other_limits_refuses_to_start() {
     assert!(server.is_running());
     server.publish("chat", json!(1)).await;
 }
+
+/// What another log sends to the live subject (behind a gateway, or forged) is not delivered as a stored message.
+#[tokio::test]
+async fn ruling_19_live_messages_of_another_log_are_not_ours() {
+    let (nats, server, prefix) = own_nats();
+    let mut client = server.subscriber("chat").await;
+    let first = server.publish("chat", json!(1)).await;
+    client.expect_message(&public("chat"), json!(1)).await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Stream", "another_log");
+    headers.insert("Nats-Sequence", (first.offset + 1).to_string().as_str());
+    headers.insert("Nats-Last-Sequence", first.offset.to_string().as_str());
+    let operator = nats.operator().await;
+    // base64url of the stream's name.
+    operator
+        .publish_with_headers(format!("{prefix}.live.default.Y2hhdA"), headers, "\"foreign\"".into())
+        .await
+        .unwrap();
+    operator.flush().await.unwrap();
+    server.publish("chat", json!(2)).await;
+    client.expect_message(&public("chat"), json!(2)).await;
+}

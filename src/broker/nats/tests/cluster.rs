@@ -23,7 +23,7 @@ async fn leader(node: &Node) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loss_of_the_leader_costs_no_message_and_no_epoch() {
+async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_epoch() {
     let mut servers = Server::cluster(3);
     let mut config = everywhere(&servers);
     config.limits.history_limit = 100_000;

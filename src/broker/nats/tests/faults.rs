@@ -292,7 +292,7 @@ async fn a_deleted_log_is_created_anew_with_a_new_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_can_reset_the_epoch() {
+async fn ruling_21c_a_new_epoch_is_noticed_by_every_node_without_a_consumer() {
     let server = Server::start();
     let (node, other) = (Node::on(&server).await, Node::on(&server).await);
     let epoch = node.epoch();
