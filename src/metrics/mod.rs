@@ -81,6 +81,7 @@ metrics! {
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
+    Counter HISTORY_PAGES = "history_pages_read_total", "pages of history read from the store; clients that catch up together share them";
     Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";
     Counter HISTORY_REJECTED = "history_rejected_total", "history requests rejected, or gaps signalled";
     Counter SESSIONS_RESTORED = "sessions_restored_total", "sessions restored";
