@@ -2,8 +2,8 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind,
-    Secret, Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, RpcKind, Secret,
+    Streams,
 };
 use crate::auth::Secrets;
 use crate::auth::keys::{Purpose, derive_list};
@@ -203,11 +203,6 @@ fn rpc(config: &mut Config) {
     }
     if rpc.implementation == RpcKind::Http && !rpc.http_request_timeout.is_zero() {
         rpc.request_timeout = rpc.http_request_timeout;
-    }
-    if rpc.concurrency == 0 {
-        rpc.concurrency = Rpc::default().concurrency;
-        let text = format!("rpc_concurrency must be at least 1: {} is used", rpc.concurrency);
-        config.loaded.warnings.push(text);
     }
 }
 

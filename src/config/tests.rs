@@ -500,9 +500,9 @@ fn old_names_of_the_calls_to_the_application_are_understood() {
     assert_eq!(config.rpc.request_timeout, Duration::from_millis(200));
     let grpc = with("--rpc_request_timeout 1 --http_rpc_timeout 200").config();
     assert_eq!(grpc.rpc.request_timeout, Duration::from_millis(1));
-    let config = with("--disable_disconnect --disconnect_timeout 5 --rpc_concurrency 0").config();
-    assert_eq!((config.app.disconnect_mode, config.rpc.concurrency), (DisconnectMode::Never, 28));
-    assert_eq!(config.loaded.warnings.len(), 3, "{:?}", config.loaded.warnings);
+    let config = with("--disable_disconnect --disconnect_timeout 5").config();
+    assert_eq!(config.app.disconnect_mode, DisconnectMode::Never);
+    assert_eq!(config.loaded.warnings.len(), 2, "{:?}", config.loaded.warnings);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! From the configuration to the application: which wire, with which limits.
 
 use super::Application;
-use super::calls::Calls;
+use super::calls::{CallRules, Calls};
+pub use super::capacity::{Concurrency, Range};
 use super::dial::{Dialer, HostPort};
 use super::grpc::{Balancer, DEFAULT_MAX_RECV, Grpc, Target};
 use super::http::{Breaker, Http, Pool};
@@ -34,12 +35,17 @@ pub struct RpcConfig {
     pub implementation: Implementation,
     /// `host:port`, `dns:///host:port`, `grpc-list://h1:p,h2:p`, or a URL for HTTP.
     pub host: String,
-    /// Calls in flight at the same time, at least 1.
+    /// Calls in flight at the same time; 0: adaptive, within `range`.
     pub concurrency: usize,
+    pub range: Range,
     /// Limit of one attempt; zero: none over gRPC, 3 s over HTTP.
     pub request_timeout: Duration,
     /// Limit of all attempts of a call; zero: none.
     pub command_timeout: Duration,
+    /// Try a call again that the application may have executed before its connection broke.
+    pub retry_sent: bool,
+    /// Ask applications over gRPC whether they serve.
+    pub health_watch: bool,
     /// Bearer token over HTTP.
     pub http_secret: Option<Secret>,
     pub tls: TlsFiles,
@@ -66,8 +72,11 @@ impl From<&config::Rpc> for RpcConfig {
             },
             host: rpc.host.clone(),
             concurrency: rpc.concurrency,
+            range: Range { initial: rpc.concurrency_initial, min: rpc.concurrency_min, max: rpc.concurrency_max },
             request_timeout: rpc.request_timeout,
             command_timeout: rpc.command_timeout,
+            retry_sent: rpc.retry_sent,
+            health_watch: rpc.health_watch,
             http_secret: rpc.secret.clone(),
             tls: TlsFiles {
                 enabled: rpc.enable_tls,
@@ -79,6 +88,24 @@ impl From<&config::Rpc> for RpcConfig {
             max_recv_size: rpc.max_recv_size,
             max_send_size: rpc.max_send_size,
         }
+    }
+}
+
+impl RpcConfig {
+    fn concurrency(&self) -> Concurrency {
+        match self.concurrency {
+            0 => Concurrency::Adaptive(self.range),
+            fixed => Concurrency::Fixed(fixed),
+        }
+    }
+
+    fn calls(&self, request_timeout: Duration) -> Calls {
+        Calls::new(CallRules {
+            concurrency: self.concurrency(),
+            command_timeout: self.command_timeout,
+            request_timeout,
+            retry_sent: self.retry_sent,
+        })
     }
 }
 
@@ -124,7 +151,7 @@ fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
         max_recv: or_default(config.max_recv_size),
         max_send: limit(config.max_send_size),
     };
-    let calls = Calls::new(config.concurrency, config.command_timeout, config.request_timeout);
+    let calls = config.calls(config.request_timeout);
     Ok(Arc::new(Remote::new(calls, wire)))
 }
 
@@ -154,7 +181,7 @@ fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
         max_send: limit(config.max_send_size),
     };
     let request_timeout = if config.request_timeout.is_zero() { HTTP_REQUEST_TIMEOUT } else { config.request_timeout };
-    let calls = Calls::new(config.concurrency, config.command_timeout, request_timeout);
+    let calls = config.calls(request_timeout);
     Ok(Arc::new(Remote::new(calls, wire)))
 }
 

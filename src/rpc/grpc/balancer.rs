@@ -64,13 +64,13 @@ impl Balancer {
                 Phase::Failed(reason) if !self.recovering.swap(true, Ordering::Relaxed) => {
                     warn!(%reason, "connection is lost, trying to reconnect immediately");
                     self.wanted.notify_one();
-                    return Err(Failed::Unavailable(reason.clone()));
+                    return Err(Failed::Unreached(reason.clone()));
                 }
                 Phase::Failed(reason) if new => {
                     let reason = format!("grpc connection is not ready: {reason}");
                     return Err(Failed::Final(RpcError::Unreachable(reason)));
                 }
-                Phase::Failed(reason) => return Err(Failed::Unavailable(reason.clone())),
+                Phase::Failed(reason) => return Err(Failed::Unreached(reason.clone())),
                 Phase::Connecting => {
                     self.wanted.notify_one();
                     if updates.changed().await.is_err() {
