@@ -143,10 +143,10 @@ fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
     let target = Target::parse(&config.host).ok_or_else(bad)?;
     let with_tls = config.tls.enabled || config.tls.root_ca.is_some();
     let scheme = if with_tls { "https" } else { "http" };
-    let origin = format!("{scheme}://{}", target.authority()).parse().map_err(|_| bad())?;
+    let origin: http::Uri = format!("{scheme}://{}", target.authority()).parse().map_err(|_| bad())?;
     let tls = if with_tls { Some(config.tls.client(b"h2")?) } else { None };
     let wire = Grpc {
-        balancer: Balancer::start(target, Dialer { tls }),
+        balancer: Balancer::start(target, Dialer { tls }, config.health_watch.then(|| origin.clone())),
         origin,
         max_recv: or_default(config.max_recv_size),
         max_send: limit(config.max_send_size),

@@ -20,6 +20,9 @@ use tower_service::Service;
 /// How long a keepalive may stay unanswered before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How often an idle connection is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Handle of an open connection; cheap to clone. The connection ends when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Channel {
@@ -62,7 +65,7 @@ pub async fn open(
         .map_err(|error| describe(&error))?;
     let open = Open::new();
     let driven = async move {
-        let result = connection.await;
+        let result = driven(connection).await;
         drop(open);
         match result {
             Ok(()) => Ended { reason: "the connection was closed".to_owned(), too_many_pings: false },
@@ -70,6 +73,18 @@ pub async fn open(
         }
     };
     Ok((Channel { sender }, driven))
+}
+
+/// Drives the connection until it takes no more requests. That the server wants no more (GOAWAY) is noticed only when the
+/// connection is looked at, and as long as the question for its health stands it would not end by itself; a server that
+/// stops gracefully waits for that.
+async fn driven<F: Future<Output = T>, T>(connection: F) -> T {
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        if let Ok(result) = tokio::time::timeout(LOOK, connection.as_mut()).await {
+            return result;
+        }
+    }
 }
 
 impl Channel {

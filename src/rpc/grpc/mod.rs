@@ -2,6 +2,7 @@
 
 mod balancer;
 mod channel;
+mod health;
 mod owner;
 mod target;
 

@@ -50,11 +50,11 @@ impl Stub {
         })
     }
 
-    async fn serve(&self) -> Server {
+    pub async fn serve(&self) -> Server {
         Server::start(Version::Http2, self.handler()).await
     }
 
-    fn asked(&self) -> usize {
+    pub fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 }

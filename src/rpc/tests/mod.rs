@@ -1,6 +1,7 @@
 //! Calls against real servers: one of gRPC and one of HTTP, each scripted by its test.
 
 mod grpc;
+mod health;
 mod http;
 mod server;
 mod tls;
