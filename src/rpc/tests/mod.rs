@@ -3,6 +3,7 @@
 mod grpc;
 mod health;
 mod http;
+mod sent;
 mod server;
 mod tls;
 
