@@ -2,6 +2,7 @@
 //! Whoever finds no slot waits in line.
 
 use crate::metrics;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 /// Bounds of a limit that adapts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct ConcurrencyRange {
     pub initial: usize,
     pub min: usize,
     pub max: usize,
@@ -21,7 +22,19 @@ pub struct Range {
 pub enum Concurrency {
     /// At least 1.
     Fixed(usize),
-    Adaptive(Range),
+    Adaptive(ConcurrencyRange),
+}
+
+/// As the start line has it.
+impl fmt::Display for Concurrency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(limit) => write!(f, "{limit}"),
+            Self::Adaptive(ConcurrencyRange { initial, min, max }) => {
+                write!(f, "auto (initial={initial}, min={min}, max={max})")
+            }
+        }
+    }
 }
 
 /// Time between two steps in the same direction: the calls of one crowd say the same thing many times.
@@ -32,14 +45,14 @@ const REST: Duration = Duration::from_secs(5);
 /// The limit over time, without slots: one step per second at most, a fifth down or a tenth up.
 #[derive(Debug)]
 struct Limit {
-    range: Range,
+    range: ConcurrencyRange,
     now: usize,
     next_down: Option<Instant>,
     next_up: Option<Instant>,
 }
 
 impl Limit {
-    fn new(range: Range) -> Self {
+    fn new(range: ConcurrencyRange) -> Self {
         Self { range, now: range.initial, next_down: None, next_up: None }
     }
 
@@ -203,7 +216,7 @@ mod tests {
     use super::*;
     use tokio::time::advance;
 
-    const RANGE: Range = Range { initial: 25, min: 5, max: 100 };
+    const RANGE: ConcurrencyRange = ConcurrencyRange { initial: 25, min: 5, max: 100 };
 
     fn limits(steps: usize, mut step: impl FnMut() -> usize) -> Vec<usize> {
         (0..steps).map(|_| step()).collect()
@@ -246,7 +259,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lower_limit_holds_as_soon_as_running_calls_end() {
-        let capacity = Capacity::new(Concurrency::Adaptive(Range { initial: 10, min: 1, max: 12 }));
+        let capacity = Capacity::new(Concurrency::Adaptive(ConcurrencyRange { initial: 10, min: 1, max: 12 }));
         let mut running = Vec::new();
         for _ in 0..10 {
             running.push(capacity.acquire().await);
@@ -268,7 +281,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_higher_limit_lets_the_next_in_line_go() {
-        let capacity = Capacity::new(Concurrency::Adaptive(Range { initial: 1, min: 1, max: 2 }));
+        let capacity = Capacity::new(Concurrency::Adaptive(ConcurrencyRange { initial: 1, min: 1, max: 2 }));
         let _first = capacity.acquire().await;
         let _second = tokio::time::timeout(STEP, capacity.acquire()).await.expect("its waiting raised the limit");
         assert_eq!(capacity.limit(), 2);

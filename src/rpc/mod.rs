@@ -14,7 +14,7 @@ mod tests;
 mod tls;
 mod wire;
 
-pub use start::{Implementation, RpcConfig, RpcStartError, TlsFiles, start};
+pub use start::{Concurrency, ConcurrencyRange, Implementation, RpcConfig, RpcStartError, TlsFiles, start};
 
 use async_trait::async_trait;
 use std::collections::BTreeMap;

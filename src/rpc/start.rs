@@ -2,7 +2,7 @@
 
 use super::Application;
 use super::calls::{CallRules, Calls};
-pub use super::capacity::{Concurrency, Range};
+pub use super::capacity::{Concurrency, ConcurrencyRange};
 use super::dial::{Dialer, HostPort};
 use super::grpc::{Balancer, DEFAULT_MAX_RECV, Grpc, Target};
 use super::http::{Breaker, Http, Pool};
@@ -37,7 +37,7 @@ pub struct RpcConfig {
     pub host: String,
     /// Calls in flight at the same time; 0: adaptive, within `range`.
     pub concurrency: usize,
-    pub range: Range,
+    pub range: ConcurrencyRange,
     /// Limit of one attempt; zero: none over gRPC, 3 s over HTTP.
     pub request_timeout: Duration,
     /// Limit of all attempts of a call; zero: none.
@@ -72,7 +72,11 @@ impl From<&config::Rpc> for RpcConfig {
             },
             host: rpc.host.clone(),
             concurrency: rpc.concurrency,
-            range: Range { initial: rpc.concurrency_initial, min: rpc.concurrency_min, max: rpc.concurrency_max },
+            range: ConcurrencyRange {
+                initial: rpc.concurrency_initial,
+                min: rpc.concurrency_min,
+                max: rpc.concurrency_max,
+            },
             request_timeout: rpc.request_timeout,
             command_timeout: rpc.command_timeout,
             retry_sent: rpc.retry_sent,
@@ -92,7 +96,8 @@ impl From<&config::Rpc> for RpcConfig {
 }
 
 impl RpcConfig {
-    fn concurrency(&self) -> Concurrency {
+    /// How many calls may be in flight.
+    pub fn concurrency(&self) -> Concurrency {
         match self.concurrency {
             0 => Concurrency::Adaptive(self.range),
             fixed => Concurrency::Fixed(fixed),

@@ -1,5 +1,6 @@
 //! Calls against real servers: one of gRPC and one of HTTP, each scripted by its test.
 
+mod capacity;
 mod grpc;
 mod health;
 mod http;
