@@ -3,7 +3,7 @@
 use super::load::{ConfigError, Fault, Given};
 use super::{
     BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, RpcKind, Secret,
-    Streams,
+    Streams, application,
 };
 use crate::auth::Secrets;
 use crate::auth::keys::{Purpose, derive_list};
@@ -23,6 +23,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
     faults.extend(empty_secrets(&given));
     faults.extend(nats_methods(&given));
     faults.extend(adapters(&given));
+    faults.extend(application::faults(&given));
     let servers_are_default = given.is_default("nats.servers");
 
     let embedded_name_given = !given.config.embedded_nats.name.is_empty();
@@ -34,7 +35,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
         config.logging.level = LogLevel::Debug;
     }
     secrets(config);
-    rpc(config);
+    application::resolve(config);
     embedded(config, servers_are_default);
     if config.broadcast_adapters.contains(&BroadcastAdapter::Redis) {
         // `http,redis` is the usual list of the field; without a Redis it means `http`.
@@ -183,27 +184,6 @@ fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener
         port => port,
     };
     if port == main { BroadcastListener::Main } else { BroadcastListener::Own(port) }
-}
-
-fn rpc(config: &mut Config) {
-    let derived = config.secret.as_ref().and_then(|secrets| derive_list(secrets, Purpose::Rpc));
-    let rpc = &mut config.rpc;
-    // Of a list the first is sent; the application accepts all of them.
-    let keys = secret_or(&rpc.secret, &derived);
-    rpc.secret = keys.and_then(|keys| Secrets::parse(keys.expose()).first().cloned());
-    for name in &mut rpc.proxy_headers {
-        name.make_ascii_lowercase();
-    }
-    if config.norpc {
-        rpc.implementation = RpcKind::None;
-    }
-    if rpc.implementation == RpcKind::ByScheme {
-        let is_url = rpc.host.starts_with("http://") || rpc.host.starts_with("https://");
-        rpc.implementation = if is_url { RpcKind::Http } else { RpcKind::Grpc };
-    }
-    if rpc.implementation == RpcKind::Http && !rpc.http_request_timeout.is_zero() {
-        rpc.request_timeout = rpc.http_request_timeout;
-    }
 }
 
 fn embedded(config: &mut Config, servers_are_default: bool) {

@@ -121,6 +121,10 @@ pub enum RpcStartError {
     GrpcHost(String),
     #[error("rpc_host {0:?} is no URL for HTTP RPC: use http://host:port/path or https://host:port/path")]
     HttpHost(String),
+    #[error(
+        "rpc_host holds a user or a password, which is not sent: calls over HTTP carry http_rpc_secret as a bearer token"
+    )]
+    Credentials,
     #[error("http_rpc_secret cannot be sent: it may only contain printable ASCII characters")]
     Secret,
     #[error(transparent)]
@@ -163,6 +167,9 @@ fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
 fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
     let bad = || RpcStartError::HttpHost(config.host.clone());
     let url = url::Url::parse(&config.host).map_err(|_| bad())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(RpcStartError::Credentials);
+    }
     let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
     let port = url.port_or_known_default().ok_or_else(bad)?;
     let named = &url[url::Position::BeforeHost..url::Position::AfterPort];
