@@ -46,10 +46,15 @@ impl Builder {
     }
 
     /// Gives an option another value.
-    pub fn replace(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn replace(self, name: &str, value: impl ToString) -> Self {
+        self.without(name).option(name, value)
+    }
+
+    /// Leaves an option at its default.
+    pub fn without(mut self, name: &str) -> Self {
         let prefix = format!("--{name}=");
         self.options.retain(|option| !option.starts_with(&prefix));
-        self.option(name, value)
+        self
     }
 
     /// Starts the server and waits until it is ready.
