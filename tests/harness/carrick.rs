@@ -317,6 +317,20 @@ impl Server {
         http::request(self.http, "GET", path, &[], b"").await
     }
 
+    /// The present value of a metric; the server needs `--metrics_http=/metrics`.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let page = self.get("/metrics").await.body;
+        let start = format!("anycable_go_{name} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name} in {page}"))
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn metric_becomes(&self, name: &str, value: i64) {
+        super::eventually(&format!("{name} is {value}"), async || (self.metric(name).await == value).then_some(()))
+            .await;
+    }
+
     pub async fn is_ready(&self) -> bool {
         self.get("/ready").await.status == 200
     }

@@ -23,4 +23,4 @@ pub use carrick::Server;
 pub use client::{Client, Delivery, Position};
 pub use frames::*;
 pub use nats::NatsServer;
-pub use patience::{PATIENCE, eventually, unix_now};
+pub use patience::{PATIENCE, SILENCE, eventually, let_pass, unix_now};

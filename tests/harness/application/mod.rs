@@ -166,7 +166,8 @@ impl Application {
 
     /// The same options, in front of it: nobody is let in without it.
     pub fn behind(&self, builder: Builder) -> Builder {
-        builder.without("norpc").without("noauth").replace("rpc_host", self.host())
+        let builder = builder.without("norpc").without("noauth").replace("rpc_host", self.host());
+        builder.replace("metrics_http", "/metrics")
     }
 
     // --- what was called ---------------------------------------------------------------------------------------------
