@@ -1,5 +1,7 @@
 //! With the user's application: a stub that is a real gRPC or HTTP server. Each test runs over both.
 //!
 //! * `scenarios`: what the conformance suite of Action Cable servers asks for, and what comes with it
+//! * `tokens`: JWT before the application
 
 mod scenarios;
+mod tokens;
