@@ -2,6 +2,8 @@
 //!
 //! * `scenarios`: what the conformance suite of Action Cable servers asks for, and what comes with it
 //! * `tokens`: JWT before the application
+//! * `faults`: an application that dies, hangs, answers nonsense
 
+mod faults;
 mod scenarios;
 mod tokens;
