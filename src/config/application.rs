@@ -1,7 +1,7 @@
 //! Rules that join options of the application's side: calls, the token, telling who left.
 
 use super::load::{Fault, Given};
-use super::{BrokerKind, Config, DisconnectMode, Rpc, RpcKind, Secret};
+use super::{BrokerKind, Config, DisconnectMode, Rpc, RpcKind};
 use crate::auth::Secrets;
 use crate::auth::keys::{Purpose, derive_list};
 use std::time::Duration;
@@ -45,12 +45,12 @@ fn saves_sessions(config: &Config) -> bool {
 
 /// Turns what was given into what it means. Takes place when the application secret is resolved.
 pub(super) fn resolve(config: &mut Config) {
-    let no_token_wanted = [&config.rpc.secret, &config.secret].into_iter().flatten().any(|one| one.expose() == "none");
+    let no_token_wanted = config.rpc.secret.as_ref().is_some_and(|secret| Secrets::parse(secret.expose()).is_empty());
     let derived = config.secret.as_ref().and_then(|secrets| derive_list(secrets, Purpose::Rpc));
     let rpc = &mut config.rpc;
     // Of a list the first is sent; the application accepts all of them.
     let keys = if rpc.secret.is_some() { rpc.secret.take() } else { derived };
-    rpc.secret = keys.and_then(|keys: Secret| Secrets::parse(keys.expose()).first().cloned());
+    rpc.secret = keys.and_then(|keys| Secrets::parse(keys.expose()).first().cloned());
     for name in &mut rpc.proxy_headers {
         name.make_ascii_lowercase();
     }

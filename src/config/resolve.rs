@@ -76,7 +76,7 @@ fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
     missing.map(|(key, _)| given.fault(key, "a file that exists")).collect()
 }
 
-/// Lists of secrets without a secret, such as `,`: what they should guard must not be open.
+/// Lists of secrets without a secret, such as `,`, or with `none` among secrets: what they should guard must not be open.
 fn empty_secrets(given: &Given) -> Vec<Fault> {
     let Config { secret, broadcast_key, jwt, rpc, streams, .. } = &given.config;
     let lists = [
@@ -88,9 +88,12 @@ fn empty_secrets(given: &Given) -> Vec<Fault> {
         ("streams.turbo_secret", &streams.turbo_secret),
         ("streams.cable_ready_secret", &streams.cable_ready_secret),
     ];
-    let is_empty = |text: &str| text.split(',').all(|entry| entry.trim().is_empty());
-    let empty = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| is_empty(list.expose())));
-    empty.map(|(key, _)| given.fault(key, "one or more secrets separated by commas, or `none`")).collect()
+    let is_unclear = |text: &str| {
+        let entries: Vec<_> = text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+        entries.is_empty() || (entries.len() > 1 && entries.contains(&"none"))
+    };
+    let unclear = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| is_unclear(list.expose())));
+    unclear.map(|(key, _)| given.fault(key, "one or more secrets separated by commas, or `none` alone")).collect()
 }
 
 /// Options that need each other.

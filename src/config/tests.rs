@@ -231,8 +231,8 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
         ("--jwt_param a.b", ["jwt_param", "\"a.b\"", "A-Z"]),
         ("--enforce_jwt", ["enforce_jwt", "true", "jwt_secret, jwt_key_file"]),
         ("--enforce_jwt --secret a --jwt_secret none", ["enforce_jwt", "true", "only with"]),
-        ("--secret=,", ["secret", "***", "or `none`"]),
-        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none`"]),
+        ("--secret=,", ["secret", "***", "or `none` alone"]),
+        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none` alone"]),
         (
             "--rpc_concurrency 0 --rpc_concurrency_initial 3",
             ["rpc_concurrency_initial", "3", "rpc_concurrency_min (5)"],
@@ -245,6 +245,7 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
             "--broker memory --sessions_ttl 20 --disconnect_grace 5",
             ["disconnect_grace", "0, or a sessions_ttl above 30s", "sessions_ttl is 20s"],
         ),
+        ("--jwt_secret none,a", ["jwt_secret", "***", "or `none` alone"]),
         ("--ready_path /health", ["ready_path", "/health", "taken"]),
         ("--path /health", ["path", "/health", "taken"]),
     ] {
