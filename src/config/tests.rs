@@ -431,7 +431,7 @@ fn deprecated_names_work_with_a_warning() {
 }
 
 #[test]
-fn the_usual_list_of_adapters_means_http() {
+fn ruling_31_the_usual_list_of_adapters_means_http() {
     let config = with("--broadcast_adapter http,redis").config();
     assert_eq!(config.broadcast_adapters, [BroadcastAdapter::Http]);
     assert!(config.loaded.warnings.iter().any(|warning| warning.contains("redis")));

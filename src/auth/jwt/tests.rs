@@ -199,7 +199,7 @@ fn of_a_repeated_claim_the_last_counts_and_a_repeated_header_field_is_refused() 
 }
 
 #[test]
-fn an_expired_session_is_restored_only_if_asked_for() {
+fn ruling_24_an_expired_session_is_restored_only_if_asked_for() {
     let config = JwtConfig { secrets: Secrets::parse("a"), ..JwtConfig::default() };
     let strict = Jwt::new(config.clone()).unwrap();
     assert!(strict.may_restore(None, NOW) && strict.may_restore(Some(NOW + 1), NOW));

@@ -43,7 +43,7 @@ impl Question {
     }
 
     /// Waits for the next word. The question goes on unless that was [`Word::NoHealth`].
-    pub async fn next(mut self) -> (Word, Self) {
+    pub async fn next(&mut self) -> Word {
         if self.failures > 0 && self.stream.is_none() {
             tokio::time::sleep(delay(self.failures)).await;
         }
@@ -54,7 +54,7 @@ impl Question {
         } else {
             self.failures = 0;
         }
-        (word, self)
+        word
     }
 
     async fn message(&mut self) -> Result<Option<HealthCheckResponse>, Status> {

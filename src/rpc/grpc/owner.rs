@@ -86,7 +86,7 @@ enum Event {
     Dialled(u64, Result<(Channel, Driven), String>),
     Ended(u64, Ended),
     /// Slot and connection.
-    Heard(u64, u64, Word, Question),
+    Heard(u64, u64, Word, Box<Question>),
 }
 
 pub struct Owner {
@@ -256,7 +256,7 @@ impl Owner {
                 let mut health = Health::default();
                 if let Some(origin) = &self.health {
                     let question = Question::new(channel.clone(), origin.clone());
-                    health.asking(self.tasks.spawn(listen(id, number, question)));
+                    health.asking(self.tasks.spawn(listen(id, number, Box::new(question))));
                 }
                 slot.state = State::Ready(Connection { channel, since: Instant::now(), health, number });
             }
@@ -269,7 +269,7 @@ impl Owner {
     }
 
     /// The application behind a connection says how it is.
-    fn heard(&mut self, id: u64, number: u64, word: Word, question: Question) {
+    fn heard(&mut self, id: u64, number: u64, word: Word, question: Box<Question>) {
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return };
         let State::Ready(connection) = &mut slot.state else { return };
         if connection.number != number {
@@ -333,8 +333,8 @@ impl Owner {
     }
 }
 
-async fn listen(id: u64, number: u64, question: Question) -> Event {
-    let (word, question) = question.next().await;
+async fn listen(id: u64, number: u64, mut question: Box<Question>) -> Event {
+    let word = question.next().await;
     Event::Heard(id, number, word, question)
 }
 
