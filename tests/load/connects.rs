@@ -90,7 +90,7 @@ fn describe_stay(report: &mut Report, burst: &Burst<'_>, stayed: &Outcome, concu
     report.time("ideal_p99_us", "ideal, 99 % within", ideal(0.99));
     report.time("ideal_max_us", "ideal, all within", ideal(1.0));
     // Within one rush the order of coming is up to the system as well, so that this is not judged.
-    report.count("rush_places_lost_max", "places lost in the rush, at most", places_lost(&stayed).0);
+    report.count("rush_places_lost_max", "places lost in the rush, at most", places_lost(&stayed.welcomed_order()).0);
     report.count("most_running", "calls at the same time, at most", stayed.most_running as u64);
     report.count("failures", "not let in", (burst.clients - welcomes.len()) as u64);
     if welcomes.len() != burst.clients {
@@ -107,11 +107,13 @@ fn describe_stay(report: &mut Report, burst: &Burst<'_>, stayed: &Outcome, concu
 /// Nobody is let in long after its turn.
 fn describe_order(report: &mut Report, in_turn: &Outcome, pace: Duration, concurrency: usize) {
     report.time("pace_us", "one after another, each after", pace);
-    let lost = places_lost(in_turn);
-    report.count("places_lost_p99", "places lost, 99 % at most", lost.1);
-    report.count("places_lost_max", "places lost, all at most", lost.0);
+    let called: Vec<Number> = in_turn.calls.iter().map(|(client, _)| *client).collect();
+    let lost = places_lost(&called);
+    report.count("places_lost_p99", "places lost in the queue, 99 % at most", lost.1);
+    report.count("places_lost_max", "places lost in the queue, all at most", lost.0);
+    report.count("welcome_places_lost_max", "until welcome, all at most", places_lost(&in_turn.welcomed_order()).0);
     if lost.0 as usize > 2 * concurrency {
-        report.broken(format!("a client was let in {} places after its turn", lost.0));
+        report.broken(format!("the application was asked about a client {} places after its turn", lost.0));
     }
 }
 
@@ -144,13 +146,11 @@ fn describe_leave(report: &mut Report, gone: &Outcome, canceled: i64, give_up: D
     }
 }
 
-/// The most, and what 99 % stay within, of places that a client lost to others who came later.
-fn places_lost(outcome: &Outcome) -> (u64, u64) {
-    let let_in = |(index, (asked, took)): (usize, (&Instant, &Option<Duration>))| Some((*asked + (*took)?, index));
-    let mut order: Vec<_> = outcome.asked.iter().zip(&outcome.welcomes).enumerate().filter_map(let_in).collect();
-    order.sort_unstable();
+/// The most, and what 99 % stay within, of places that a client lost to others who came later. Numbers are in the order
+/// of coming.
+fn places_lost(order: &[Number]) -> (u64, u64) {
     let mut lost: Vec<u64> =
-        order.iter().enumerate().map(|(place, (_, index))| place.saturating_sub(*index) as u64).collect();
+        order.iter().enumerate().map(|(place, client)| place.saturating_sub(*client) as u64).collect();
     lost.sort_unstable();
     (lost.last().copied().unwrap_or(0), lost.get(lost.len() * 99 / 100).copied().unwrap_or(0))
 }
@@ -182,6 +182,16 @@ struct Outcome {
     calls: Vec<(Number, Instant)>,
     cancelled: u64,
     most_running: usize,
+}
+
+impl Outcome {
+    /// Clients in the order in which they were let in.
+    fn welcomed_order(&self) -> Vec<Number> {
+        let let_in = |(index, (asked, took)): (usize, (&Instant, &Option<Duration>))| Some((*asked + (*took)?, index));
+        let mut order: Vec<_> = self.asked.iter().zip(&self.welcomes).enumerate().filter_map(let_in).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, client)| client).collect()
+    }
 }
 
 impl Burst<'_> {
