@@ -19,6 +19,8 @@ use url::Url;
 pub const EXIT_UNABLE: u8 = 2;
 /// For all clients to connect and subscribe.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+/// Clocks jump no later than this, so that there are returns afterwards.
+const LATEST_JUMP: Duration = Duration::from_secs(5);
 /// Sources per stream: several, so that their order is not that of one connection.
 const LANES: u16 = 2;
 
@@ -80,6 +82,14 @@ pub fn command() -> Command {
         )
         .arg(range("stay", "0.3-3").help("Seconds that a client stays before it drops"))
         .arg(range("away", "0.1-5").help("Seconds that it is away"))
+        .arg(
+            Arg::new("clock-jump")
+                .long("clock-jump")
+                .value_name("SECONDS")
+                .value_parser(value_parser!(u32))
+                .default_value("0")
+                .help("After a third of the time (5 s at most) one client in three is ahead by this, and one behind"),
+        )
         .arg(seconds("retry-for", "25").help(
             "How long a publication is tried again with its key; keep it below the server's window for duplicates",
         ))
@@ -110,6 +120,8 @@ struct Plan {
     duration: Duration,
     patience: Duration,
     losses_may_be_told: bool,
+    /// Seconds; 0: clocks stay right.
+    clock_jump: i64,
 }
 
 /// # Errors
@@ -169,6 +181,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         duration: seconds("duration")?,
         patience: seconds("patience")?,
         losses_may_be_told: matches.get_flag("allow-rejects"),
+        clock_jump: i64::from(number("clock-jump")?),
     })
 }
 
@@ -198,6 +211,7 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
     tokio::select! {
         () = tokio::time::sleep(plan.duration) => {}
         () = waves(&check, &plan) => {}
+        () = jump(&check, &plan) => {}
         _ = tokio::signal::ctrl_c() => eprintln!("carrick verify: interrupted, waiting for the last messages"),
     }
     let (outcome, behind) = check.finish(plan.patience).await.map_err(Unable::new)?;
@@ -221,6 +235,13 @@ async fn waves(check: &Check, plan: &Plan) {
         check.drop_all();
         tokio::time::sleep(plan.habits.away.end).await;
     }
+}
+
+/// Makes clocks jump, if that is wanted; never ends.
+async fn jump(check: &Check, plan: &Plan) {
+    tokio::time::sleep((plan.duration / 3).min(LATEST_JUMP)).await;
+    check.jump_clocks(plan.clock_jump);
+    std::future::pending().await
 }
 
 /// Where the server of this client address takes publications.

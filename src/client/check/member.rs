@@ -29,6 +29,7 @@ pub struct Arrival {
     pub position: Option<(Arc<str>, u64)>,
     /// Counts the client's connections.
     pub connection: u32,
+    pub at: Instant,
 }
 
 /// The server said that messages of a subscription are lost.
@@ -65,6 +66,8 @@ pub struct Record {
     pub disconnects: u32,
     /// Connections that heard nothing for two ping intervals.
     pub silences: u32,
+    /// Returns with a clock that is wrong.
+    pub skewed: u32,
 }
 
 /// What the run watches while it runs.
@@ -107,6 +110,8 @@ pub struct Member {
     phase: watch::Receiver<Phase>,
     /// Counts the moments in which all drop.
     waves: watch::Receiver<u64>,
+    /// By how many seconds its clock is wrong, from the next connection on.
+    skew: watch::Receiver<i64>,
     silent: Option<Arc<Silent>>,
     progress: Arc<Progress>,
     stock: StockClient,
@@ -132,13 +137,14 @@ pub struct Surroundings {
     pub urls: Vec<Url>,
     pub phase: watch::Receiver<Phase>,
     pub waves: watch::Receiver<u64>,
+    pub skew: watch::Receiver<i64>,
     pub silent: Option<Arc<Silent>>,
     pub progress: Arc<Progress>,
 }
 
 impl Member {
     pub fn new(follower: Follower, habits: Habits, surroundings: Surroundings) -> Self {
-        let Surroundings { urls, phase, waves, silent, progress } = surroundings;
+        let Surroundings { urls, phase, waves, skew, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
         let record = Record {
@@ -152,6 +158,7 @@ impl Member {
             resumes: Vec::new(),
             disconnects: 0,
             silences: 0,
+            skewed: 0,
         };
         Self {
             urls,
@@ -159,6 +166,7 @@ impl Member {
             habits,
             phase,
             waves,
+            skew,
             silent,
             progress,
             stock,
@@ -233,6 +241,10 @@ impl Member {
     async fn stay(&mut self, mut link: Connection, first_absence: bool) -> End {
         self.connection += 1;
         let returning = self.stock.url_sid().is_some_and(|sid| !sid.is_empty());
+        // Read once: the stock client measures its waiting by another clock, which does not jump.
+        let skew = *self.skew.borrow() * self.record.follower.clock();
+        let now_secs = || now_secs().saturating_add_signed(skew);
+        self.record.skewed += u32::from(returning && skew != 0);
         self.stock.on_open(now_secs());
         let mut heard = Instant::now();
         let mut tick = Instant::now();
@@ -358,7 +370,7 @@ impl Member {
             (Arc::clone(&self.epoch), at.offset)
         });
         self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
-        self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection });
+        self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection, at: Instant::now() });
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Ack {
     /// Epoch and offset; `None` from servers that do not tell.
     pub position: Option<(Arc<str>, u64)>,
     pub duplicate: bool,
+    /// When its first attempt began.
+    pub begun: Instant,
     pub at: Instant,
 }
 
@@ -132,6 +134,7 @@ impl Source {
             r#"{{"lane":{lane},"n":{n},"text":"the quick brown fox jumps over the lazy dog, again and again and again"}}"#
         );
         let message = Outgoing { stream: &self.stream, data: &data, meta: OutgoingMeta::default() };
+        let begun = Instant::now();
         let key = format!("{}-{}-{lane}-{n}", self.outlet.run, self.stream);
         let answer = match publishers.publish(&message, &key, self.outlet.retry_for).await {
             Ok(answer) => answer,
@@ -148,7 +151,7 @@ impl Source {
             },
             other => return published.errors.push(format!("{} {id:?}: strange answer {other:?}", self.stream)),
         };
-        published.acks.push(Ack { id, position, duplicate, at: Instant::now() });
+        published.acks.push(Ack { id, position, duplicate, begun, at: Instant::now() });
         self.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 }
