@@ -4,7 +4,9 @@
 //! that the checker must find guilty.
 
 mod checker;
+mod counters;
 mod deployment;
+mod disk;
 mod fault;
 #[path = "../harness/mod.rs"]
 #[macro_use]
@@ -12,15 +14,21 @@ mod fault;
 mod harness;
 mod jetstream;
 mod nats_cluster;
+mod network;
+mod old_build;
 #[path = "../kill/proc.rs"]
 #[allow(dead_code, reason = "shared with the kill tests; not all of it is needed here")]
 mod proc;
+mod proof;
+mod pulse;
 mod sabotage;
+mod strike;
 mod table;
 mod unable;
 
 use deployment::{Deployment, Setup};
 use fault::Fault;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use table::Size;
 
@@ -76,7 +84,8 @@ fn long_table() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let size = Size::from_environment();
     let only = std::env::var("CARRICK_FAULTS_ONLY").unwrap_or_default();
-    println!("{}", table::HEADER);
+    let mut page = Page::open();
+    page.line(table::HEADER);
     let mut failed = Vec::new();
     let mut delivered = 0;
     for setup in Setup::ALL {
@@ -86,17 +95,34 @@ fn long_table() {
             }
             // A cell that could not be run does not end the table.
             let Ok(row) = std::panic::catch_unwind(|| table::cell(setup, fault, &size)) else {
-                println!("| {setup} | {fault} | could not be run, see the errors |");
+                page.line(&format!("| {setup} | {fault} | **FAIL**: could not be run, see the errors |"));
                 failed.push(format!("{setup}, {fault}: could not be run"));
                 continue;
             };
-            println!("{row}");
+            page.line(&row.to_string());
             delivered += row.delivered();
             if !row.passed() {
                 failed.push(format!("{row}\n{}", row.details()));
             }
         }
     }
-    println!("\n{delivered} deliveries checked.");
+    page.line(&format!("\n{delivered} deliveries checked, {} rows failed.", failed.len()));
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Where the table goes as it grows: standard output, and the file that `CARRICK_FAULTS_OUT` names.
+struct Page(Option<std::fs::File>);
+
+impl Page {
+    fn open() -> Self {
+        let path = std::env::var_os("CARRICK_FAULTS_OUT");
+        Self(path.map(|path| std::fs::File::create(path).expect("the file of the table can be created")))
+    }
+
+    fn line(&mut self, text: &str) {
+        println!("{text}");
+        if let Some(file) = &mut self.0 {
+            writeln!(file, "{text}").expect("the table can be written");
+        }
+    }
 }
