@@ -1,5 +1,6 @@
 //! `carrick verify`: checks a running deployment: publishes, drops and returns clients, and counts what went wrong.
 
+use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
@@ -11,6 +12,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use url::Url;
@@ -55,6 +57,13 @@ pub fn command() -> Command {
             "Broadcast endpoint; several: publishers move on to the next after a failure \
                  [default: /_broadcast of each --url, on port 8090 without --secret and --key]",
         ))
+        .arg(
+            Arg::new("ca-file")
+                .long("ca-file")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("PEM file of the authorities to trust with wss:// and https://, instead of the system's"),
+        )
         .arg(
             Arg::new("secret")
                 .long("secret")
@@ -127,7 +136,12 @@ struct Plan {
 /// # Errors
 /// Standard output cannot be used.
 pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let report = match check(plan(matches)?).await {
+    let plan = plan(matches).map_err(|error| Unable::new(format!("{error:#}")));
+    let outcome = match plan {
+        Ok(plan) => check(plan).await,
+        Err(error) => Err(error),
+    };
+    let report = match outcome {
         Ok(report) => report,
         Err(error) => {
             eprintln!("carrick verify: cannot check: {error}");
@@ -160,12 +174,13 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         Some("all-at-once") => Drops::AllAtOnce,
         _ => Drops::Random,
     };
+    let trust = matches.get_one::<PathBuf>("ca-file").map(|path| Trust::file(path)).transpose()?;
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
     let members = number("clients")? as usize;
     Ok(Plan {
         urls,
-        outlet: Outlet { urls: publish_urls, key, run: run.clone(), retry_for: seconds("retry-for")? },
+        outlet: Outlet { urls: publish_urls, key, trust, run: run.clone(), retry_for: seconds("retry-for")? },
         roster: Roster {
             prefix: format!("verify/{run}/"),
             seed,
@@ -248,13 +263,14 @@ async fn jump(check: &Check, plan: &Plan) {
 fn broadcast_url(url: &Url, has_key: bool) -> String {
     let host = url.host_str().unwrap_or("127.0.0.1");
     let port = if has_key { url.port_or_known_default().unwrap_or(80) } else { 8090 };
-    format!("http://{host}:{port}/_broadcast")
+    let scheme = if url.scheme() == "wss" { "https" } else { "http" };
+    format!("{scheme}://{host}:{port}/_broadcast")
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {
     match Url::parse(text) {
-        Ok(url) if url.scheme() == "ws" => Ok(url),
-        _ => Err("not a WebSocket address, use ws://HOST[:PORT]/PATH".to_owned()),
+        Ok(url) if matches!(url.scheme(), "ws" | "wss") => Ok(url),
+        _ => Err("not a WebSocket address, use ws://HOST[:PORT]/PATH or wss://…".to_owned()),
     }
 }
 
@@ -292,6 +308,8 @@ mod tests {
         let url = Url::parse("ws://h:81/cable").unwrap();
         assert_eq!(broadcast_url(&url, true), "http://h:81/_broadcast");
         assert_eq!(broadcast_url(&url, false), "http://h:8090/_broadcast");
+        let url = Url::parse("wss://h/cable").unwrap();
+        assert_eq!(broadcast_url(&url, true), "https://h:443/_broadcast");
     }
 
     #[test]

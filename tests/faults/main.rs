@@ -7,6 +7,7 @@ mod checker;
 mod counters;
 mod deployment;
 mod disk;
+mod encrypted;
 mod fault;
 #[path = "../harness/mod.rs"]
 #[macro_use]

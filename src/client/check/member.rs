@@ -5,7 +5,7 @@ use super::source::Id;
 use super::{Drops, Phase};
 use crate::client::connection::url_with_sid;
 use crate::client::frame::Data;
-use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, now_secs};
+use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, Trust, now_secs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -105,6 +105,7 @@ pub struct Habits {
 pub struct Member {
     /// It comes back through any of them.
     urls: Vec<Url>,
+    trust: Option<Trust>,
     dice: Dice,
     habits: Habits,
     phase: watch::Receiver<Phase>,
@@ -135,6 +136,7 @@ enum End {
 /// What a [`Member`] is given to work with.
 pub struct Surroundings {
     pub urls: Vec<Url>,
+    pub trust: Option<Trust>,
     pub phase: watch::Receiver<Phase>,
     pub waves: watch::Receiver<u64>,
     pub skew: watch::Receiver<i64>,
@@ -144,7 +146,7 @@ pub struct Surroundings {
 
 impl Member {
     pub fn new(follower: Follower, habits: Habits, surroundings: Surroundings) -> Self {
-        let Surroundings { urls, phase, waves, skew, silent, progress } = surroundings;
+        let Surroundings { urls, trust, phase, waves, skew, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
         let record = Record {
@@ -162,6 +164,7 @@ impl Member {
         };
         Self {
             urls,
+            trust,
             dice,
             habits,
             phase,
@@ -230,7 +233,7 @@ impl Member {
         loop {
             let url = &self.urls[self.dice.below(self.urls.len() as u64) as usize];
             let url = url_with_sid(url, self.stock.url_sid());
-            match Connection::open(&url, &[EXT_JSON], OPEN_TIMEOUT).await {
+            match Connection::open_trusting(&url, &[EXT_JSON], self.trust.as_ref(), OPEN_TIMEOUT).await {
                 Ok(link) => return link,
                 // Nobody listens while the server is away.
                 Err(_) => tokio::time::sleep(self.dice.within(&(PAUSE.0..PAUSE.1))).await,

@@ -81,7 +81,8 @@ impl Check {
             check.follows.push(follower.follows.iter().map(|follow| follow.stream.clone()).collect());
             check.progress.push(Arc::clone(&progress));
             let (phase, waves, skew) = (watching.clone(), waving.clone(), clocks.clone());
-            let surroundings = Surroundings { urls: urls.to_vec(), phase, waves, skew, silent, progress };
+            let surroundings =
+                Surroundings { urls: urls.to_vec(), trust: outlet.trust.clone(), phase, waves, skew, silent, progress };
             check.members.push(tokio::spawn(Member::new(follower, habits.clone(), surroundings).run()));
         }
         let count = roster.streams * usize::from(pace.lanes);

@@ -3,7 +3,7 @@
 use super::Phase;
 use super::member::Silent;
 use crate::client::publisher::{OutgoingMeta, PublishError};
-use crate::client::{Outgoing, Publisher};
+use crate::client::{Outgoing, Publisher, Trust};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +58,8 @@ pub struct Outlet {
     pub urls: Vec<String>,
     /// Bearer key.
     pub key: Option<String>,
+    /// Authorities to trust, of clients too; `None`: the system's.
+    pub trust: Option<Trust>,
     /// Makes idempotency keys differ between runs.
     pub run: String,
     /// How long one publication is tried. Zero: once.
@@ -167,8 +169,11 @@ impl Publishers {
     fn new(outlet: &Outlet, first: usize) -> Result<Self, PublishError> {
         // A single server is asked again by its publisher; several are asked once each, in turn.
         let retry_for = if outlet.urls.len() == 1 { outlet.retry_for } else { Duration::ZERO };
-        let all: Result<Vec<_>, _> =
-            outlet.urls.iter().map(|url| Publisher::new(url, outlet.key.as_deref(), retry_for)).collect();
+        let publisher = |url: &String| {
+            let publisher = Publisher::new(url, outlet.key.as_deref(), retry_for)?;
+            Ok(publisher.trusting(outlet.trust.clone()))
+        };
+        let all: Result<Vec<_>, PublishError> = outlet.urls.iter().map(publisher).collect();
         Ok(Self { all: all?, turn: first, retries: 0 })
     }
 
