@@ -8,6 +8,7 @@ mod counters;
 mod deployment;
 mod disk;
 mod encrypted;
+mod failover;
 mod fault;
 #[path = "../harness/mod.rs"]
 #[macro_use]
@@ -108,6 +109,41 @@ fn long_table() {
         }
     }
     page.line(&format!("\n{delivered} deliveries checked, {} rows failed.", failed.len()));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Rounds of `kill -9` of the log's leader on both clusters, with p50 and maximum; minutes.
+#[test]
+#[ignore = "figures: scripts/faults --failover"]
+fn failover_rounds() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (rounds, seed) = (table::number("ROUNDS", 10_u64), table::number("SEED", 1));
+    let mut page = Page::open();
+    page.line(failover::HEADER);
+    let mut failed = Vec::new();
+    let mut summaries = Vec::new();
+    for setup in [Setup::ExternalR3, Setup::EmbeddedR3] {
+        let mut deployment = Deployment::start(setup);
+        let (mut publishing, mut complete) = (Vec::new(), Vec::new());
+        for index in 0..rounds {
+            match failover::round(&mut deployment, setup, index, seed) {
+                Ok(round) => {
+                    page.line(&round.line);
+                    publishing.push(round.publishing);
+                    complete.push(round.complete);
+                    failed.extend(round.failures);
+                }
+                Err(error) => {
+                    page.line(&format!("| {setup} | {} | **FAIL**: could not be run: {error} |", index + 1));
+                    failed.push(error);
+                }
+            }
+        }
+        let (publishing, complete) = (failover::summary(publishing), failover::summary(complete));
+        summaries
+            .push(format!("{setup}: publishing again after {publishing}; everyone has everything after {complete}"));
+    }
+    page.line(&format!("\n{}", summaries.join("\n\n")));
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
