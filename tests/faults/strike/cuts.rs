@@ -49,23 +49,25 @@ impl Scene<'_> {
 
     pub(super) fn isolate_leader(&mut self) -> Result<(), String> {
         let leader = self.deployment.jetstream().wait_leader(None);
-        self.isolate(&leader)?;
+        self.isolate(&leader, true)?;
         self.require_election();
         Ok(())
     }
 
     pub(super) fn isolate_follower(&mut self) -> Result<(), String> {
         let follower = self.follower();
-        self.isolate(&follower)
+        self.isolate(&follower, false)
     }
 
-    fn isolate(&mut self, name: &str) -> Result<(), String> {
+    fn isolate(&mut self, name: &str, leads: bool) -> Result<(), String> {
         let heal_at = Instant::now() + ISOLATION;
         let refused = self.deployment.network().refused();
         let cut = self.deployment.network().isolate(name);
         self.proof.require(cut > 0, format!("{cut} routes of {name} cut"));
-        let is_leader = self.deployment.jetstream().leader().as_deref() == Some(name);
-        if !is_leader {
+        if leads {
+            let next = self.deployment.jetstream().wait_leader(Some(name));
+            self.proof.note(format!("leader {name} ⇒ {next}"));
+        } else {
             let missed = || self.deployment.jetstream().misses(name).then_some(());
             let missed = eventually(ISOLATION, "the leader misses it", missed);
             self.proof.require(missed.is_ok(), format!("the others miss {name}"));

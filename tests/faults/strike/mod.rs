@@ -45,7 +45,12 @@ pub fn strike(fault: Fault, deployment: &mut Deployment, pulse: &Pulse, election
     if let Err(error) = scene.run(fault) {
         scene.proof.require(false, error);
     }
+    let undone = Instant::now();
     scene.deployment.jetstream().wait_whole();
+    if scene.deployment.is_cluster() && fault != Fault::None {
+        let seconds = undone.elapsed().as_secs_f64();
+        scene.proof.note(format!("all copies up to date {seconds:.1} s later"));
+    }
     if let Err(error) = pulse.wait(PATIENCE) {
         scene.proof.require(false, format!("publishing goes on: {error}"));
     }

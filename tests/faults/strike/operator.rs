@@ -14,7 +14,7 @@ impl Scene<'_> {
     pub(super) fn delete_log(&mut self) -> Result<(), String> {
         self.delete_and_see_again("_log_")?;
         for node in 0..self.deployment.nodes().len() {
-            self.require_rise(node, "epoch_changes_total", &format!("new epochs on node {node}"));
+            self.require_rise(node, "epoch_changes_total", &format!("new epoch noticed on node {node}"));
         }
         Ok(())
     }
