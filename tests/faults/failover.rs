@@ -54,12 +54,12 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
         prefix: format!("failover/{index}/"),
         seed: seed + index,
         streams: STREAMS,
-        members: number("CLIENTS", 60),
+        members: number("CLIENTS", 80),
         doubles: 0,
         silents: 0,
         secret: None,
     };
-    let pace = Pace { lanes: 2, rate: number("RATE", 300) };
+    let pace = Pace { lanes: 2, rate: number("RATE", 400) };
     let habits =
         Habits { drops: Drops::Never, stay: NEVER..NEVER, away: Duration::ZERO..Duration::ZERO, history: true };
     let check = {

@@ -78,7 +78,7 @@ impl JetStream {
 
     /// The server that leads the log, and since when. The time is empty on a server that is alone: it leads, and does
     /// not say so.
-    fn leadership(&self) -> Option<(String, String)> {
+    pub fn leadership(&self) -> Option<(String, String)> {
         let streams = self.streams()?;
         let log = streams.iter().find(|stream| name(stream).contains("_log_"))?;
         let cluster = &log["cluster"];
@@ -97,6 +97,14 @@ impl JetStream {
     pub fn wait_leader(&self, not: Option<&str>) -> String {
         eventually(PATIENCE, "a leader of the log", || self.leader().filter(|name| Some(name.as_str()) != not))
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()))
+    }
+
+    /// Waits for a leadership that is not this one: another server's, or the same server's once more.
+    pub fn wait_leadership(&self, not: &(String, String)) -> String {
+        let next = || self.leadership().filter(|now| now != not);
+        let (name, _) = eventually(PATIENCE, "a new leadership of the log", next)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
+        name
     }
 
     /// The log's leader misses this follower: it counts as away, or not up to date.

@@ -37,9 +37,9 @@ impl Size {
     /// `CARRICK_FAULTS_SECONDS`, `_CLIENTS`, `_RATE`, `_SEED`.
     pub fn from_environment() -> Self {
         Self {
-            seconds: number("SECONDS", 6),
-            clients: number("CLIENTS", 60),
-            rate: number("RATE", 300),
+            seconds: number("SECONDS", 4),
+            clients: number("CLIENTS", 80),
+            rate: number("RATE", 400),
             seed: number("SEED", 1),
         }
     }

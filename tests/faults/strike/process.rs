@@ -20,7 +20,8 @@ impl Scene<'_> {
     }
 
     pub(super) fn kill_leader(&mut self) -> Result<(), String> {
-        let leader = self.deployment.jetstream().wait_leader(None);
+        let leadership = eventually(PATIENCE, "a leader of the log", || self.deployment.jetstream().leadership())?;
+        let leader = leadership.0.clone();
         let number = number_of(&leader);
         let old = self.deployment.nats_pid(&leader);
         match &mut self.deployment.nats {
@@ -28,7 +29,8 @@ impl Scene<'_> {
             None => signal(old, "KILL"),
         }
         if self.deployment.is_cluster() {
-            let next = self.deployment.jetstream().wait_leader(Some(&leader));
+            // An embedded one is back at once, and may be elected again.
+            let next = self.deployment.jetstream().wait_leadership(&leadership);
             self.proof.note(format!("leader {leader} ⇒ {next}"));
         }
         if let Some(nats) = &mut self.deployment.nats {
