@@ -61,10 +61,14 @@ async fn connection(tcp: TcpStream, wire: Wire, record: Arc<Record>, controls: C
         service_fn(move |request: hyper::Request<Incoming>| {
             let (record, cut) = (record.clone(), cut.clone());
             async move {
-                match wire {
-                    Wire::Grpc => grpc::answer(record, cut, request).await,
-                    Wire::Http => http::answer(record, cut, request).await,
-                }
+                let answering = async {
+                    match wire {
+                        Wire::Grpc => grpc::answer(record, cut.clone(), request).await,
+                        Wire::Http => http::answer(record, cut.clone(), request).await,
+                    }
+                };
+                // What runs ends with the process, also where it runs on a task of its own.
+                cut.run_until_cancelled(answering).await.unwrap_or_else(|| Ok(axum::http::Response::default()))
             }
         })
     };
