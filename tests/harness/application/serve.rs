@@ -62,13 +62,16 @@ async fn connection(tcp: TcpStream, wire: Wire, record: Arc<Record>, controls: C
             let (record, cut) = (record.clone(), cut.clone());
             async move {
                 let answering = async {
-                    match wire {
+                    let Ok(answer) = match wire {
                         Wire::Grpc => grpc::answer(record, cut.clone(), request).await,
                         Wire::Http => http::answer(record, cut.clone(), request).await,
-                    }
+                    };
+                    answer
                 };
-                // What runs ends with the process, also where it runs on a task of its own.
-                cut.run_until_cancelled(answering).await.unwrap_or_else(|| Ok(axum::http::Response::default()))
+                // What runs ends with the connection, also where it runs on a task of its own.
+                cut.run_until_cancelled(answering)
+                    .await
+                    .ok_or(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
             }
         })
     };
