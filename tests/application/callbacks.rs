@@ -16,6 +16,7 @@ over_every_wire!(
     a_base_client_is_not_waited_for,
     a_remote_disconnect_is_not_waited_for,
     by_mode_never_nobody_is_told,
+    calls_are_made_at_the_rate,
     a_granted_subscription_is_in_the_farewell,
     shutdown_makes_every_waiting_call,
     shutdown_makes_the_calls_of_the_grace_too_where_nothing_survives,
@@ -23,6 +24,7 @@ over_every_wire!(
     restored_on_another_node_within_the_grace_nobody_is_told,
     a_node_that_dies_in_the_grace_leaves_the_call_to_another,
     a_node_that_stops_in_the_grace_leaves_the_call_to_another,
+    the_node_of_the_embedded_store_takes_the_call_over,
     a_node_that_dies_in_the_grace_of_a_restored_session_leaves_no_call,
 );
 
@@ -189,6 +191,17 @@ async fn by_mode_never_nobody_is_told(wire: Wire) {
     assert_eq!(app.count(Method::Disconnect), 0);
 }
 
+async fn calls_are_made_at_the_rate(wire: Wire) {
+    let app = Application::usual(wire);
+    let server = app.server().option("disconnect_rate", 4).start();
+    for _ in 0..4 {
+        server.connect().await.drop_hard();
+    }
+    let calls = app.called(Method::Disconnect, 4).await;
+    let all = calls[3].at.duration_since(calls[0].at);
+    assert!(all >= Duration::from_millis(700), "three quarters of a second, not {all:?}");
+}
+
 /// The socket closes while the application answers, again and again, at any moment: who was told that its subscription
 /// stands, and whom the application counts in, is counted out.
 async fn a_granted_subscription_is_in_the_farewell(wire: Wire) {
@@ -324,6 +337,23 @@ async fn a_node_that_stops_in_the_grace_leaves_the_call_to_another(wire: Wire) {
     assert_eq!(told[0].sid(), sid);
     let_pass(SILENCE).await;
     assert_eq!(app.calls().len(), 1);
+}
+
+async fn the_node_of_the_embedded_store_takes_the_call_over(wire: Wire) {
+    let app = Application::start(wire, stateful);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
+    let url = format!("nats://{}", free.local_addr().expect("it is bound"));
+    drop(free);
+    let embedding = app.behind(Backend::EmbeddedNats.builder()).replace("enats_addr", &url);
+    let _one = embedding.option("disconnect_grace", 3).start();
+    let mut two = app.behind(Backend::on_nats(&url, "carrick")).option("disconnect_grace", 3).start();
+    let sid = with_both(&two).await.drop_hard();
+    app.forget();
+    in_the_book(&two).await;
+    two.kill();
+    let told = taken_over(&app).await;
+    about_both(&told[0]);
+    assert_eq!(told[0].sid(), sid);
 }
 
 async fn a_node_that_dies_in_the_grace_of_a_restored_session_leaves_no_call(wire: Wire) {
