@@ -48,10 +48,11 @@ async fn channel_state_is_available_in_unsubscribe_callbacks(wire: Wire) {
     leaves.subscribe(&named).await;
     leaves.close().await;
     let call = &app.called(Method::Disconnect, 1).await[0];
-    assert_eq!(call.subscriptions(), [named.clone()]);
+    assert_eq!(call.subscriptions(), std::slice::from_ref(&named));
     let state: Value = serde_json::from_str(call.istate()[&named].as_str().expect("JSON as text")).expect("JSON");
     assert_eq!(state, json!({"user": "chipollone"}));
-    server.publish("room", json!(format!("user left: {}", state["user"].as_str().unwrap()))).await;
+    let user = state["user"].as_str().expect("text");
+    server.publish("room", json!(format!("user left: {user}"))).await;
     stays.expect_message(&following(&["room"]), json!("user left: chipollone")).await;
 }
 
@@ -78,6 +79,7 @@ async fn connection_state_is_kept_and_merged(wire: Wire) {
     assert_eq!(states[2], (pro, json!({"room": "7", "$w": "chat/7"})));
     assert_eq!(states[3], (free.clone(), json!({"$w": "chat/7"})));
     assert_eq!(states[4], (free, json!({channel("A"): r#"{"$w":"chat/7"}"#})));
+    assert_eq!(app.connections(), 1, "one connection serves all calls");
 }
 
 async fn state_of_a_left_subscription_is_gone(wire: Wire) {

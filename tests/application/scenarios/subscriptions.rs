@@ -84,7 +84,7 @@ async fn client_perform_actions_with_arguments(wire: Wire) {
     let data = r#"{"action":"echo",  "text":"hello", "n": 1.10}"#;
     client.send(json!({"command": "message", "identifier": channel("Actions"), "data": data})).await;
     client.expect_message(&channel("Actions"), json!({"response": "hello"})).await;
-    assert_eq!(app.calls().last().unwrap().body["data"], data);
+    assert_eq!(app.calls()[2].body["data"], data);
 }
 
 async fn client_receives_transmissions_from_subscribed_callback(wire: Wire) {

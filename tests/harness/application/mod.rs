@@ -68,7 +68,7 @@ impl Application {
         Self::start(wire, Reply::usual)
     }
 
-    /// An application that is not there yet, but will be at its [`address`](Self::address).
+    /// An application that is not there yet, but will be at its [`host`](Self::host).
     pub fn absent(wire: Wire, script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
         let mut application = Self::start(wire, script);
         application.kill();
@@ -146,10 +146,6 @@ impl Application {
     }
 
     // --- who calls it ------------------------------------------------------------------------------------------------
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
 
     /// Value of `--rpc_host`.
     pub fn host(&self) -> String {
