@@ -1,6 +1,6 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
-mod store;
+pub mod store;
 
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};

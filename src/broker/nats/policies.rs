@@ -203,7 +203,9 @@ impl Core {
                     None => rows(configured),
                 };
                 let record = Record { format: FORMAT, revision: 1, policies: first, next: None };
-                self.write_policies(connection, &record, 0).await?;
+                // Somebody may have deleted it by hand, which leaves a marker.
+                let marker = connection.api.entry(&self.names.meta_bucket(), POLICIES_KEY).await?;
+                self.write_policies(connection, &record, marker.map_or(0, |marker| marker.seq)).await?;
                 continue;
             };
             if record.next.is_some() {
