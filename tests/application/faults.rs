@@ -267,13 +267,14 @@ async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) 
     // Up and down until every action has been decided.
     let calls = CLIENTS as i64 * 100;
     let deadline = Instant::now() + 4 * PATIENCE;
-    loop {
+    for round in 0.. {
         let made = server.metric("rpc_call_total").await - calls_before;
         if made == calls && app.running() == 0 && server.metric("rpc_pending_num").await == 0 {
             break;
         }
         assert!(Instant::now() < deadline, "{made} calls were made");
-        let_pass(Duration::from_millis(300)).await;
+        // Now and then it is up long enough for a lasting connection.
+        let_pass(Duration::from_millis(if round % 2 == 0 { 300 } else { 1_200 })).await;
         app.kill();
         let_pass(Duration::from_millis(300)).await;
         app.restart();
@@ -301,7 +302,7 @@ async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) 
     assert!(again <= retries, "{again} repeated, {retries} retries");
     assert!(app.cancelled() > 0, "no call was cut, nothing was tried");
     // Over gRPC calls fail at once while there is no connection; over HTTP each makes its own.
-    assert!(answered > if wire == Wire::Http { calls / 2 } else { 0 }, "{answered} answered, {failed} failed");
+    assert!(answered > calls / if wire == Wire::Http { 2 } else { 10 }, "{answered} answered, {failed} failed");
     println!("{wire:?}: {answered} answered, {failed} failed, {again} repeated, {retries} retries");
 }
 

@@ -61,10 +61,17 @@ async fn connection(tcp: TcpStream, wire: Wire, record: Arc<Record>, controls: C
         service_fn(move |request: hyper::Request<Incoming>| {
             let (record, cut) = (record.clone(), cut.clone());
             async move {
-                match wire {
-                    Wire::Grpc => grpc::answer(record, cut, request).await,
-                    Wire::Http => http::answer(record, cut, request).await,
-                }
+                let answering = async {
+                    let Ok(answer) = match wire {
+                        Wire::Grpc => grpc::answer(record, cut.clone(), request).await,
+                        Wire::Http => http::answer(record, cut.clone(), request).await,
+                    };
+                    answer
+                };
+                // What runs ends with the connection, also where it runs on a task of its own.
+                cut.run_until_cancelled(answering)
+                    .await
+                    .ok_or(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
             }
         })
     };
