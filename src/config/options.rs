@@ -200,7 +200,7 @@ options! {
         rate: u32 [RATE] = "100", "disconnect_rate", Rpc, hidden;
         /// Disconnect calls that may wait; when there are more, the oldest are dropped
         backlog: usize [RATE] = "4096", "disconnect_backlog_size", Rpc, hidden;
-        /// How long a disconnect call waits for its client to come back, which makes it needless; 0: not at all
+        /// How long a disconnect call waits for its client to come back, which makes it needless; at least 30 s below sessions_ttl. 0: not at all
         grace: Duration [ANY_TIME] = "0", "disconnect_grace", Rpc;
         derived {}
     }
