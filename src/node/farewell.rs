@@ -63,6 +63,11 @@ const NOTE_WAIT: Duration = Duration::from_secs(2);
 /// How much longer than its grace another node's call stands in the book before it is taken over.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// Pause before a Disconnect call is made again that did not reach the application, doubled each time up to
+/// [`LONGEST_PAUSE`]. Shorter than [`MARGIN`] by more than a call usually takes: a claim that is renewed is not taken over.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Left,
@@ -100,6 +105,8 @@ pub struct Farewells {
     book: Option<Book>,
     /// Ends what looks after the book.
     closed: CancellationToken,
+    /// Shutdown: no call is waited for that does not reach the application.
+    ending: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -112,6 +119,7 @@ impl Farewells {
             application,
             book: has_book.then(|| Book::new(hub.clone())),
             closed: CancellationToken::new(),
+            ending: CancellationToken::new(),
             hub,
             queue: Mutex::default(),
             changed: Notify::new(),
@@ -226,6 +234,7 @@ impl Farewells {
             }
             queue.end = Some(Instant::now() + patience);
         }
+        self.ending.cancel();
         self.changed.notify_one();
         self.tasks.close();
         self.tasks.wait().await;
@@ -298,25 +307,9 @@ impl Farewells {
         let told = match kind {
             Kind::Restored if self.knows_no_restores.load(Ordering::Relaxed) => Ok(()),
             Kind::Restored => self.application.restore(&sid, call).await,
-            Kind::Left => self.application.disconnect(&sid, call).await,
-            Kind::LeftUnlessRestored | Kind::Abandoned(_) => {
-                let revision = if let Kind::Abandoned(revision) = kind { revision } else { 0 };
-                let claimed = self.claim(&sid, revision).await;
-                let told = match claimed {
-                    Claim::Ours => self.application.disconnect(&sid, call).await,
-                    Claim::Restored => {
-                        metrics::FAREWELLS_SPARED.inc();
-                        Ok(())
-                    }
-                    Claim::Anothers => Ok(()),
-                };
-                match &self.book {
-                    Some(book) if claimed == Claim::Anothers => book.leave_to_others(&sid),
-                    Some(book) => book.remove(&sid),
-                    None => {}
-                }
-                told
-            }
+            Kind::Left => self.say(&sid, call, None).await,
+            Kind::LeftUnlessRestored => self.say(&sid, call, Some(0)).await,
+            Kind::Abandoned(revision) => self.say(&sid, call, Some(revision)).await,
         };
         match told {
             Ok(()) => {}
@@ -334,21 +327,70 @@ impl Farewells {
         sid
     }
 
+    /// Makes a Disconnect call. While the application cannot be reached it is made again and again, and the others wait
+    /// behind it, as many as the backlog holds; on shutdown it has one more attempt. `note`: where the session may have
+    /// been restored, the revision of its note, by which the call is claimed before each attempt.
+    async fn say(&self, sid: &Arc<str>, call: DisconnectCall, mut note: Option<u64>) -> Result<(), RpcError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(revision) = &mut note {
+                match self.claim(sid, *revision).await {
+                    Claim::Ours(claimed) => *revision = claimed,
+                    Claim::Restored => {
+                        metrics::FAREWELLS_SPARED.inc();
+                        self.booked(|book| book.remove(sid));
+                        return Ok(());
+                    }
+                    Claim::Anothers => {
+                        self.booked(|book| book.leave_to_others(sid));
+                        return Ok(());
+                    }
+                }
+            }
+            let told = self.application.disconnect(sid, call.clone()).await;
+            let unreached = if let Err(error @ RpcError::Unreachable(_)) = &told { Some(error) } else { None };
+            if let Some(error) = unreached
+                && !self.ending.is_cancelled()
+            {
+                if pause == FIRST_PAUSE {
+                    tracing::warn!(context = "disconnector", %error, "the application is told later of a client that left");
+                }
+                let _ = self.ending.run_until_cancelled(tokio::time::sleep(pause)).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                continue;
+            }
+            if note.is_some() {
+                match unreached {
+                    Some(_) => self.booked(|book| book.leave_to_others(sid)),
+                    None => self.booked(|book| book.remove(sid)),
+                }
+            }
+            return told;
+        }
+    }
+
+    fn booked(&self, change: impl FnOnce(&Book)) {
+        if let Some(book) = &self.book {
+            change(book);
+        }
+    }
+
     /// Claims the right to say that this session ended; a note is in the way if it was restored, or somebody else has
     /// claimed it (since `revision`). A store that cannot be asked leaves it open: rather one call too many than none.
     async fn claim(&self, sid: &str, revision: u64) -> Claim {
         let (broker, key) = (self.hub.broker(), note(sid));
         let claiming = async {
             match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision)).await {
-                Ok(_) | Err(SaveError::Unavailable(_)) => Claim::Ours,
+                Ok(claimed) => Claim::Ours(claimed),
+                Err(SaveError::Unavailable(_)) => Claim::Ours(revision),
                 Err(SaveError::Conflict) => match broker.load_session(&key).await {
                     Ok(Some(note)) if note.body == LEFT => Claim::Anothers,
                     Ok(Some(_)) => Claim::Restored,
-                    Ok(None) | Err(Unavailable(_)) => Claim::Ours,
+                    Ok(None) | Err(Unavailable(_)) => Claim::Ours(revision),
                 },
             }
         };
-        tokio::time::timeout(NOTE_WAIT, claiming).await.unwrap_or(Claim::Ours)
+        tokio::time::timeout(NOTE_WAIT, claiming).await.unwrap_or(Claim::Ours(revision))
     }
 
     async fn keep_the_book(self: Arc<Self>) {
@@ -399,7 +441,8 @@ impl Farewells {
 /// Whose it is to say that a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claim {
-    Ours,
+    /// By the write of this revision, or by none where the store could not be asked.
+    Ours(u64),
     Anothers,
     /// It did not end.
     Restored,

@@ -4,13 +4,15 @@ use crate::harness::backend::{shared_nats, unused_prefix};
 use crate::harness::carrick::Builder;
 use crate::harness::*;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::time::Duration;
 
 over_every_wire!(
     a_restore_calls_nobody,
     a_restored_client_may_subscribe_and_act_at_once,
     sessions_are_restored_while_the_application_is_away,
-    a_leave_while_the_application_restarts_is_told_afterwards,
+    clients_that_leave_while_the_application_is_away_are_told_of_afterwards,
+    a_shutdown_does_not_wait_for_an_application_that_is_away,
     with_rpc_restore_a_restore_calls_once_with_the_whole_state,
     an_application_without_the_method_is_asked_once,
     within_the_grace_a_drop_calls_nobody,
@@ -111,16 +113,42 @@ async fn sessions_are_restored_while_the_application_is_away(wire: Wire) {
     client.subscribe(&channel(2)).await;
 }
 
-async fn a_leave_while_the_application_restarts_is_told_afterwards(wire: Wire) {
+/// Longer than a call is tried: calls wait for an application that cannot be reached, as they wait for a slow one.
+async fn clients_that_leave_while_the_application_is_away_are_told_of_afterwards(wire: Wire) {
+    for grace in [0, 1] {
+        let mut app = Application::start(wire, stateful);
+        let server = app.server().option("rpc_command_timeout", 500).option("disconnect_grace", grace).start();
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(server.connect().await);
+        }
+        app.forget();
+        app.kill();
+        let sids: HashSet<_> = clients.into_iter().map(Client::drop_hard).collect();
+        server.metric_becomes("clients_num", 0).await;
+        // Most wait behind those that are tried.
+        let_pass(Duration::from_secs(3)).await;
+        server.metric_becomes("disconnect_queue_size", 12).await;
+        app.restart();
+        let told = app.called(Method::Disconnect, 20).await;
+        let told: HashSet<_> = told.iter().map(|call| call.sid().to_owned()).collect();
+        assert_eq!(told, sids);
+        nothing_waits(&server).await;
+        assert_eq!(app.calls().len(), 20);
+    }
+}
+
+async fn a_shutdown_does_not_wait_for_an_application_that_is_away(wire: Wire) {
     let mut app = Application::start(wire, stateful);
-    let server = app.server().option("rpc_command_timeout", 60_000).start();
-    let client = with_both(&server).await;
+    let mut server = app.server().option("rpc_command_timeout", 500).start();
+    let clients = [server.connect().await, server.connect().await];
     app.kill();
-    client.close().await;
-    // It has been tried in vain.
-    eventually("a retry", async || (server.metric("rpc_retries_total").await > 0).then_some(())).await;
-    app.restart();
-    about_both(&app.called(Method::Disconnect, 1).await[0]);
+    for client in clients {
+        client.drop_hard();
+    }
+    server.metric_becomes("clients_num", 0).await;
+    server.stop();
+    assert!(server.log().contains("could not be told"), "{}", server.log());
 }
 
 async fn with_rpc_restore_a_restore_calls_once_with_the_whole_state(wire: Wire) {
