@@ -46,6 +46,8 @@ pub struct Script {
     /// How long each answer takes.
     pub delay: Mutex<Duration>,
     pub knows_restore: bool,
+    /// Nobody hears of clients that left.
+    pub away: AtomicBool,
     calls: Mutex<Vec<Call>>,
     /// Calls that were given up before they were answered.
     pub cancelled: AtomicUsize,
@@ -58,6 +60,7 @@ impl Default for Script {
             command: Box::new(|call| Ok(confirmed(call, &["a"]))),
             delay: Mutex::default(),
             knows_restore: true,
+            away: AtomicBool::new(false),
             calls: Mutex::default(),
             cancelled: AtomicUsize::new(0),
         }
@@ -140,6 +143,9 @@ impl Application for Script {
         (self.command)(&call)
     }
     async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(RpcError::Unreachable("away".into()));
+        }
         self.take(Call::Disconnect(sid.into(), call)).await;
         Ok(())
     }
