@@ -253,3 +253,34 @@ async fn a_mass_departure_delays_nobody() {
     }
     assert!(!cluster.nodes[0].farewells.as_ref().unwrap().is_empty(), "it was busy meanwhile");
 }
+
+/// Much longer than another node waits before it takes a call over.
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_an_application_that_is_away_and_is_made_once() {
+    for (farewells, shared) in [(FarewellConfig::default(), false), (graced(), false), (graced(), true)] {
+        let cluster = Cluster::with(Script::default(), Setup { farewells, shared, ..Setup::default() });
+        let (mut browser, _) = cluster.welcomed().await;
+        browser.subscribed(CHAT).await;
+        cluster.app.away.store(true, Ordering::Relaxed);
+        browser.vanish();
+        tokio::time::sleep(120 * SECOND).await;
+        cluster.app.away.store(false, Ordering::Relaxed);
+        eventually("it is told", || !cluster.app.disconnects().is_empty()).await;
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!(cluster.app.disconnects().len(), 1, "shared: {shared}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_comes_back_while_the_application_is_away_is_not_told_of() {
+    let cluster = Cluster::with(Script::default(), Setup { farewells: graced(), shared: true, ..Setup::default() });
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    cluster.app.away.store(true, Ordering::Relaxed);
+    browser.vanish();
+    tokio::time::sleep(30 * SECOND).await;
+    let (_browser, _) = cluster.welcomed_with(1, hello(Some(&sid))).await;
+    cluster.app.away.store(false, Ordering::Relaxed);
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(cluster.app.disconnects().is_empty());
+}
