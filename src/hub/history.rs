@@ -5,8 +5,7 @@ use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId};
 use super::{Cell, Hub};
 use crate::broker::{Page, ReadFrom, Unavailable};
-use crate::metrics;
-use crate::protocol::{Message, Position, StreamName};
+use crate::protocol::Position;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -96,7 +95,7 @@ impl Hub {
         if cell.lock().cover(x) != (Cover::Before { floor }) {
             return Ok(None);
         }
-        let page = self.read_for_tail(cell, &name, ReadFrom::Offset(x + 1), floor).await?;
+        let page = self.broker().read(&name, ReadFrom::Offset(x + 1), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
         let behind = self.broker().behind(&name, x).await?;
         let mut core = cell.lock();
         if *core.epoch() != position.epoch || !core.is_open() {
@@ -133,7 +132,7 @@ impl Hub {
         if cell.lock().tail().position_at(since) != Err(floor) {
             return Ok(None);
         }
-        let page = self.read_for_tail(cell, &name, ReadFrom::Time(since), floor).await?;
+        let page = self.broker().read(&name, ReadFrom::Time(since), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
         let mut core = cell.lock();
         if *core.epoch() != epoch || !core.is_open() {
             return Ok(None);
@@ -143,43 +142,6 @@ impl Hub {
             core.tail_mut().prepend(after, floor, &page.messages, Some(since), Instant::now());
         }
         Ok(Some(Located::After(after)))
-    }
-
-    /// Reads what the log keeps from there to `floor`: all of it if the tail has room for it, so that everybody who comes
-    /// back to about the same place is served from memory; otherwise the first page.
-    async fn read_for_tail(
-        &self,
-        cell: &Cell,
-        name: &StreamName,
-        from: ReadFrom,
-        floor: u64,
-    ) -> Result<Page, Unavailable> {
-        let mut page = self.broker().read(name, from, floor, PAGE_MESSAGES, PAGE_BYTES).await?;
-        let Ok(_permit) = self.long_reads.try_acquire() else { return Ok(page) };
-        let mut bytes = payload_bytes(&page.messages);
-        let (room, kept) = {
-            let core = cell.lock();
-            let budget = self.config.snapshot_budget as i64 - metrics::SNAPSHOT_BYTES.get();
-            (core.tail().room(usize::try_from(budget).unwrap_or(0)), core.tail().len())
-        };
-        // A store may count what the tail holds already.
-        let more = usize::try_from(page.remaining).unwrap_or(usize::MAX).saturating_sub(kept);
-        let messages = page.messages.len().saturating_add(more);
-        let expected = (bytes / page.messages.len().max(1)).saturating_mul(messages);
-        if messages > room.messages || expected > room.bytes {
-            return Ok(page);
-        }
-        while page.remaining > 0
-            && bytes <= room.bytes
-            && let Some(last) = page.messages.last()
-        {
-            let from = ReadFrom::Offset(last.offset + 1);
-            let next = self.broker().read(name, from, floor, PAGE_MESSAGES, PAGE_BYTES).await?;
-            bytes += payload_bytes(&next.messages);
-            page.messages.extend(next.messages);
-            (page.remaining, page.facts) = (next.remaining, next.facts);
-        }
-        Ok(page)
     }
 
     /// Reads what a replaying cursor needs next and sends it.
@@ -205,80 +167,6 @@ impl Hub {
     }
 }
 
-fn payload_bytes(messages: &[Arc<Message>]) -> usize {
-    messages.iter().map(|message| message.payload.json().len()).sum()
-}
-
 fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::memory::MemoryBroker;
-    use crate::broker::{Broker, Limits, RemoteDisconnect};
-    use crate::hub::{Commands, HubConfig, HubFeed};
-    use crate::protocol::{MessageId, Meta, Publication};
-    use std::time::Duration;
-
-    struct Deaf;
-
-    impl Commands for Deaf {
-        fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
-        fn commands_lost(&self) {}
-    }
-
-    /// A stream with so many messages of 100 bytes that nobody followed when they came, and the position before the first.
-    async fn unseen(messages: usize, snapshot_budget: usize) -> (Arc<Hub>, crate::hub::Open, Position) {
-        let second = Duration::from_secs(1);
-        let limits = Limits { history_limit: 100_000, history_ttl: 300 * second, sessions_ttl: 300 * second };
-        let hub = Hub::new(HubConfig {
-            limits: limits.clone(),
-            snapshot_budget,
-            linger: second,
-            head_check: second,
-            broker_timeout: second,
-        });
-        let broker = MemoryBroker::new(limits, second, Arc::new(HubFeed(hub.clone())));
-        hub.start(broker.clone(), Arc::new(Deaf));
-        for _ in 0..messages {
-            let publication = Publication {
-                stream: "chat".into(),
-                data: format!("\"{}\"", "x".repeat(98)).into(),
-                meta: Meta::default(),
-                transient: false,
-                id: MessageId::random(),
-            };
-            broker.append(publication).await.unwrap();
-        }
-        let open = hub.open(&"chat".into()).await.unwrap();
-        let position = Position { epoch: broker.epoch().clone(), offset: 0 };
-        (hub, open, position)
-    }
-
-    /// Found with hundreds of clients that came back 1,000 messages behind: each of them read the same pages, one after
-    /// the other, until the store had no time for anybody.
-    #[tokio::test]
-    async fn a_past_of_several_pages_is_read_once_for_all_who_come_back_to_it() {
-        let (hub, open, position) = unseen(3 * PAGE_MESSAGES, 1 << 20).await;
-        assert_eq!(open.lock().cover(0), Cover::Before { floor: 1_500 });
-        let from = From::Position(position);
-        assert_eq!(hub.locate(&open, &from, None).await.unwrap(), Located::After(0));
-        assert_eq!(open.lock().cover(0), Cover::Held);
-        assert_eq!(open.lock().tail().len(), 1_500);
-        drop(open);
-        hub.stop().await;
-    }
-
-    #[tokio::test]
-    async fn a_past_that_does_not_fit_into_memory_stays_in_the_log() {
-        for (messages, budget) in [(3 * PAGE_MESSAGES, 100_000), (60_000, 64 << 20)] {
-            let (hub, open, position) = unseen(messages, budget).await;
-            assert_eq!(hub.locate(&open, &From::Position(position), None).await.unwrap(), Located::After(0));
-            assert_eq!(open.lock().tail().len(), 0, "{messages} messages");
-            drop(open);
-            hub.stop().await;
-        }
-    }
 }

@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,10 +52,6 @@ pub struct HubConfig {
 
 /// Bytes of one stream's tail: beyond them the oldest are read from the log again when somebody asks.
 const TAIL_BYTES: usize = 4 << 20;
-
-/// Streams whose past is read into their tails at the same time, each up to its tail's bytes; others are paged for each
-/// client alone.
-const LONG_READS: usize = 8;
 
 /// Streams waiting to be opened; when full, openers wait.
 const OPEN_QUEUE: usize = 16_384;
@@ -114,7 +110,6 @@ pub struct Hub {
     opener: mpsc::Sender<Arc<Cell>>,
     to_open: Mutex<Option<mpsc::Receiver<Arc<Cell>>>>,
     facts: Mutex<Option<Facts>>,
-    long_reads: Semaphore,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -138,7 +133,6 @@ impl Hub {
             opener,
             to_open: Mutex::new(Some(to_open)),
             facts: Mutex::new(None),
-            long_reads: Semaphore::new(LONG_READS),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })

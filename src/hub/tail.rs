@@ -18,13 +18,6 @@ pub struct TailLimits {
     pub ttl: Duration,
 }
 
-/// What still fits into a tail.
-#[derive(Clone, Copy, Debug)]
-pub struct Room {
-    pub messages: usize,
-    pub bytes: usize,
-}
-
 struct Entry {
     message: Arc<Message>,
     received: Instant,
@@ -51,19 +44,6 @@ impl Tail {
 
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Messages held.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// What still fits, where all tails together may take `budget` bytes more.
-    pub fn room(&self, budget: usize) -> Room {
-        Room {
-            messages: self.limits.messages.saturating_sub(self.entries.len()),
-            bytes: self.limits.bytes.saturating_sub(self.bytes).min(budget),
-        }
     }
 
     pub fn ttl(&self) -> Duration {
