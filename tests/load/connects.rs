@@ -211,7 +211,9 @@ impl Burst<'_> {
     fn run(&self, clients: usize, plan: Plan) -> Result<Outcome, String> {
         let failed = |error: std::io::Error| format!("a client failed: {error}");
         self.application.record().forget();
-        let mut crowd = Crowd::connect(self.target.http(), clients).map_err(failed)?;
+        // A rush is not held up by its own handshakes; elsewhere a socket that says nothing for long would be closed.
+        let ready = if plan.pace.is_zero() { clients } else { 0 };
+        let mut crowd = Crowd::connect(self.target.http(), ready).map_err(failed)?;
         let began = Instant::now();
         let mut asked = Vec::with_capacity(clients);
         let (mut welcomes, mut left_at) = (vec![None; clients], vec![None; clients]);
@@ -222,6 +224,9 @@ impl Burst<'_> {
             while asked.len() < clients && began.elapsed() >= plan.pace * u32::try_from(asked.len()).unwrap_or(u32::MAX)
             {
                 let client = asked.len();
+                if crowd.len() == client {
+                    crowd.join().map_err(failed)?;
+                }
                 asked.push(Instant::now());
                 crowd.knock(client, &format!("?client={client}")).map_err(failed)?;
             }
