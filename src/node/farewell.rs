@@ -58,6 +58,9 @@ const IN_FLIGHT: usize = 8;
 /// Calls in flight when the server shuts down and nobody else waits.
 const IN_FLIGHT_AT_THE_END: usize = 16;
 
+/// Calls keep to their rate as long as they are late by less.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
 /// How long the store may take to note or to tell that a session was restored.
 const NOTE_WAIT: Duration = Duration::from_secs(2);
 
@@ -248,7 +251,9 @@ impl Farewells {
             let (notice, wake_at, ending) = self.take(now, next_call, &busy, calls.len());
             if let Some(notice) = notice {
                 if !ending && !matches!(notice.kind, Kind::Restored) {
-                    next_call = now + spacing;
+                    // A timer that was late does not lower the rate; a long pause does not raise it.
+                    let late = now.saturating_duration_since(next_call);
+                    next_call = if late < CATCH_UP { next_call + spacing } else { now + spacing };
                 }
                 busy.insert(notice.sid.clone());
                 calls.spawn(self.clone().tell(notice));
