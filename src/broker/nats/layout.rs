@@ -225,7 +225,7 @@ impl Core {
         for _ in 0..5 {
             let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
                 let record = match self.orphan(connection, key).await? {
-                    Some(log) => LogRecord { created: true, ..LogRecord::fresh(log) },
+                    Some(log) => LogRecord { created: true, ..self.remembered(connection, log).await? },
                     None => LogRecord::fresh(self.fresh_name(key)),
                 };
                 write_record(connection, &bucket, key, &record, 0).await?;
@@ -280,7 +280,7 @@ impl Core {
         }
     }
 
-    /// A log of ours that no record names: the meta bucket was lost. It is taken over with a new epoch.
+    /// A log of ours that no record names: the meta bucket was lost. It is taken over.
     async fn orphan(&self, connection: &Connection, key: &str) -> Result<Option<String>, SetupError> {
         #[derive(Deserialize)]
         struct Names {
@@ -295,7 +295,7 @@ impl Core {
         match found.streams.unwrap_or_default().as_slice() {
             [] => Ok(None),
             [one] if one.starts_with(&ours) => {
-                tracing::error!(log = one, "the record of this log was lost: taking it over with a new epoch");
+                tracing::error!(log = one, "the record of this log was lost: taking the log over");
                 Ok(Some(one.clone()))
             }
             others => Err(SetupError::fatal(format!(
