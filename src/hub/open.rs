@@ -78,7 +78,6 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
         let now = status.borrow_and_update().clone();
         let new_epoch = now.epoch != seen.epoch && !seen.epoch.as_str().is_empty();
         if new_epoch {
-            crate::metrics::EPOCH_CHANGES.inc();
             tracing::warn!(context = "broker", from = ?seen.epoch, to = ?now.epoch, "the log began a new life; clients with older positions are told that their history is lost");
         }
         if now.readable && (now.generation != seen.generation || now.epoch != seen.epoch) {
