@@ -30,7 +30,7 @@ async fn is_empty(cluster: &Cluster) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
+async fn ruling_30_the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
     let cluster = cluster();
     dead_node(&cluster, &["one", "two"]).await;
     tokio::time::sleep(10 * SECOND).await;
@@ -43,7 +43,7 @@ async fn the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_died_during_the_call_has_it_made_again() {
+async fn ruling_30_a_node_that_died_during_the_call_has_it_made_again() {
     let cluster = cluster();
     dead_node(&cluster, &["one"]).await;
     cluster.broker.save_session(&note("one"), Bytes::from_static(LEFT), None).await.unwrap();

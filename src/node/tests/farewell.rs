@@ -80,7 +80,7 @@ async fn interest_survives_a_restore() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_grace_a_short_drop_is_not_told_and_leaving_is_told_once() {
+async fn ruling_30_with_grace_a_short_drop_is_not_told_and_leaving_is_told_once() {
     for node in [0, 1] {
         let cluster = with(graced());
         let (browser, sid) = cluster.welcomed().await;
@@ -148,7 +148,7 @@ async fn an_application_without_the_method_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() {
+async fn ruling_29_calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() {
     let cluster = with(FarewellConfig { rate: 1, backlog: 5, ..FarewellConfig::default() });
     let mut browsers = Vec::new();
     for _ in 0..10 {
