@@ -51,6 +51,20 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// `kill -9` of the Carrick whose nats-server leads the log; another one must take over meanwhile.
+    pub(super) fn kill_leading_node(&mut self) -> Result<(), String> {
+        let leader = self.deployment.jetstream().wait_leader(None);
+        let number = number_of(&leader);
+        let old = self.deployment.nodes()[number].pid();
+        self.deployment.kill_nodes(&[number]);
+        let next = self.deployment.jetstream().wait_leader(Some(&leader));
+        self.deployment.start_nodes(&[number]);
+        let new = self.deployment.nodes()[number].pid();
+        self.proof.require(!proc::is_alive(old), format!("leader {leader} ⇒ {next}; process {old} ⇒ {new}"));
+        self.require_election();
+        Ok(())
+    }
+
     pub(super) fn freeze_leader(&mut self) -> Result<(), String> {
         let leader = self.deployment.jetstream().wait_leader(None);
         self.freeze(&leader)?;
