@@ -4,7 +4,7 @@ use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::witness::{Comparison, Mark, Witness};
-use super::{Core, SetupError};
+use super::{Core, SetupError, headers};
 use crate::protocol::Epoch;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -121,6 +121,21 @@ impl Core {
             self.change_epoch(connection, policy, &record, revision).await?;
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// A new record of a log that has lost its own. The epoch stays if this node remembers it and the log's newest message
+    /// was published in it ([`Core::verify`] then compares what is remembered); else it is a new one.
+    pub(super) async fn remembered(&self, connection: &Connection, log: String) -> Result<LogRecord, SetupError> {
+        let fresh = LogRecord::fresh(log);
+        let Some(mark) = self.witness(&fresh.log).get().filter(|mark| mark.log == fresh.log) else { return Ok(fresh) };
+        let last = connection.api.info(&fresh.log).await?.state.last_seq;
+        if last > 0
+            && let Some(newest) = connection.api.message(&fresh.log, &json!({"seq": last})).await?
+            && newest.header(headers::EPOCH.as_ref()).as_deref() != Some(mark.epoch.as_str())
+        {
+            return Ok(fresh);
+        }
+        Ok(LogRecord { epoch: mark.epoch, ..fresh })
     }
 
     /// A new epoch for the log; if another node changed it first, that one holds.

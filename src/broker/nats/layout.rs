@@ -308,7 +308,7 @@ impl Core {
         for _ in 0..5 {
             let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
                 let record = match self.orphan(connection, kind).await? {
-                    Some(log) => LogRecord { created: true, ..LogRecord::fresh(log) },
+                    Some(log) => LogRecord { created: true, ..self.remembered(connection, log).await? },
                     None => LogRecord::fresh(self.fresh_name(kind)),
                 };
                 write_record(connection, &bucket, key, &record, 0).await?;
@@ -367,7 +367,7 @@ impl Core {
         }
     }
 
-    /// A log of ours that no record names: the meta bucket was lost. It is taken over with a new epoch.
+    /// A log of ours that no record names: the meta bucket was lost. It is taken over.
     async fn orphan(&self, connection: &Connection, kind: Kind<'_>) -> Result<Option<String>, SetupError> {
         #[derive(Deserialize)]
         struct Names {
@@ -382,7 +382,7 @@ impl Core {
         match found.streams.unwrap_or_default().as_slice() {
             [] => Ok(None),
             [one] if one.starts_with(&ours) => {
-                tracing::error!(log = one, "the record of this log was lost: taking it over with a new epoch");
+                tracing::error!(log = one, "the record of this log was lost: taking the log over");
                 Ok(Some(one.clone()))
             }
             others => Err(SetupError::fatal(format!(
