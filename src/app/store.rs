@@ -107,13 +107,14 @@ async fn start_nats(
     addr: SocketAddr,
 ) -> anyhow::Result<Arc<dyn Broker>> {
     let mut client = nats_client(config)?;
-    let mut witness_file = None;
+    let (mut witness_file, mut store_mark) = (None, None);
     if let Some(embedded) = &store.embedded {
         let credentials = embedded.credentials();
         client.servers = vec![Secret::from(format!("nats://{}", embedded.addr()))];
         client.user = Some(credentials.user.clone());
         client.password = Some(credentials.password.clone());
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
+        store_mark = Some(embedded.mark().clone());
     }
     let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
     let servers = match &store.embedded {
@@ -133,6 +134,7 @@ async fn start_nats(
             dedup_window: config.broker.dedup_window,
             node: node_name(config, store.embedded.as_ref(), addr),
             witness_file,
+            store_mark,
         },
         feed,
     )

@@ -2,7 +2,9 @@
 
 use crate::broker::Limits;
 use crate::nats::connect::ClientConfig;
+use crate::nats::mark::StoreMark;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything [`super::NatsBroker::start`] needs.
@@ -26,6 +28,8 @@ pub struct NatsBrokerConfig {
     pub node: String,
     /// Where to keep the witness (see `witness.rs`) beside an embedded store.
     pub witness_file: Option<PathBuf>,
+    /// How the embedded store was left; `None`: it is not ours to judge.
+    pub store_mark: Option<Arc<StoreMark>>,
 }
 
 impl NatsBrokerConfig {
@@ -42,6 +46,7 @@ impl NatsBrokerConfig {
             dedup_window: Duration::from_secs(30),
             node: crate::protocol::names::random_text(8),
             witness_file: None,
+            store_mark: None,
         }
     }
 

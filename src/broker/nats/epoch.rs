@@ -4,7 +4,7 @@ use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::witness::{Comparison, Mark};
-use super::{Core, SetupError};
+use super::{Core, SetupError, headers};
 use crate::metrics;
 use crate::protocol::Epoch;
 use async_nats::{HeaderMap, header};
@@ -99,6 +99,9 @@ impl Core {
                 seq => connection.api.message(log, &json!({"seq": seq})).await?,
             };
             let Comparison::Regressed(why) = mark.compare(&info, kept.as_ref()) else {
+                if info.state.last_seq > mark.seq {
+                    self.remember_newest(connection, log, &record.epoch, info.state.last_seq).await?;
+                }
                 return Ok(Epoch::from(record.epoch.as_str()));
             };
             if attempt < tries {
@@ -109,6 +112,22 @@ impl Core {
             self.change_epoch(connection, &record, revision).await?;
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// A node that hears of no stream is a witness too: of the newest message that it has asked for.
+    async fn remember_newest(
+        &self,
+        connection: &Connection,
+        log: &str,
+        epoch: &str,
+        seq: u64,
+    ) -> Result<(), SetupError> {
+        // Gone already: the next look finds another one.
+        if let Some(kept) = connection.api.message(log, &json!({"seq": seq})).await? {
+            let id = kept.header("Nats-Msg-Id").and_then(|text| headers::parse_id(&text));
+            self.witness.note(log, epoch, seq, id, kept.stored_at());
+        }
+        Ok(())
     }
 
     /// A new epoch for the log; if another node changed it first, that one holds.

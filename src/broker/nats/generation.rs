@@ -260,6 +260,7 @@ impl Core {
             Err(error) => return Err(error.into()),
         }
         let (log, command_log) = self.set_up(connection).await?;
+        self.settle_suspicion(connection, &log, &command_log).await?;
         let epoch = match log.as_str() {
             "" => Epoch::none(),
             log => {

@@ -13,6 +13,7 @@ mod api;
 mod clock;
 mod commands;
 mod config;
+mod distrust;
 mod epoch;
 mod generation;
 mod headers;

@@ -23,6 +23,19 @@ impl Core {
         if self.witness.get().as_ref().is_some_and(fits) {
             return Ok(());
         }
+        if let Some(mark) = self.highest_of_peers(connection, fits).await? {
+            tracing::debug!(seq = mark.seq, "witness of the log from a peer");
+            self.witness.set(mark);
+        }
+        Ok(())
+    }
+
+    /// The highest witness of other nodes that `fits`, of those that answer in time.
+    pub(super) async fn highest_of_peers(
+        &self,
+        connection: &Connection,
+        fits: impl Fn(&Mark) -> bool,
+    ) -> Result<Option<Mark>, SetupError> {
         let inbox = connection.client.new_inbox();
         let mut answers = connection.subscribe(inbox.clone()).await?;
         let question = connection.client.publish_with_reply(self.names.witness_subject(), inbox, Bytes::new());
@@ -34,16 +47,12 @@ impl Core {
             if answer.status.is_some() {
                 break;
             }
-            let mark = serde_json::from_slice::<Mark>(&answer.payload).ok().filter(fits);
+            let mark = serde_json::from_slice::<Mark>(&answer.payload).ok().filter(&fits);
             if let Some(mark) = mark.filter(|m| highest.as_ref().is_none_or(|h| h.seq < m.seq)) {
                 highest = Some(mark);
             }
         }
-        if let Some(mark) = highest {
-            tracing::debug!(seq = mark.seq, "witness of the log from a peer");
-            self.witness.set(mark);
-        }
-        Ok(())
+        Ok(highest)
     }
 
     /// Answers other nodes until the connection ends.

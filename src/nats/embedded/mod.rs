@@ -7,8 +7,9 @@
 //!   whether JetStream answers.
 //! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
 //!
-//! Layout of a store directory: `carrick.lock`, `bin/` (the executable), `run/` (generated configuration and ports file,
-//! emptied at each start), `jetstream/` (nats-server's own).
+//! Layout of a store directory: `carrick.lock`, `boot` (how the store was left, see [`crate::nats::mark`]), `witness` (the
+//! broker's), `bin/` (the executable), `run/` (generated configuration and ports file, emptied at each start),
+//! `jetstream/` (nats-server's own).
 
 mod binary;
 pub mod conf;

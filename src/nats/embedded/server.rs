@@ -4,8 +4,9 @@ use super::EmbeddedError;
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::StoreLock;
 use super::supervisor::Supervisor;
-use super::{binary, conf};
-use std::sync::Mutex;
+use super::{SyncMode, binary, conf};
+use crate::nats::mark::{self, StoreMark};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,6 +47,7 @@ pub struct EmbeddedServer {
     server_name: String,
     version: String,
     credentials: Credentials,
+    mark: Arc<StoreMark>,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
     /// How long a stop may take; read when `stop` fires.
@@ -76,8 +78,9 @@ impl EmbeddedServer {
         }
         let binary = binary::obtain(config.bin.as_deref(), &config.store_dir).await?;
         let credentials = conf::client_credentials(&config).map_err(|e| EmbeddedError::Config(e.to_string()))?;
+        let mark = open_mark(&config).await?;
         let (status, watched) = watch::channel(Status { state: State::Starting, pid: None, restarts: 0 });
-        let mut supervisor = Supervisor::new(config, lock, binary, credentials, status);
+        let mut supervisor = Supervisor::new(config, lock, mark.clone(), binary, credentials, status);
         let process = supervisor.start().await?;
         supervisor.announce();
 
@@ -91,6 +94,7 @@ impl EmbeddedServer {
             server_name,
             version,
             credentials,
+            mark,
             status: watched,
             stop,
             stop_timeout,
@@ -126,6 +130,11 @@ impl EmbeddedServer {
     /// Version of the nats-server that runs.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether the store can have lost what it had acknowledged, see [`crate::nats::mark`].
+    pub fn mark(&self) -> &Arc<StoreMark> {
+        &self.mark
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -179,6 +188,14 @@ fn validate(config: &EmbeddedConfig) -> Result<(), EmbeddedError> {
         return fail("the gateway's name must be the cluster's");
     }
     Ok(())
+}
+
+async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedError> {
+    let (store, always) = (config.store_dir.clone(), config.sync == Some(SyncMode::Always));
+    let opened = tokio::task::spawn_blocking(move || StoreMark::open(&store, always)).await;
+    let opened = opened.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+    let path = || config.store_dir.join(mark::FILE);
+    opened.map(Arc::new).map_err(|source| EmbeddedError::store(path(), "writing it")(source))
 }
 
 /// A URL that this machine can connect to.
