@@ -5,6 +5,7 @@
 //! * `wire`: handshake, frames, pings, limits and close codes; no broker involved
 //! * `publishing`: the HTTP entrance
 //! * `cluster`: two nodes on one nats-server
+//! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `outages`: the store away, frozen, full, replaced
 //! * `bad_input`: whatever comes, the server goes on
@@ -15,6 +16,7 @@ mod harness;
 mod bad_input;
 mod cluster;
 mod contract;
+mod embedded_cluster;
 mod embedded_store;
 mod outages;
 mod publishing;

@@ -4,7 +4,7 @@ use super::limits;
 use crate::auth::Secrets;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, none};
+use crate::broker::{Broker, Feed, Status, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
@@ -16,6 +16,7 @@ use crate::secret::Secret;
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
@@ -26,6 +27,39 @@ pub struct Store {
 }
 
 impl Store {
+    /// Readiness for traffic: the broker's, and in an embedded cluster also that the copies on this member are up to date.
+    /// Whoever restarts members one after the other and waits for it never takes the second copy away while the first is
+    /// incomplete.
+    pub fn readiness(&mut self, broker: &dyn Broker) -> watch::Receiver<Status> {
+        let mut broker = broker.status();
+        let Some(embedded) = &self.embedded else { return broker };
+        let mut member = embedded.status();
+        let joined = move |broker: &Status, member: State| match member {
+            State::Starting | State::CatchingUp if broker.ready => Status {
+                ready: false,
+                reason: Arc::from("the copies on this member of the cluster are not up to date yet"),
+                ..broker.clone()
+            },
+            _ => broker.clone(),
+        };
+        let status = watch::Sender::new(joined(&broker.borrow(), member.borrow().state));
+        let watched = status.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                let now = joined(&broker.borrow_and_update(), member.borrow_and_update().state);
+                status.send_replace(now);
+                let changed = tokio::select! {
+                    changed = broker.changed() => changed,
+                    changed = member.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }));
+        watched
+    }
+
     /// Leaves the store in order; the embedded server last, cleanly, so that the next start is quick.
     pub async fn stop(self, phases: &mut Phases) {
         if let Some(nats) = &self.nats {
@@ -181,6 +215,17 @@ fn without_credentials(server: &str) -> String {
     format!("{scheme}://{address}")
 }
 
+/// What all members of a cluster of embedded servers derive their passwords from.
+///
+/// # Errors
+/// There is no secret.
+pub fn cluster_secret(config: &Config) -> anyhow::Result<Secret> {
+    // Of a list of secrets the first counts: the servers know one password only.
+    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
+    let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
+    first.context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
+}
+
 async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
     let enats = &config.embedded_nats;
     let listen = |endpoint: &Endpoint| ListenAddr {
@@ -190,13 +235,7 @@ async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
             EndpointPort::Fixed(port) => Some(port),
         },
     };
-    let shared = || {
-        // Of a list of secrets the first counts: the servers know one password only.
-        let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
-        let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
-        first
-            .context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
-    };
+    let shared = || cluster_secret(config);
     let cluster = match &enats.cluster_addr {
         Some(addr) => Some(ClusterConfig {
             addr: listen(addr),

@@ -2,6 +2,7 @@
 //!
 //! A subcommand is a file here with `command()` and `run(&ArgMatches)`, and one line in [`subcommands!`].
 
+mod cluster;
 mod licenses;
 mod publish;
 mod settings;
@@ -34,7 +35,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, verify, token, sign, licenses }
+subcommands! { publish, tail, verify, token, sign, cluster, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///

@@ -20,7 +20,9 @@ pub(super) const DEFAULT_STOP: Duration = Duration::from_secs(5);
 pub enum State {
     /// The process runs; JetStream may still recover its store.
     Starting,
-    /// JetStream has answered (with JetStream off: clients can connect).
+    /// A member of a cluster: JetStream answers, but what this member keeps is not up to date yet.
+    CatchingUp,
+    /// JetStream has answered, and in a cluster this member's copies are up to date (with JetStream off: clients can connect).
     Ready,
     /// The disk is full: publishers get no answer until there is room, then the server is restarted.
     StorageFull,
@@ -199,7 +201,7 @@ async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedEr
 }
 
 /// A URL that this machine can connect to.
-pub(super) fn reachable(addr: &ListenAddr) -> String {
+pub fn reachable(addr: &ListenAddr) -> String {
     let host = match addr.host.as_str() {
         _ if !addr.is_unspecified() => addr.host.clone(),
         host if host.contains(':') => "::1".to_owned(),

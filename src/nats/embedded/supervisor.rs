@@ -290,21 +290,26 @@ impl Supervisor {
             }
             if self.config.jetstream {
                 probe::jetstream_ready(&reachable(&self.addr), &self.credentials).await;
+                if let Some(system) = conf::system_credentials(&self.config) {
+                    self.status.send_modify(|status| status.state = State::CatchingUp);
+                    probe::member_is_current(&reachable(&self.addr), &system).await;
+                }
             }
         };
         tokio::pin!(ready);
         let started = Instant::now();
         if tokio::time::timeout(self.config.ready_timeout, &mut ready).await.is_err() {
-            let hint = if self.config.cluster.is_some() {
-                "; a cluster needs a majority of its (at least three) members"
+            let seconds = started.elapsed().as_secs();
+            if self.status.borrow().state == State::CatchingUp {
+                tracing::warn!(context = "enats", seconds, "the copies on this member are still catching up");
             } else {
-                ""
-            };
-            tracing::error!(
-                context = "enats",
-                seconds = started.elapsed().as_secs(),
-                "JetStream does not answer yet{hint}"
-            );
+                let hint = if self.config.cluster.is_some() {
+                    "; a cluster needs a majority of its (at least three) members"
+                } else {
+                    ""
+                };
+                tracing::error!(context = "enats", seconds, "JetStream does not answer yet{hint}");
+            }
             ready.await;
         }
         tracing::debug!(context = "enats", pid, ms = started.elapsed().as_millis() as u64, "nats-server is ready");
