@@ -86,11 +86,15 @@ pub async fn start_broker(
     let embedded = if config.embedded_nats.enabled { Some(start_embedded(config).await?) } else { None };
     let mut store = Store { embedded, nats: None, tasks: Vec::new() };
     let settings = format!(
-        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
-        limits.history_limit,
-        limits.history_ttl.as_secs(),
+        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s{}",
+        config.broker.history_limit,
+        config.broker.history_ttl.as_secs(),
         limits.sessions_ttl.as_secs(),
-        config.broker.presence_ttl.as_secs()
+        config.broker.presence_ttl.as_secs(),
+        match config.history.0.len() {
+            0 => String::new(),
+            more => format!(", {more} further history policies"),
+        }
     );
     let broker: Arc<dyn Broker> = match config.broker.adapter {
         BrokerKind::None => {

@@ -2,6 +2,7 @@
 //! configuration all come from here.
 
 use super::endpoint::{Endpoint, Gateway, Gateways, Listen, Peers, Sync, is_address, is_server};
+use super::history::{HistoryPolicies, HistoryTables};
 use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Millis, Raw, SOME_TIME, Switch, Text};
 use super::row::{Category, Row, options, traits_of};
 use super::values::*;
@@ -98,6 +99,8 @@ options! {
         presets: Vec<Preset> [Choices(PRESETS)] = "", "presets", Server;
         /// How applications publish
         broadcast_adapters: Vec<BroadcastAdapter> [Choices(BROADCAST_ADAPTERS)] = "http", "broadcast_adapter", Broadcasting;
+        /// History of streams whose name matches a pattern, as `pattern=chat/*,limit=50,ttl=1h,storage=memory,replicas=1,name=chat`; may be given several times, the first that matches holds
+        history: HistoryPolicies [HistoryTables] = "", "history", Broker, repeated;
         /// How nodes pass on what is not stored; chosen by the broker if not given
         pubsub_adapter: PubsubKind [PUBSUB_KINDS] = "", "pubsub", Broadcasting;
         derived {

@@ -1,6 +1,6 @@
 //! Reading the past on demand: is a position complete, and what follows it?
 
-use super::proof::{Proof, is_complete_after};
+use super::proof::{SavedProof, is_complete_after};
 use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId};
 use super::{Cell, Hub};
@@ -37,7 +37,7 @@ impl Hub {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         from: &From,
-        saved: Option<&Proof>,
+        saved: Option<&SavedProof>,
     ) -> Result<Located, Unavailable> {
         let work = async {
             loop {
@@ -62,7 +62,7 @@ impl Hub {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         position: &Position,
-        saved: Option<&Proof>,
+        saved: Option<&SavedProof>,
     ) -> Result<Option<Located>, Unavailable> {
         let x = position.offset;
         // A store that is away may come back as another life: nothing is believed before it answers.
@@ -81,7 +81,7 @@ impl Hub {
         let floor = match cover {
             Cover::Held => return Ok(Some(Located::After(x))),
             Cover::Beyond => {
-                if x > self.broker().facts().await?.last_seq {
+                if x > self.broker().facts(&name).await?.last_seq {
                     return Ok(Some(Located::Lost));
                 }
                 // The message is on its way to this node; the comparison brings it, or shows that there is more.
@@ -102,7 +102,7 @@ impl Hub {
             return Ok(None);
         }
         let held = core.proof();
-        let proofs = [saved, Some(&held)];
+        let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
         if !proofs.into_iter().any(|proof| is_complete_after(x, behind, &page.facts, proof)) {
             return Ok(Some(Located::Lost));
         }

@@ -248,13 +248,12 @@ impl Cluster {
     }
 
     pub fn with(app: Script, setup: Setup) -> Self {
-        let limits = Limits { history_limit: 100, history_ttl: 300 * SECOND, sessions_ttl: 300 * SECOND };
+        let limits = Limits::plain(100, 300 * SECOND, 300 * SECOND);
         let app = Arc::new(app);
         let fan = Arc::new(Fan::default());
         let broker = MemoryBroker::new(limits.clone(), 60 * SECOND, fan.clone());
         let node = || {
             let hub = Hub::new(HubConfig {
-                limits: limits.clone(),
                 snapshot_budget: 1 << 20,
                 linger: 3 * SECOND,
                 head_check: 2 * SECOND,
@@ -270,7 +269,6 @@ impl Cluster {
                 pong_timeout: setup.pong_timeout,
                 native_pings: false,
                 sessions_ttl: 300 * SECOND,
-                history_ttl: 300 * SECOND,
                 history_hold: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,
