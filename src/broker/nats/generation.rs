@@ -22,8 +22,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll, select};
 use serde_json::Value;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,8 @@ pub(super) struct Connection {
     pub client: Client,
     pub api: Api,
     pub server: ServerInfo,
+    /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
+    pub copies: OnceLock<usize>,
 }
 
 impl Connection {
@@ -195,7 +197,7 @@ impl Core {
                         .collect();
                     metrics::STORE_CONNECTS.inc();
                     let api = Api { mux: Mux::new(client.clone()) };
-                    return Ok(Connection { link, client, api, server: info });
+                    return Ok(Connection { link, client, api, server: info, copies: OnceLock::new() });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {

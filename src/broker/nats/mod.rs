@@ -107,6 +107,9 @@ enum SetupError {
     Fatal(StartError),
     #[error("{0}")]
     Retry(String),
+    /// As many copies as asked for need more servers.
+    #[error("{0}: the copies of nats_replicas need as many servers, up and with JetStream")]
+    TooFewServers(String),
     /// The log, or a bucket, that this connection works with is not there any more.
     #[error("{0}")]
     LogGone(String),

@@ -78,3 +78,54 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
         assert_eq!(page.messages.len(), 1);
     }
 }
+
+/// Copies of everything that this node made.
+async fn copies(node: &Node) -> Vec<u64> {
+    let generation = node.broker.core.generation().unwrap();
+    let list: Value = generation.api().call("STREAM.LIST", &Value::Null).await.unwrap();
+    let streams = list["streams"].as_array().unwrap();
+    let mut copies: Vec<u64> =
+        streams.iter().map(|stream| stream["config"]["num_replicas"].as_u64().unwrap()).collect();
+    copies.dedup();
+    copies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_servers_that_advertise_nobody_keep_three_copies() {
+    let servers = Server::cluster_with(3, &["--no_advertise"]);
+    let node = Node::start(config(&servers[0])).await;
+    node.until_ready().await;
+    let advertised = node.broker.core.generation().unwrap().connection.server.connect_urls.clone();
+    assert!(advertised.len() <= 1, "{advertised:?}");
+    assert_eq!(copies(&node).await, [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_keep_one_copy_until_there_are_three() {
+    let mut servers = Server::cluster(3);
+    servers[2].kill();
+    servers[2].wipe();
+    let node = Node::start(config(&servers[0])).await;
+    node.until_ready().await;
+    assert_eq!(copies(&node).await, [1]);
+    let stream = StreamName::from("a");
+    node.publish(&stream, "1").await;
+    let epoch = node.epoch();
+    node.broker.shutdown().await;
+    servers[2].run();
+    // A third server is known to the cluster a little later.
+    for attempt in 0.. {
+        let node = Node::start(config(&servers[0])).await;
+        node.until_ready().await;
+        assert_eq!(
+            (node.epoch(), node.broker.heads(std::slice::from_ref(&stream)).await.unwrap().heads),
+            (epoch.clone(), vec![1])
+        );
+        let now = copies(&node).await;
+        node.broker.shutdown().await;
+        if now == [3] {
+            break;
+        }
+        assert!(attempt < 20, "{now:?}");
+    }
+}

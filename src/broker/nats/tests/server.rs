@@ -61,11 +61,17 @@ impl Server {
 
     /// A cluster of so many servers; each logs and stores on its own.
     pub fn cluster(size: usize) -> Vec<Self> {
+        Self::cluster_with(size, &[])
+    }
+
+    pub fn cluster_with(size: usize, further: &[&str]) -> Vec<Self> {
         let routes: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let urls: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
         let start = |(number, url): (usize, &String)| {
             let name = format!("n{number}");
-            Self::with(&["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &urls.join(",")])
+            let routes = urls.join(",");
+            let known = ["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &routes];
+            Self::with(&[&known[..], further].concat())
         };
         urls.iter().enumerate().map(start).collect()
     }
