@@ -161,7 +161,11 @@ impl Core {
     }
 
     /// Tries the known servers one after another.
-    async fn connect(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<Connection, SetupError> {
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        number: u64,
+        known: &mut Vec<ServerAddr>,
+    ) -> Result<Connection, SetupError> {
         let mut servers = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
         // Nodes begin at different servers, and a server that just failed us is not the first to be tried again.
         let start = self.config.node.bytes().map(usize::from).sum::<usize>() + number as usize;

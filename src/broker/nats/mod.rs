@@ -10,6 +10,7 @@
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
 
+mod admin;
 mod api;
 mod clock;
 mod commands;
@@ -34,7 +35,9 @@ mod witness;
 #[cfg(test)]
 mod tests;
 
+pub use admin::{Admin, AdminError, Overview, Shown};
 pub use config::{NatsBrokerConfig, StartError};
+pub use policies::Change;
 
 use super::{
     AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
@@ -149,34 +152,7 @@ impl NatsBroker {
     /// show in the status, the log and [`NatsBroker::fatal`].
     pub async fn start(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Result<Arc<Self>, StartError> {
         config.check()?;
-        let status = Status {
-            ready: false,
-            readable: false,
-            generation: 0,
-            logs: Logs::unknown(config.limits.table.clone()),
-            reason: Arc::from("connecting to NATS"),
-        };
-        let core = Arc::new(Core {
-            names: Names::new(&config),
-            feed,
-            status: watch::Sender::new(status),
-            current: watch::Sender::new(None),
-            away_since: Mutex::new(Instant::now()),
-            witnesses: Mutex::default(),
-            rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
-            prepared: AtomicU64::new(0),
-            commands: Mutex::default(),
-            fatal: watch::Sender::new(None),
-            attempts: watch::Sender::new(0),
-            settled: AtomicBool::new(false),
-            storage_full: AtomicBool::new(false),
-            disk_full: watch::Sender::new(false),
-            nudge: Notify::new(),
-            batches: Semaphore::new(read::MAX_BATCHES),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            config,
-        });
+        let core = Core::new(config, feed);
         for mark in core.config.witness_file.as_deref().map(witness::read_file).unwrap_or_default() {
             core.witness(&mark.log.clone()).set(mark);
         }
@@ -254,6 +230,37 @@ impl Drop for NatsBroker {
 }
 
 impl Core {
+    fn new(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Arc<Self> {
+        let status = Status {
+            ready: false,
+            readable: false,
+            generation: 0,
+            logs: Logs::unknown(config.limits.table.clone()),
+            reason: Arc::from("connecting to NATS"),
+        };
+        Arc::new(Self {
+            names: Names::new(&config),
+            feed,
+            status: watch::Sender::new(status),
+            current: watch::Sender::new(None),
+            away_since: Mutex::new(Instant::now()),
+            witnesses: Mutex::default(),
+            rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
+            prepared: AtomicU64::new(0),
+            commands: Mutex::default(),
+            fatal: watch::Sender::new(None),
+            attempts: watch::Sender::new(0),
+            settled: AtomicBool::new(false),
+            storage_full: AtomicBool::new(false),
+            disk_full: watch::Sender::new(false),
+            nudge: Notify::new(),
+            batches: Semaphore::new(read::MAX_BATCHES),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        })
+    }
+
     fn generation(&self) -> Option<Arc<Generation>> {
         self.current.borrow().clone()
     }

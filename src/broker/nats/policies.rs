@@ -197,6 +197,8 @@ impl Core {
         for _ in 0..5 {
             let Some((record, sequence)) = self.read_policies(connection).await? else {
                 let first = match self.unrecorded(connection).await? {
+                    // The bucket was lost while this node was running.
+                    _ if self.is_settled() => rows(&self.rules().table),
                     Some(table) => rows(&table),
                     None => rows(configured),
                 };

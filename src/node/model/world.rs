@@ -176,7 +176,7 @@ impl World {
     pub fn new(shape: Shape) -> Self {
         let wires = Arc::new(Wires::default());
         let log = Arc::new(Mutex::new(new_log(shape, &wires)));
-        let nodes: Vec<_> = (0..2).map(|_| new_node(shape, &log, &wires)).collect();
+        let nodes: Vec<_> = (0..2).map(|_| new_node(&log, &wires)).collect();
         let peers = vec![
             // One stream; two subscriptions on one stream; two streams.
             Peer::new(vec![(public("a", ""), "a")]),
@@ -334,7 +334,7 @@ fn new_log(shape: Shape, wires: &Arc<Wires>) -> Arc<MemoryBroker> {
     MemoryBroker::new(limits(shape), Duration::from_secs(60), Arc::new(SharedFeed(wires.clone())))
 }
 
-fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
+fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
     let hub = Hub::new(HubConfig {
         snapshot_budget: 1 << 20,
         linger: Duration::from_secs(3),
