@@ -232,3 +232,16 @@ async fn ruling_12_one_machine_that_crashed_is_vouched_for_and_three_are_not() {
         client.expect(reject_history(&public("chat"))).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_another_secret_is_refused_and_said_so() {
+    let mut builders: Vec<Builder> = members(2).into_iter().map(|(_, builder)| builder).collect();
+    let stranger = builders.remove(1).replace("secret", "another").start_unready();
+    let member = builders.remove(0).start_unready();
+    eventually("the refusal is in the log", async || {
+        let logs = format!("{}{}", member.log(), stranger.log());
+        (logs.contains("Authorization Violation") || logs.contains("authentication error")).then_some(())
+    })
+    .await;
+    assert!(!member.is_ready().await && !stranger.is_ready().await);
+}

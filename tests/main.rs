@@ -7,6 +7,7 @@
 //! * `cluster`: two nodes on one nats-server
 //! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
+//! * `gateways`: two clusters joined
 //! * `outages`: the store away, frozen, full, replaced
 //! * `bad_input`: whatever comes, the server goes on
 
@@ -18,6 +19,7 @@ mod cluster;
 mod contract;
 mod embedded_cluster;
 mod embedded_store;
+mod gateways;
 mod outages;
 mod publishing;
 mod rulings;

@@ -159,12 +159,18 @@ async fn start_nats(
         Some(embedded) => format!("nats://{}", embedded.addr()),
         None => servers.join(","),
     };
-    let cluster = config.embedded_nats.cluster_addr.is_some().then(|| config.embedded_nats.cluster_name.clone());
+    let enats = &config.embedded_nats;
+    let cluster = (enats.cluster_addr.is_some() || enats.gateway_addr.is_some()).then(|| enats.cluster_name.clone());
+    let peers = match &enats.gateway_addr {
+        Some(_) => enats.gateways.iter().map(|gateway| gateway.name.clone()).collect(),
+        None => Vec::new(),
+    };
     let broker = NatsBroker::start(
         NatsBrokerConfig {
             client,
             prefix: config.nats.prefix.clone(),
             cluster,
+            peers,
             limits: limits(config),
             replicas: replicas(config),
             publish_timeout: config.broker.publish_timeout,

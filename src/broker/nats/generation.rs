@@ -4,7 +4,7 @@
 //! buffered is discarded, and a new connection is made, whose log is compared with what this node remembers before
 //! anything is published, read or delivered through it.
 
-use super::api::{Api, ApiError};
+use super::api::{Api, ApiError, code};
 use super::config::{bucket_stream, key_subject};
 use super::layout::Prepared;
 use super::live::LiveSet;
@@ -287,6 +287,9 @@ impl Core {
             Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
                 return Err(SetupError::fatal("JetStream is not enabled on this NATS server: start it with -js"));
             }
+            // Behind a gateway the majority is one of all clusters. Without it nothing can be made or changed, but what is
+            // there works; whether it is shows below.
+            Err(error) if error.is(code::SYSTEM_UNAVAILABLE) && connection.clustered() => {}
             Err(error) => return Err(error.into()),
         }
         let Prepared { table, logs: found, commands: command_log } = self.set_up(connection).await?;

@@ -268,7 +268,12 @@ impl Core {
 
     async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name");
-        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), want).await {
+        let mut asked = want.clone();
+        if let (Some(_), Some(cluster)) = (&self.config.cluster, &connection.server.cluster) {
+            // Another cluster behind a gateway must not get what does not fit into this one.
+            asked["placement"] = json!({"cluster": cluster});
+        }
+        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), &asked).await {
             Ok(_) => {
                 tracing::info!(stream = name, replicas = want["num_replicas"].as_u64(), "created");
                 Ok(())

@@ -398,8 +398,7 @@ impl Broker for NatsBroker {
         loop {
             let generation = attempts.next().await?;
             let outcome = async {
-                let subject = |policy: &str, token: &token::Token| core.names.live_subject(policy, &token.text);
-                generation.live.open(&generation, streams, subject).await?;
+                generation.live.open(&generation, streams, &core.names).await?;
                 core.try_heads(&generation, streams).await
             };
             match outcome.await {

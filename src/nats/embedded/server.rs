@@ -1,7 +1,7 @@
 //! The handle on an embedded server.
 
 use super::EmbeddedError;
-use super::config::{Credentials, EmbeddedConfig, ListenAddr};
+use super::config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr};
 use super::lock::StoreLock;
 use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
@@ -67,6 +67,9 @@ impl EmbeddedServer {
     /// ends at once.
     pub async fn start(mut config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
         validate(&config)?;
+        if let (Some(gateway), None) = (&config.gateway, &config.cluster) {
+            config.cluster = Some(alone(gateway)?);
+        }
         let given = config.store_dir.clone();
         config.store_dir = std::path::absolute(&given).map_err(EmbeddedError::store(given, "finding it"))?;
         let lock = StoreLock::acquire(&config.store_dir, config.lock_timeout).await?;
@@ -190,6 +193,15 @@ fn validate(config: &EmbeddedConfig) -> Result<(), EmbeddedError> {
         return fail("the gateway's name must be the cluster's");
     }
     Ok(())
+}
+
+/// JetStream does not start behind a gateway without a cluster: one of a single member, whose only route is itself.
+fn alone(gateway: &GatewayConfig) -> Result<ClusterConfig, EmbeddedError> {
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = addr.map_err(EmbeddedError::Spawn)?.port();
+    let addr = ListenAddr { host: "127.0.0.1".to_owned(), port: Some(port) };
+    let routes = vec![format!("nats://{addr}")];
+    Ok(ClusterConfig { addr, name: gateway.name.clone(), routes, secret: gateway.secret.clone() })
 }
 
 async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedError> {
