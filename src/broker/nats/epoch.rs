@@ -111,6 +111,9 @@ impl Core {
                 seq => connection.api.message(log, &json!({"seq": seq})).await?,
             };
             let Comparison::Regressed(why) = mark.compare(&info, kept.as_ref()) else {
+                if info.state.last_seq > mark.seq {
+                    remember_newest(connection, witness, log, &record.epoch, info.state.last_seq).await?;
+                }
                 return Ok(Epoch::from(record.epoch.as_str()));
             };
             if attempt < tries {
@@ -165,4 +168,20 @@ impl Core {
             _ => Err(SetupError::LogGone(format!("{log} is no longer the log"))),
         }
     }
+}
+
+/// A node that hears of no stream is a witness too: of the newest message that it has asked for.
+async fn remember_newest(
+    connection: &Connection,
+    witness: &Witness,
+    log: &str,
+    epoch: &str,
+    seq: u64,
+) -> Result<(), SetupError> {
+    // Gone already: the next look finds another one.
+    if let Some(kept) = connection.api.message(log, &json!({"seq": seq})).await? {
+        let id = kept.header("Nats-Msg-Id").and_then(|text| headers::parse_id(&text));
+        witness.note(log, epoch, seq, id, kept.stored_at());
+    }
+    Ok(())
 }
