@@ -7,11 +7,15 @@
 //! * `policies`: history policies, and the subcommands about them
 //! * `cluster`: two nodes on one nats-server
 //! * `outages`: the store away, frozen, full, replaced
+//! * `application`: with the user's application, over gRPC and HTTP
+//! * `application_metrics`: what the metrics page says of it
 //! * `bad_input`: whatever comes, the server goes on
 
 #[macro_use]
 mod harness;
 
+mod application;
+mod application_metrics;
 mod bad_input;
 mod cluster;
 mod contract;

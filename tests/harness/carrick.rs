@@ -46,10 +46,15 @@ impl Builder {
     }
 
     /// Gives an option another value.
-    pub fn replace(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn replace(self, name: &str, value: impl ToString) -> Self {
+        self.without(name).option(name, value)
+    }
+
+    /// Leaves an option at its default.
+    pub fn without(mut self, name: &str) -> Self {
         let prefix = format!("--{name}=");
         self.options.retain(|option| !option.starts_with(&prefix));
-        self.option(name, value)
+        self
     }
 
     /// Starts the server and waits until it is ready.
@@ -325,6 +330,20 @@ impl Server {
 
     pub async fn get(&self, path: &str) -> Response {
         http::request(self.http, "GET", path, &[], b"").await
+    }
+
+    /// The present value of a metric; the server needs `--metrics_http=/metrics`.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let page = self.get("/metrics").await.body;
+        let start = format!("anycable_go_{name} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name} in {page}"))
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn metric_becomes(&self, name: &str, value: i64) {
+        super::eventually(&format!("{name} is {value}"), async || (self.metric(name).await == value).then_some(()))
+            .await;
     }
 
     pub async fn is_ready(&self) -> bool {
