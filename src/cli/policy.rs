@@ -115,6 +115,9 @@ fn applied(change: Option<&Change>, overview: &Overview) -> String {
         return format!("nothing to change: revision {} is in effect\n{}", overview.revision, unused(overview));
     };
     let mut text = format!("revision {} is in effect\n", change.revision);
+    for difference in &change.differences {
+        let _ = writeln!(text, "changed: {difference}");
+    }
     for policy in &change.new_epochs {
         let _ = writeln!(text, "new epoch: {policy} (streams come to its log; clients of all its streams read anew)");
     }

@@ -674,6 +674,23 @@ fn every_option_is_printed_so_that_it_loads_back() {
 }
 
 #[test]
+fn history_policies_come_from_file_environment_or_repeated_flags() {
+    let names = |place: Place| {
+        let config = place.config();
+        config.history.0.iter().map(|policy| policy.name.clone()).collect::<Vec<_>>()
+    };
+    let file =
+        "[[history]]\npattern = \"chat/*\"\n[[history]]\npattern = \"news\"\nlimit = 0\n[broker]\nhistory_limit = 5";
+    assert_eq!(names(with("").toml(file)), ["chat", "news"]);
+    assert_eq!(names(with("").toml(file).env("ANYCABLE_HISTORY", "pattern=a;pattern=b")), ["a", "b"]);
+    let flags = "--history pattern=x --history=pattern=y;pattern=z";
+    assert_eq!(names(with(flags).toml(file).env("ANYCABLE_HISTORY", "pattern=a")), ["x", "y", "z"]);
+    assert_eq!(names(with("--history=").toml(file)), Vec::<String>::new());
+    let error = with("").toml("[history]\npattern = \"chat/*\"").error();
+    assert!(error.contains("[history] is not allowed; allowed: tables [[history]]"), "{error}");
+}
+
+#[test]
 fn printed_settings_hide_secrets_unless_asked() {
     let args = "--secret aaaa --broadcast_key bbbb --streams_secret cccc --turbo_streams_secret dddd \
                 --cable_ready_secret eeee --nats_user u --nats_password ffff --nats_servers nats://u:gggg@h:1 \

@@ -118,3 +118,43 @@ async fn two_servers_keep_one_copy() {
     let again = Node::ready(config(&servers[1])).await;
     assert_eq!((copies(&again).await, again.epoch()), (vec![1], epoch));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_applied_to_nodes_of_a_cluster() {
+    use crate::broker::policy::{Policy, Table};
+    let servers = Server::cluster(3);
+    let config = everywhere(&servers);
+    let nodes = [Node::start(config.clone()).await, Node::start(config.clone()).await];
+    for node in &nodes {
+        node.until_ready().await;
+    }
+    let (chat, news) = (StreamName::from("chat/1"), StreamName::from("news"));
+    let before = nodes[0].broker.append(publication(&news, "1")).await.unwrap();
+    let mut wanted = NatsBrokerConfig { node: "operator".into(), ..config };
+    let limits = Policy::default_with(5, Duration::from_secs(60));
+    let policy = Policy { name: "chat".into(), pattern: "chat/*".parse().unwrap(), replicas: 1, ..limits };
+    wanted.limits.table = Table::new(vec![policy], 100, Duration::from_secs(300));
+    let admin = Admin::connect(wanted).await.unwrap();
+    assert_eq!(admin.apply().await.unwrap().map(|change| change.revision), Some(2));
+    let mut offsets = Vec::new();
+    for node in &nodes {
+        eventually("the node follows", || {
+            let status = node.broker.status().borrow().clone();
+            status.ready && status.logs.table().policies().len() == 2
+        })
+        .await;
+        offsets.push(node.publish(&chat, "1").await);
+        let after = node.broker.append(publication(&news, "2")).await.unwrap();
+        assert_eq!(after.epoch, before.epoch);
+    }
+    assert_eq!(offsets, [1, 2]);
+    let overview = admin.overview().await.unwrap();
+    let copies = async |log: &str| {
+        let generation = nodes[0].broker.core.generation().unwrap();
+        let info: Value = generation.api().call(&format!("STREAM.INFO.{log}"), &Value::Null).await.unwrap();
+        info["config"]["num_replicas"].as_u64().unwrap()
+    };
+    let logs: Vec<_> = overview.policies.iter().map(|shown| shown.log.as_ref().unwrap().0.clone()).collect();
+    assert_eq!((copies(&logs[0]).await, copies(&logs[1]).await), (1, 3));
+    admin.close().await;
+}

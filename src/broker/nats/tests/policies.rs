@@ -230,6 +230,23 @@ async fn storage_cannot_change_and_the_error_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_memory_that_is_gone_with_its_server_begins_a_new_life() {
+    let mut server = Server::start();
+    let memory = Policy { storage: Storage::Memory, ..policy("chat", "chat/*", 5) };
+    let node = Node::ready(with(&server, vec![memory])).await;
+    let stream = StreamName::from("chat/1");
+    let before =
+        (node.broker.append(publication(&stream, "1")).await.unwrap(), node.publish(&"news".into(), "1").await);
+    let generation = node.generation();
+    server.kill();
+    server.run();
+    node.until_generation_after(generation).await;
+    let after = node.broker.append(publication(&stream, "2")).await.unwrap();
+    assert_ne!(after.epoch, before.0.epoch);
+    assert_eq!((after.offset, node.kept("chat/1").await, node.kept("news").await), (1, vec![1], vec![before.1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_whose_author_is_gone_is_withdrawn() {
     let server = Server::start();
     let config_of = with(&server, vec![policy("chat", "chat/*", 5)]);
