@@ -1,5 +1,6 @@
 //! An application that fails: a client is told nothing and may try again, and nobody else notices.
 
+use crate::harness::carrick::Builder;
 use crate::harness::*;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -172,9 +173,15 @@ fn says_bytes(bytes: usize) -> impl Fn(&Call) -> Reply + Send + Sync {
     }
 }
 
+/// A server that takes its time with large messages, and lets its clients take theirs.
+fn patient(app: &Application) -> Builder {
+    let patient = app.server().option("rpc_command_timeout", 60_000).option("rpc_request_timeout", 60_000);
+    patient.option("ws_max_pending_size", 16 << 20)
+}
+
 async fn oversized_answers_are_no_answers(wire: Wire) {
     let app = Application::start(wire, says_bytes(5 << 20));
-    let server = app.server().start();
+    let server = patient(&app).start();
     let mut client = server.connect().await;
     client.subscribe(&channel()).await;
     client.perform(&channel(), json!({})).await;
@@ -188,7 +195,7 @@ async fn oversized_answers_are_no_answers(wire: Wire) {
 
 async fn larger_answers_can_be_allowed(wire: Wire) {
     let app = Application::start(wire, says_bytes(5 << 20));
-    let server = app.server().option("rpc_max_call_recv_size", 6 << 20).start();
+    let server = patient(&app).option("rpc_max_call_recv_size", 6 << 20).start();
     let mut client = server.connect().await;
     client.subscribe(&channel()).await;
     client.perform(&channel(), json!({})).await;
@@ -354,8 +361,7 @@ async fn slow_calls_delay_only_their_own_connection(wire: Wire) {
 
 /// Clients whose subscriptions are sent one after another while the application is frozen, and all answered at last.
 async fn queued(app: &Application, concurrency: usize) -> Vec<Client> {
-    let patient = app.server().option("rpc_command_timeout", 60_000).option("rpc_request_timeout", 60_000);
-    let server = patient.option("rpc_concurrency", concurrency).start();
+    let server = patient(app).option("rpc_concurrency", concurrency).start();
     let mut clients = join_all((0..8).map(|_| server.connect())).await;
     app.freeze();
     for (count, client) in (1..).zip(&mut clients) {
