@@ -4,6 +4,7 @@
 //! * `rulings`: the hard cases, one test per ruling, named after it
 //! * `wire`: handshake, frames, pings, limits and close codes; no broker involved
 //! * `publishing`: the HTTP entrance
+//! * `policies`: history policies, and the subcommands about them
 //! * `cluster`: two nodes on one nats-server
 //! * `outages`: the store away, frozen, full, replaced
 //! * `application`: with the user's application, over gRPC and HTTP
@@ -19,6 +20,7 @@ mod bad_input;
 mod cluster;
 mod contract;
 mod outages;
+mod policies;
 mod publishing;
 mod rulings;
 mod wire;

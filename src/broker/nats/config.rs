@@ -1,6 +1,6 @@
 //! What the broker is told: where NATS is, how much to keep, how long to wait; and the names that follow from it.
 
-use crate::broker::Limits;
+use crate::broker::{Limits, Policy};
 use crate::nats::connect::ClientConfig;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub struct NatsBrokerConfig {
     pub publish_timeout: Duration,
     /// How long reads, openings and session requests wait for NATS.
     pub broker_timeout: Duration,
-    /// How long the log remembers message ids; at most `history_ttl`. Memory on the server: rate × window.
+    /// How long a log remembers message ids; at most its policy's ttl. Memory on the server: rate × window.
     pub dedup_window: Duration,
     /// Names this node among its peers; stable across restarts where possible.
     pub node: String,
@@ -45,22 +45,18 @@ impl NatsBrokerConfig {
         }
     }
 
-    pub(super) fn history(&self) -> bool {
-        self.limits.history_limit > 0 && !self.limits.history_ttl.is_zero()
-    }
-
     pub(super) fn sessions(&self) -> bool {
         !self.limits.sessions_ttl.is_zero()
     }
 
     /// Message ids are kept this long; NATS wants it at least 100 ms and at most the messages' own life.
-    pub(super) fn window(&self) -> Duration {
-        self.dedup_window.min(self.limits.history_ttl).max(Duration::from_millis(100))
+    pub(super) fn window(&self, policy: &Policy) -> Duration {
+        self.dedup_window.min(policy.ttl).max(Duration::from_millis(100))
     }
 
     /// A retry after this could find its id forgotten.
-    pub(super) fn publish_budget(&self) -> Duration {
-        if self.history() { self.publish_timeout.min(self.window() / 2) } else { self.publish_timeout }
+    pub(super) fn publish_budget(&self, policy: &Policy) -> Duration {
+        if policy.keeps() { self.publish_timeout.min(self.window(policy) / 2) } else { self.publish_timeout }
     }
 
     /// Life of a stored remote command.
@@ -69,13 +65,21 @@ impl NatsBrokerConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), StartError> {
-        for (option, text) in [("nats_prefix", Some(&self.prefix)), ("cluster name", self.cluster.as_ref())] {
+        let own = [("nats_prefix", Some(&*self.prefix)), ("cluster name", self.cluster.as_deref())];
+        let policies = self.limits.table.policies();
+        let names = policies.iter().map(|policy| ("name of a history policy", Some(&*policy.name)));
+        for (option, text) in own.into_iter().chain(names) {
             let Some(text) = text else { continue };
             let fits = !text.is_empty()
                 && text.len() <= 32
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
             if !fits {
                 return Err(StartError(format!("{option} {text:?}: expected 1 to 32 characters of A-Z a-z 0-9 _ -")));
+            }
+        }
+        for (at, policy) in policies.iter().enumerate() {
+            if policies[..at].iter().any(|other| other.name == policy.name) {
+                return Err(StartError(format!("two history policies are called {:?}", policy.name)));
             }
         }
         self.client.addresses().map_err(|e| StartError(e.to_string()))?;
@@ -107,20 +111,20 @@ impl Names {
         }
     }
 
-    pub fn log(&self, id: &str) -> String {
-        format!("{}_log_default_{id}", self.names)
+    pub fn log(&self, policy: &str, id: &str) -> String {
+        format!("{}_log_{policy}_{id}", self.names)
     }
 
     pub fn commands(&self, id: &str) -> String {
         format!("{}_ctl_{id}", self.names)
     }
 
-    pub fn log_subject(&self, token: &str) -> String {
-        format!("{}.log.default.{token}", self.subjects)
+    pub fn log_subject(&self, policy: &str, token: &str) -> String {
+        format!("{}.log.{policy}.{token}", self.subjects)
     }
 
-    pub fn live_subject(&self, token: &str) -> String {
-        format!("{}.live.default.{token}", self.subjects)
+    pub fn live_subject(&self, policy: &str, token: &str) -> String {
+        format!("{}.live.{policy}.{token}", self.subjects)
     }
 
     pub fn command_subject(&self, token: &str) -> String {

@@ -105,10 +105,17 @@ pub(super) fn client_credentials(config: &EmbeddedConfig) -> Result<Credentials,
         return Ok(credentials.clone());
     }
     let password = match &config.cluster {
-        Some(cluster) => cluster.secret.derive("client"),
+        Some(cluster) => return Ok(Credentials::of_cluster(&cluster.secret)),
         None => Secret::random()?,
     };
     Ok(Credentials { user: USER.to_owned(), password })
+}
+
+impl Credentials {
+    /// What clients of every member of a cluster with this secret present.
+    pub fn of_cluster(secret: &Secret) -> Self {
+        Self { user: USER.to_owned(), password: secret.derive("client") }
+    }
 }
 
 fn line(out: &mut String, depth: usize, text: &str) {

@@ -27,7 +27,7 @@ impl Broker for Store {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log.transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         if streams.iter().any(|stream| stream.as_str().starts_with("slow")) {
             tokio::time::sleep(super::SECOND).await;
         }
@@ -36,7 +36,7 @@ impl Broker for Store {
     fn close(&self, stream: &StreamName) {
         self.log.close(stream);
     }
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         self.log.heads(streams).await
     }
     async fn read(
@@ -52,8 +52,8 @@ impl Broker for Store {
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         self.log.behind(stream, x).await
     }
-    async fn facts(&self) -> Result<Facts, Unavailable> {
-        self.log.facts().await
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
+        self.log.facts(stream).await
     }
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         self.log.load_session(key).await
