@@ -22,6 +22,7 @@ use axum::Router;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+pub use store::cluster_secret;
 use store::{Store, start_broker};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -76,7 +77,7 @@ impl App {
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
-        let (broker, store) = start_broker(&config, feed, main.local_addr()).await?;
+        let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
         let registry = Arc::new(Registry::default());
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
@@ -104,7 +105,8 @@ impl App {
             ready_path: config.server.ready_path.clone(),
         };
         tracing::info!(context = "http", "Handle health requests at {}{}", base(addr), health.health_path);
-        let mut router: Router = sockets.router().merge(Health::new(broker.status(), draining.clone()).router(&health));
+        let mut router: Router =
+            sockets.router().merge(Health::new(store.readiness(&*broker), draining.clone()).router(&health));
         if let Some(path) = &config.metrics.http_path {
             router = router.merge(metrics_page::router(path, &[]));
             tracing::info!(context = "metrics", "Serve metrics at {}{path}", base(addr));

@@ -6,6 +6,9 @@
 //! * `publishing`: the HTTP entrance
 //! * `policies`: history policies, and the subcommands about them
 //! * `cluster`: two nodes on one nats-server
+//! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
+//! * `embedded_store`: what can happen to the store of an embedded nats-server
+//! * `gateways`: two clusters joined
 //! * `outages`: the store away, frozen, full, replaced
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
@@ -19,6 +22,9 @@ mod application_metrics;
 mod bad_input;
 mod cluster;
 mod contract;
+mod embedded_cluster;
+mod embedded_store;
+mod gateways;
 mod outages;
 mod policies;
 mod publishing;

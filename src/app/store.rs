@@ -4,12 +4,12 @@ use super::limits;
 use crate::auth::Secrets;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, none};
+use crate::broker::{Broker, Feed, Status, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
     ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
-    SyncMode,
+    SyncMode, cluster_credentials,
 };
 use crate::ops::shutdown::Phases;
 use crate::secret::Secret;
@@ -17,6 +17,7 @@ use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
@@ -27,6 +28,39 @@ pub struct Store {
 }
 
 impl Store {
+    /// Readiness for traffic: the broker's, and in an embedded cluster also that the copies on this member are up to date.
+    /// Whoever restarts members one after the other and waits for it never takes the second copy away while the first is
+    /// incomplete.
+    pub fn readiness(&mut self, broker: &dyn Broker) -> watch::Receiver<Status> {
+        let mut broker = broker.status();
+        let Some(embedded) = &self.embedded else { return broker };
+        let mut member = embedded.status();
+        let joined = move |broker: &Status, member: State| match member {
+            State::Starting | State::CatchingUp if broker.ready => Status {
+                ready: false,
+                reason: Arc::from("the copies on this member of the cluster are not up to date yet"),
+                ..broker.clone()
+            },
+            _ => broker.clone(),
+        };
+        let status = watch::Sender::new(joined(&broker.borrow(), member.borrow().state));
+        let watched = status.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                let now = joined(&broker.borrow_and_update(), member.borrow_and_update().state);
+                status.send_replace(now);
+                let changed = tokio::select! {
+                    changed = broker.changed() => changed,
+                    changed = member.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }));
+        watched
+    }
+
     /// Leaves the store in order; the embedded server last, cleanly, so that the next start is quick.
     pub async fn stop(self, phases: &mut Phases) {
         if let Some(nats) = &self.nats {
@@ -112,13 +146,14 @@ async fn start_nats(
     addr: SocketAddr,
 ) -> anyhow::Result<Arc<dyn Broker>> {
     let mut client = nats_client(config)?;
-    let mut witness_file = None;
+    let (mut witness_file, mut store_mark) = (None, None);
     if let Some(embedded) = &store.embedded {
         let credentials = embedded.credentials();
         client.servers = vec![Secret::from(format!("nats://{}", embedded.addr()))];
         client.user = Some(credentials.user.clone());
         client.password = Some(credentials.password.clone());
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
+        store_mark = Some(embedded.mark().clone());
     }
     let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
     let servers = match &store.embedded {
@@ -126,8 +161,8 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker =
-        NatsBroker::start(NatsBrokerConfig { witness_file, ..broker_config(config, client, node) }, feed).await?;
+    let broker_config = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    let broker = NatsBroker::start(broker_config, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
@@ -143,10 +178,18 @@ async fn start_nats(
 }
 
 fn broker_config(config: &Config, client: ClientConfig, node: String) -> NatsBrokerConfig {
+    let enats = &config.embedded_nats;
+    // A gateway joins clusters, even if one of them has a single member.
+    let in_cluster = enats.cluster_addr.is_some() || enats.gateway_addr.is_some();
+    let peers = match &enats.gateway_addr {
+        Some(_) => enats.gateways.iter().map(|gateway| gateway.name.clone()).collect(),
+        None => Vec::new(),
+    };
     NatsBrokerConfig {
         client,
         prefix: config.nats.prefix.clone(),
-        cluster: config.embedded_nats.cluster_addr.is_some().then(|| config.embedded_nats.cluster_name.clone()),
+        cluster: in_cluster.then(|| enats.cluster_name.clone()),
+        peers,
         limits: limits(config),
         replicas: replicas(config),
         publish_timeout: config.broker.publish_timeout,
@@ -154,6 +197,7 @@ fn broker_config(config: &Config, client: ClientConfig, node: String) -> NatsBro
         dedup_window: config.broker.dedup_window,
         node,
         witness_file: None,
+        store_mark: None,
     }
 }
 
@@ -224,16 +268,9 @@ fn known_credentials(config: &Config) -> anyhow::Result<Option<Credentials>> {
         return Ok(Some(Credentials { user: user.clone(), password: password.clone() }));
     }
     Ok(match enats.cluster_addr {
-        Some(_) => Some(Credentials::of_cluster(&cluster_secret(config)?)),
+        Some(_) => Some(cluster_credentials(&cluster_secret(config)?)),
         None => None,
     })
-}
-
-/// Of a list of secrets the first counts: the servers know one password only.
-fn cluster_secret(config: &Config) -> anyhow::Result<Secret> {
-    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
-    let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
-    first.context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
 }
 
 fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {
@@ -262,6 +299,17 @@ fn without_credentials(server: &str) -> String {
     let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
     let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
     format!("{scheme}://{address}")
+}
+
+/// What all members of a cluster of embedded servers derive their passwords from.
+///
+/// # Errors
+/// There is no secret.
+pub fn cluster_secret(config: &Config) -> anyhow::Result<Secret> {
+    // Of a list of secrets the first counts: the servers know one password only.
+    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
+    let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
+    first.context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
 }
 
 async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {

@@ -2,6 +2,7 @@
 //!
 //! A subcommand is a file here with `command()` and `run(&ArgMatches)`, and one line in [`subcommands!`].
 
+mod cluster;
 mod epoch;
 mod licenses;
 mod policy;
@@ -36,7 +37,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, verify, token, sign, policy, epoch, licenses }
+subcommands! { publish, tail, verify, token, sign, policy, epoch, cluster, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///

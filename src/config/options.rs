@@ -402,7 +402,7 @@ options! {
         routes: Vec<Endpoint> [Peers] = "", "enats_cluster_routes", EmbeddedNats;
         /// Where it listens for other clusters; empty: no gateway
         gateway_addr: Option<Endpoint> [Listen] = "", "enats_gateway", EmbeddedNats, hidden;
-        /// Other clusters, as `nameA:url1,url2;nameB:url3`
+        /// Other clusters, as `nameA:url1,url2;nameB:url3`; their live messages are delivered here too
         gateways: Vec<Gateway> [Gateways] = "", "enats_gateways", EmbeddedNats;
         /// Address of this gateway as other clusters see it, `host:port`
         gateway_advertise: Option<String> [ADDRESS] = "", "enats_gateway_advertise", EmbeddedNats;
@@ -422,7 +422,7 @@ options! {
         jetstream_ready_timeout: Duration [ANY_TIME] = "30", "", EmbeddedNats, file_only;
         /// nats-server program to run in place of the built-in one
         bin: Option<PathBuf> [Location] = "", "enats_bin", EmbeddedNats;
-        /// When it writes to disk: `always` after each message, or at least every so often (`10s`); its own default if not given
+        /// When it writes to disk: `always` before it acknowledges a message, which survives a crash of the machine and costs most of the publishing rate (figures in nats/README.md), or at least every so often (`10s`); every two minutes if not given
         sync: SyncPolicy [Sync] = "", "enats_sync", EmbeddedNats;
         derived {}
     }

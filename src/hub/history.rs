@@ -9,7 +9,13 @@ use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
 use crate::metrics;
 use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long the end of a shared log may lie before a position of it: a leader that was just elected, or has been frozen,
+/// may still be applying what it has agreed to. Only what stays wrong is wrong.
+const LAGGING_LEADER: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Seconds beyond which a time lies in the future, however clocks differ.
 const A_DAY: u64 = 86_400;
@@ -42,16 +48,17 @@ impl Hub {
         saved: Option<&SavedProof>,
     ) -> Result<Located, Unavailable> {
         let work = async {
+            let mut beyond = None;
             loop {
                 let tried = match from {
-                    From::Position(position) => self.locate_position(cell, position, saved).await,
+                    From::Position(position) => self.locate_position(cell, position, saved, &mut beyond).await,
                     From::Since(since) => self.locate_time(cell, *since).await,
                 };
                 match tried {
                     Ok(Some(located)) => return located,
                     // The tail moved meanwhile, or the store is away: look again.
                     Ok(None) => tokio::task::yield_now().await,
-                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }
         };
@@ -65,6 +72,8 @@ impl Hub {
         cell: &Arc<Cell>,
         position: &Position,
         saved: Option<&SavedProof>,
+        // Since when the log's end was found to lie before the position.
+        beyond: &mut Option<Instant>,
     ) -> Result<Option<Located>, Unavailable> {
         let x = position.offset;
         // A store that is away may come back as another life: nothing is believed before it answers.
@@ -82,11 +91,16 @@ impl Hub {
         };
         if cover == Cover::Beyond {
             if x > self.broker().facts(&name).await?.last_seq {
-                return Ok(Some(Located::Lost));
+                let since = beyond.get_or_insert_with(Instant::now).elapsed();
+                if !self.broker().features().shared || since >= LAGGING_LEADER {
+                    return Ok(Some(Located::Lost));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                return Ok(None);
             }
             // The message is on its way to this node; the comparison brings it, or shows that there is more.
             self.compare_soon(cell);
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
             return Ok(None);
         }
         if cell.lock().is_served_from(x) {

@@ -103,7 +103,6 @@ impl Fault {
     pub fn expected(self) -> Expected {
         match self {
             Self::DeleteLog => Expected::Signalled("the log is gone"),
-            Self::DeleteMeta => Expected::Signalled("which life of the log it is was recorded there"),
             _ => Expected::Whole,
         }
     }

@@ -2,7 +2,9 @@
 
 use crate::broker::{Limits, Policy};
 use crate::nats::connect::ClientConfig;
+use crate::nats::mark::StoreMark;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything [`super::NatsBroker::start`] needs.
@@ -13,6 +15,8 @@ pub struct NatsBrokerConfig {
     pub prefix: String,
     /// Name of the cluster whose logs these are, when logs of several clusters can meet (gateways).
     pub cluster: Option<String>,
+    /// Clusters whose live messages are delivered here too, without positions. They and this one have the same prefix.
+    pub peers: Vec<String>,
     pub limits: Limits,
     /// Copies of each log and bucket. 0: three in a cluster, one on a single server; never lowers what is there.
     pub replicas: usize,
@@ -26,6 +30,8 @@ pub struct NatsBrokerConfig {
     pub node: String,
     /// Where to keep the witness (see `witness.rs`) beside an embedded store.
     pub witness_file: Option<PathBuf>,
+    /// How the embedded store was left; `None`: it is not ours to judge.
+    pub store_mark: Option<Arc<StoreMark>>,
 }
 
 impl NatsBrokerConfig {
@@ -35,6 +41,7 @@ impl NatsBrokerConfig {
             client,
             prefix: "carrick".into(),
             cluster: None,
+            peers: Vec::new(),
             limits,
             replicas: 0,
             publish_timeout: Duration::from_secs(10),
@@ -42,6 +49,7 @@ impl NatsBrokerConfig {
             dedup_window: Duration::from_secs(30),
             node: crate::protocol::names::random_text(8),
             witness_file: None,
+            store_mark: None,
         }
     }
 
@@ -68,7 +76,8 @@ impl NatsBrokerConfig {
         let own = [("nats_prefix", Some(&*self.prefix)), ("cluster name", self.cluster.as_deref())];
         let policies = self.limits.table.policies();
         let names = policies.iter().map(|policy| ("name of a history policy", Some(&*policy.name)));
-        for (option, text) in own.into_iter().chain(names) {
+        let peers = self.peers.iter().map(|peer| ("name of a gateway", Some(&**peer)));
+        for (option, text) in own.into_iter().chain(names).chain(peers) {
             let Some(text) = text else { continue };
             let fits = !text.is_empty()
                 && text.len() <= 32
@@ -99,14 +108,20 @@ pub(super) struct Names {
     subjects: String,
     /// First part of stream and bucket names.
     names: String,
+    /// First tokens of the subjects of peer clusters.
+    peers: Vec<String>,
 }
 
 impl Names {
     pub fn new(config: &NatsBrokerConfig) -> Self {
+        let prefix = &config.prefix;
+        // A cluster that names itself does not hear itself twice.
+        let others = config.peers.iter().filter(|peer| Some(*peer) != config.cluster.as_ref());
+        let peers = others.map(|peer| format!("{prefix}.{peer}")).collect();
         match &config.cluster {
-            None => Self { subjects: config.prefix.clone(), names: config.prefix.clone() },
+            None => Self { subjects: prefix.clone(), names: prefix.clone(), peers },
             Some(cluster) => {
-                Self { subjects: format!("{}.{cluster}", config.prefix), names: format!("{}_{cluster}", config.prefix) }
+                Self { subjects: format!("{prefix}.{cluster}"), names: format!("{prefix}_{cluster}"), peers }
             }
         }
     }
@@ -125,6 +140,11 @@ impl Names {
 
     pub fn live_subject(&self, policy: &str, token: &str) -> String {
         format!("{}.live.{policy}.{token}", self.subjects)
+    }
+
+    /// Where peer clusters send their live messages of this stream, whichever policy it has there.
+    pub fn peer_live_subjects(&self, token: &str) -> impl Iterator<Item = String> {
+        self.peers.iter().map(move |peer| format!("{peer}.live.*.{token}"))
     }
 
     pub fn command_subject(&self, token: &str) -> String {

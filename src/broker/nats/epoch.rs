@@ -4,7 +4,7 @@ use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::witness::{Comparison, Mark, Witness};
-use super::{Core, SetupError};
+use super::{Core, SetupError, headers};
 use crate::protocol::Epoch;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -111,6 +111,9 @@ impl Core {
                 seq => connection.api.message(log, &json!({"seq": seq})).await?,
             };
             let Comparison::Regressed(why) = mark.compare(&info, kept.as_ref()) else {
+                if info.state.last_seq > mark.seq {
+                    remember_newest(connection, witness, log, &record.epoch, info.state.last_seq).await?;
+                }
                 return Ok(Epoch::from(record.epoch.as_str()));
             };
             if attempt < tries {
@@ -121,6 +124,21 @@ impl Core {
             self.change_epoch(connection, policy, &record, revision).await?;
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// A new record of a log that has lost its own. The epoch stays if this node remembers it and the log's newest message
+    /// was published in it ([`Core::verify`] then compares what is remembered); else it is a new one.
+    pub(super) async fn remembered(&self, connection: &Connection, log: String) -> Result<LogRecord, SetupError> {
+        let fresh = LogRecord::fresh(log);
+        let Some(mark) = self.witness(&fresh.log).get().filter(|mark| mark.log == fresh.log) else { return Ok(fresh) };
+        let last = connection.api.info(&fresh.log).await?.state.last_seq;
+        if last > 0
+            && let Some(newest) = connection.api.message(&fresh.log, &json!({"seq": last})).await?
+            && newest.header(headers::EPOCH.as_ref()).as_deref() != Some(mark.epoch.as_str())
+        {
+            return Ok(fresh);
+        }
+        Ok(LogRecord { epoch: mark.epoch, ..fresh })
     }
 
     /// A new epoch for the log; if another node changed it first, that one holds.
@@ -150,4 +168,20 @@ impl Core {
             _ => Err(SetupError::LogGone(format!("{log} is no longer the log"))),
         }
     }
+}
+
+/// A node that hears of no stream is a witness too: of the newest message that it has asked for.
+async fn remember_newest(
+    connection: &Connection,
+    witness: &Witness,
+    log: &str,
+    epoch: &str,
+    seq: u64,
+) -> Result<(), SetupError> {
+    // Gone already: the next look finds another one.
+    if let Some(kept) = connection.api.message(log, &json!({"seq": seq})).await? {
+        let id = kept.header("Nats-Msg-Id").and_then(|text| headers::parse_id(&text));
+        witness.note(log, epoch, seq, id, kept.stored_at());
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //! buffered is discarded, and a new connection is made, whose log is compared with what this node remembers before
 //! anything is published, read or delivered through it.
 
-use super::api::{Api, ApiError};
+use super::api::{Api, ApiError, code};
 use super::config::{bucket_stream, key_subject};
 use super::layout::Prepared;
 use super::live::LiveSet;
@@ -22,8 +22,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll, select};
 use serde_json::Value;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,8 @@ pub(super) struct Connection {
     pub client: Client,
     pub api: Api,
     pub server: ServerInfo,
+    /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
+    pub copies: OnceLock<usize>,
 }
 
 impl Connection {
@@ -199,7 +201,7 @@ impl Core {
                         .collect();
                     metrics::STORE_CONNECTS.inc();
                     let api = Api { mux: Mux::new(client.clone()) };
-                    return Ok(Connection { link, client, api, server: info });
+                    return Ok(Connection { link, client, api, server: info, copies: OnceLock::new() });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
@@ -285,10 +287,14 @@ impl Core {
             Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
                 return Err(SetupError::fatal("JetStream is not enabled on this NATS server: start it with -js"));
             }
+            // Behind a gateway the majority is one of all clusters. Without it nothing can be made or changed, but what is
+            // there works; whether it is shows below.
+            Err(error) if error.is(code::SYSTEM_UNAVAILABLE) && connection.clustered() => {}
             Err(error) => return Err(error.into()),
         }
         let Prepared { table, logs: found, commands: command_log } = self.set_up(connection).await?;
         self.keep_witnesses_of(&found);
+        self.settle_suspicion(connection, &table, &found, &command_log).await?;
         self.ask_peers(connection, &table, &found).await?;
         let mut epochs = Vec::with_capacity(found.len());
         for (policy, found) in table.policies().iter().zip(&found) {

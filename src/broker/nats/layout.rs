@@ -1,6 +1,6 @@
 //! The streams and buckets as they should be: created when missing, updated in place where they differ, never deleted.
 
-use super::api::{StreamInfo, code};
+use super::api::{ApiError, StreamInfo, code};
 use super::config::bucket_stream;
 use super::epoch::{
     COMMANDS_KEY, FORMAT, FORMAT_PLAIN, FORMAT_POLICIES, LogRecord, log_key, read_record, write_record,
@@ -37,6 +37,11 @@ const FIXED: [&str; 11] = [
     "sources",
     "subject_transform",
 ];
+
+/// The cluster cannot keep as many copies now.
+fn is_too_few(error: &ApiError) -> bool {
+    error.is(code::NO_SUITABLE_PEERS)
+}
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
@@ -114,8 +119,8 @@ impl Kind<'_> {
 impl Core {
     /// Everything in NATS that the policies in effect need, which may not be those that this node is configured for.
     pub(super) async fn set_up(&self, connection: &Connection) -> Result<Prepared, SetupError> {
+        self.ensure_meta_bucket(connection).await?;
         let replicas = self.replicas(connection);
-        self.ensure(connection, &self.bucket(&self.names.meta_bucket(), replicas)).await?;
         // Before the policies are read: whoever changes them either sees this node, or is seen by it.
         self.renew_lease(connection).await?;
         if self.config.sessions() {
@@ -168,13 +173,40 @@ impl Core {
         }
     }
 
-    /// Three copies need three servers; a server that runs alone says so by advertising no peers.
+    /// Copies of everything. Where nobody named them, what the cluster could do for the meta bucket.
     fn replicas(&self, connection: &Connection) -> usize {
         match self.config.replicas {
-            0 if connection.server.cluster.is_some() && connection.server.connect_urls.len() > 1 => 3,
-            0 => 1,
+            0 => *connection.copies.get_or_init(|| if connection.clustered() { 3 } else { 1 }),
             wanted => wanted,
         }
+    }
+
+    /// The first of all that is made. Where nobody named the copies, it tells how many the cluster can keep: what a server
+    /// advertises to its clients does not (it may advertise nobody), and no other question is open to ordinary users.
+    async fn ensure_meta_bucket(&self, connection: &Connection) -> Result<(), SetupError> {
+        let bucket = self.names.meta_bucket();
+        let clustered = connection.clustered();
+        if self.config.replicas == 0 && clustered && connection.copies.get().is_none() {
+            match self.ensure(connection, &self.bucket(&bucket, 3)).await {
+                Err(SetupError::TooFewServers(refusal)) => {
+                    tracing::warn!(
+                        refusal,
+                        "this NATS cluster has no three servers up for three copies: one copy of everything is kept, and \
+                         the loss of its server stops all (so does the loss of either of two servers: neither is a \
+                         majority); with three servers the copies are added at the next start"
+                    );
+                    let _ = connection.copies.set(1);
+                }
+                outcome => return outcome,
+            }
+        }
+        if clustered && !self.is_settled() && matches!(self.config.replicas, 1 | 2) {
+            tracing::warn!(
+                nats_replicas = self.config.replicas,
+                "so few copies on a NATS cluster do not survive the loss of a server: three do"
+            );
+        }
+        self.ensure(connection, &self.bucket(&bucket, self.replicas(connection))).await
     }
 
     fn bucket(&self, bucket: &str, replicas: usize) -> Value {
@@ -236,7 +268,12 @@ impl Core {
 
     async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name");
-        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), want).await {
+        let mut asked = want.clone();
+        if let (Some(_), Some(cluster)) = (&self.config.cluster, &connection.server.cluster) {
+            // Another cluster behind a gateway must not get what does not fit into this one.
+            asked["placement"] = json!({"cluster": cluster});
+        }
+        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), &asked).await {
             Ok(_) => {
                 tracing::info!(stream = name, replicas = want["num_replicas"].as_u64(), "created");
                 Ok(())
@@ -247,6 +284,7 @@ impl Core {
                 "subjects {} belong to another JetStream stream: choose another nats_prefix or remove that stream",
                 want["subjects"]
             ))),
+            Err(error) if is_too_few(&error) => Err(SetupError::TooFewServers(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -293,7 +331,8 @@ impl Core {
         }
         match connection.api.call::<RawInfo>(&format!("STREAM.UPDATE.{name}"), &have).await {
             Ok(_) => Ok(()),
-            Err(super::api::ApiError::Refused { description, .. }) => {
+            Err(error) if is_too_few(&error) => Err(SetupError::TooFewServers(error.to_string())),
+            Err(ApiError::Refused { description, .. }) => {
                 Err(SetupError::fatal(format!("JetStream stream {name} cannot be updated: {description}")))
             }
             Err(error) => Err(error.into()),
@@ -308,7 +347,7 @@ impl Core {
         for _ in 0..5 {
             let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
                 let record = match self.orphan(connection, kind).await? {
-                    Some(log) => LogRecord { created: true, ..LogRecord::fresh(log) },
+                    Some(log) => LogRecord { created: true, ..self.remembered(connection, log).await? },
                     None => LogRecord::fresh(self.fresh_name(kind)),
                 };
                 write_record(connection, &bucket, key, &record, 0).await?;
@@ -367,7 +406,7 @@ impl Core {
         }
     }
 
-    /// A log of ours that no record names: the meta bucket was lost. It is taken over with a new epoch.
+    /// A log of ours that no record names: the meta bucket was lost. It is taken over.
     async fn orphan(&self, connection: &Connection, kind: Kind<'_>) -> Result<Option<String>, SetupError> {
         #[derive(Deserialize)]
         struct Names {
@@ -382,7 +421,7 @@ impl Core {
         match found.streams.unwrap_or_default().as_slice() {
             [] => Ok(None),
             [one] if one.starts_with(&ours) => {
-                tracing::error!(log = one, "the record of this log was lost: taking it over with a new epoch");
+                tracing::error!(log = one, "the record of this log was lost: taking the log over");
                 Ok(Some(one.clone()))
             }
             others => Err(SetupError::fatal(format!(

@@ -3,6 +3,7 @@
 //! One core subscription per open stream. A few feeder tasks own them all: a task for each of 100,000 streams would
 //! cost more memory than the subscriptions themselves.
 
+use super::config::Names;
 use super::generation::{Connection, Generation};
 use super::logs::Log;
 use super::token::Token;
@@ -36,7 +37,8 @@ pub(super) struct LiveSet {
 }
 
 struct Opened {
-    handle: AbortHandle,
+    /// Of its subscription, and of one per peer cluster.
+    handles: Vec<AbortHandle>,
     /// Place of its policy.
     place: usize,
 }
@@ -52,6 +54,8 @@ pub(super) struct Named {
     hashed: bool,
     /// `None`: nothing of the stream is stored.
     log: Option<Arc<Log>>,
+    /// Another cluster's messages, which have no place in our log.
+    peer: bool,
 }
 
 impl Stream for LiveStream {
@@ -78,7 +82,7 @@ impl LiveSet {
         &self,
         generation: &Generation,
         streams: &[StreamName],
-        subject: impl Fn(&str, &Token) -> String,
+        names: &Names,
     ) -> Result<(), super::api::ApiError> {
         let _opening = self.opening.lock().await;
         for stream in streams {
@@ -87,24 +91,30 @@ impl LiveSet {
             }
             let token = Token::of(stream);
             let place = generation.table.place(stream);
-            let subject = subject(&generation.table.policies()[place].name, &token);
-            let subscriber = generation.connection.subscribe(subject).await?;
-            let (handle, registration) = AbortHandle::new_pair();
-            let log = generation.logs[place].clone();
-            let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log });
-            let live = LiveStream { messages: Abortable::new(subscriber, registration), name };
-            self.lock().insert(stream.clone(), Opened { handle, place });
+            let own = names.live_subject(&generation.table.policies()[place].name, &token.text);
+            let subjects = std::iter::once((own, false));
+            let subjects = subjects.chain(names.peer_live_subjects(&token.text).map(|subject| (subject, true)));
+            let mut opened = Opened { handles: Vec::with_capacity(1), place };
             let mut hasher = DefaultHasher::new();
             stream.hash(&mut hasher);
-            // A feeder that has ended means that the connection is lost; the next request on it fails.
-            let _ = self.feeders[hasher.finish() as usize % FEEDERS].send(live).await;
+            let feeder = &self.feeders[hasher.finish() as usize % FEEDERS];
+            for (subject, peer) in subjects {
+                let subscriber = generation.connection.subscribe(subject).await?;
+                let (handle, registration) = AbortHandle::new_pair();
+                let log = generation.logs[place].clone();
+                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer });
+                opened.handles.push(handle);
+                // A feeder that has ended means that the connection is lost; the next request on it fails.
+                let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
+            }
+            self.lock().insert(stream.clone(), opened);
         }
         Ok(())
     }
 
     pub fn close(&self, stream: &StreamName) {
         if let Some(opened) = self.lock().remove(stream) {
-            opened.handle.abort();
+            opened.handles.iter().for_each(AbortHandle::abort);
         }
     }
 
@@ -158,7 +168,7 @@ async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, 
     if !headers::is_of(raw, &name.stream, name.hashed) {
         return true;
     }
-    if headers::text(raw, &headers::TRANSIENT).is_some() {
+    if name.peer || headers::text(raw, &headers::TRANSIENT).is_some() {
         core.feed.transient(&name.stream, headers::message(raw, 0, 0));
         return true;
     }
@@ -167,7 +177,7 @@ async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, 
         return true;
     };
     let Some(log) = name.log.as_ref().filter(|log| log.name == source) else {
-        // Another cluster's log behind a gateway, or a log created anew by another node: the latter is for us to learn.
+        // A log created anew by another node is for us to learn.
         tracing::debug!(source, "a live message of another log: ignored");
         core.nudge.notify_one();
         return true;

@@ -4,7 +4,6 @@ use super::Core;
 use super::heads::Asks;
 use super::witness::Witness;
 use crate::broker::policy::{LogState, Logs, Table};
-use crate::metrics;
 use crate::protocol::{Epoch, StreamName};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -107,7 +106,6 @@ impl Core {
             }
             std::mem::replace(&mut *held, epoch.clone())
         };
-        metrics::EPOCH_CHANGES.inc();
         tracing::warn!(policy = &*log.policy, ?former, ?epoch, "the log has a new epoch");
         self.status.send_if_modified(|status| {
             let mut states = status.logs.states().to_vec();

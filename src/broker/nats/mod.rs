@@ -15,6 +15,7 @@ mod api;
 mod clock;
 mod commands;
 mod config;
+mod distrust;
 mod epoch;
 mod generation;
 mod headers;
@@ -109,6 +110,9 @@ enum SetupError {
     Fatal(StartError),
     #[error("{0}")]
     Retry(String),
+    /// As many copies as asked for need more servers.
+    #[error("{0}: the copies of nats_replicas need as many servers, up and with JetStream")]
+    TooFewServers(String),
     /// The log, or a bucket, that this connection works with is not there any more.
     #[error("{0}")]
     LogGone(String),
@@ -394,8 +398,7 @@ impl Broker for NatsBroker {
         loop {
             let generation = attempts.next().await?;
             let outcome = async {
-                let subject = |policy: &str, token: &token::Token| core.names.live_subject(policy, &token.text);
-                generation.live.open(&generation, streams, subject).await?;
+                generation.live.open(&generation, streams, &core.names).await?;
                 core.try_heads(&generation, streams).await
             };
             match outcome.await {

@@ -38,6 +38,19 @@ impl Core {
         if wanted.is_empty() {
             return Ok(());
         }
+        for (log, mark) in self.highest_of_peers(connection, &wanted).await? {
+            tracing::debug!(log, seq = mark.seq, "witness of the log from a peer");
+            self.witness(&log).set(mark);
+        }
+        Ok(())
+    }
+
+    /// The highest witness that other nodes have of each of these logs in this epoch, of those that answer in time.
+    pub(super) async fn highest_of_peers(
+        &self,
+        connection: &Connection,
+        wanted: &[(String, String)],
+    ) -> Result<HashMap<String, Mark>, SetupError> {
         let inbox = connection.client.new_inbox();
         let mut answers = connection.subscribe(inbox.clone()).await?;
         let question = connection.client.publish_with_reply(self.names.witness_subject(), inbox, Bytes::new());
@@ -55,11 +68,7 @@ impl Core {
                 highest.insert(mark.log.clone(), mark);
             }
         }
-        for (log, mark) in highest {
-            tracing::debug!(log, seq = mark.seq, "witness of the log from a peer");
-            self.witness(&log).set(mark);
-        }
-        Ok(())
+        Ok(highest)
     }
 
     /// Answers other nodes until the connection ends.

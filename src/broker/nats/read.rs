@@ -193,6 +193,10 @@ impl Core {
         up_to: u64,
         got: &mut Collected,
     ) -> Result<(), ApiError> {
+        // A leader that was just elected may still be applying what it has agreed to: then it cannot know either.
+        if log.asks.top().await?.facts.last_seq < up_to {
+            return Err(ApiError::Unreadable("the leader has not come so far yet".into()));
+        }
         let mut which = json!({"next_by_subj": subject});
         match got.next {
             Start::Seq(seq) => which["seq"] = json!(seq.max(1)),

@@ -3,6 +3,7 @@
 mod application;
 mod connect;
 mod farewell;
+mod lagging;
 mod resume;
 mod slow;
 mod store;
@@ -253,6 +254,8 @@ pub struct Setup {
     pub pong_timeout: Duration,
     /// The store outlives its nodes.
     pub shared: bool,
+    /// See [`store::Store::lag`].
+    pub lag: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl Cluster {
@@ -274,7 +277,7 @@ impl Cluster {
             });
             fan.0.lock().unwrap().push(HubFeed(hub.clone()));
             let registry = Arc::new(Registry::default());
-            let store = Arc::new(store::Store { log: broker.clone(), shared: setup.shared });
+            let store = Arc::new(store::Store { log: broker.clone(), shared: setup.shared, lag: setup.lag.clone() });
             hub.start(store, registry.clone());
             let config = NodeConfig {
                 ping_interval: 3 * SECOND,

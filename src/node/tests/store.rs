@@ -1,4 +1,5 @@
-//! The memory broker, which may claim to outlive its nodes and takes its time to open streams with slow names.
+//! The memory broker, which may claim to outlive its nodes, takes its time to open streams with slow names, and whose
+//! leader may lag behind what it has agreed to.
 
 use crate::broker::memory::MemoryBroker;
 use crate::broker::*;
@@ -6,11 +7,25 @@ use crate::protocol::{Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
 pub struct Store {
     pub log: Arc<MemoryBroker>,
     pub shared: bool,
+    /// So many of the newest messages are not seen by who asks how far the log has come.
+    pub lag: Arc<AtomicU64>,
+}
+
+impl Store {
+    fn lagging(&self, heads: Vec<Head>) -> Vec<Head> {
+        let lag = self.lag.load(Ordering::Relaxed);
+        let seen = |head: Head| {
+            let up_to = head.up_to.saturating_sub(lag);
+            Head { newest: head.newest.min(up_to), up_to }
+        };
+        heads.into_iter().map(seen).collect()
+    }
 }
 
 #[async_trait]
@@ -31,13 +46,13 @@ impl Broker for Store {
         if streams.iter().any(|stream| stream.as_str().starts_with("slow")) {
             tokio::time::sleep(super::SECOND).await;
         }
-        self.log.open(streams).await
+        Ok(self.lagging(self.log.open(streams).await?))
     }
     fn close(&self, stream: &StreamName) {
         self.log.close(stream);
     }
     async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
-        self.log.heads(streams).await
+        Ok(self.lagging(self.log.heads(streams).await?))
     }
     async fn read(
         &self,
@@ -53,7 +68,8 @@ impl Broker for Store {
         self.log.behind(stream, x).await
     }
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
-        self.log.facts(stream).await
+        let facts = self.log.facts(stream).await?;
+        Ok(Facts { last_seq: facts.last_seq.saturating_sub(self.lag.load(Ordering::Relaxed)), ..facts })
     }
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         self.log.load_session(key).await

@@ -7,6 +7,9 @@ use crate::proc::{self, eventually};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// Not longer than publishers try again.
+const LONGEST_FREEZE: Duration = Duration::from_secs(15);
+
 impl Scene<'_> {
     pub(super) fn kill_node(&mut self) -> Result<(), String> {
         let last = self.deployment.nodes().len() - 1;
@@ -51,6 +54,20 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// `kill -9` of the Carrick whose nats-server leads the log; another one must take over meanwhile.
+    pub(super) fn kill_leading_node(&mut self) -> Result<(), String> {
+        let leader = self.deployment.jetstream().wait_leader(None);
+        let number = number_of(&leader);
+        let old = self.deployment.nodes()[number].pid();
+        self.deployment.kill_nodes(&[number]);
+        let next = self.deployment.jetstream().wait_leader(Some(&leader));
+        self.deployment.start_nodes(&[number]);
+        let new = self.deployment.nodes()[number].pid();
+        self.proof.require(!proc::is_alive(old), format!("leader {leader} ⇒ {next}; process {old} ⇒ {new}"));
+        self.require_election();
+        Ok(())
+    }
+
     pub(super) fn freeze_leader(&mut self) -> Result<(), String> {
         let leader = self.deployment.jetstream().wait_leader(None);
         self.freeze(&leader)?;
@@ -81,13 +98,15 @@ impl Scene<'_> {
     /// Stops it for longer than all timeouts.
     fn freeze(&mut self, name: &str) -> Result<(), String> {
         let pid = self.deployment.nats_pid(name);
-        let thaw_at = Instant::now() + FREEZE;
+        let begun = Instant::now();
+        let thaw_at = begun + FREEZE;
         signal(pid, "STOP");
         let stopped = || proc::stat(pid).is_some_and(|(state, _)| state == 'T').then_some(());
         let frozen = eventually(Duration::from_secs(1), "a stopped nats-server", stopped);
         if self.deployment.is_cluster() {
             let missed = || self.deployment.jetstream().misses(name).then_some(());
-            let missed = eventually(FREEZE, "the leader misses it", missed);
+            // Whoever leads all streams may be the frozen one: nobody can be asked before another one is elected.
+            let missed = eventually(LONGEST_FREEZE, "the leader misses it", missed);
             self.proof.require(missed.is_ok(), format!("the others miss {name}"));
         }
         sleep(thaw_at.saturating_duration_since(Instant::now()));
@@ -98,7 +117,8 @@ impl Scene<'_> {
         }
         frozen?;
         let end = if went_on { "went on" } else { "was replaced" };
-        self.proof.require(true, format!("{name} (process {pid}) stopped {} s, {end}", FREEZE.as_secs()));
+        let seconds = begun.elapsed().as_secs();
+        self.proof.require(true, format!("{name} (process {pid}) stopped {seconds} s, {end}"));
         Ok(())
     }
 }

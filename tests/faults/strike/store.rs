@@ -45,7 +45,11 @@ impl Scene<'_> {
         self.deployment.jetstream().wait_whole();
         let seconds = begun.elapsed().as_secs_f64();
         self.proof.require(true, format!("all copies up to date again after {seconds:.1} s"));
-        self.kill_leader()
+        match self.deployment.nats {
+            Some(_) => self.kill_leader(),
+            // Its nats-server alone would be back at once, and be elected again.
+            None => self.kill_leading_node(),
+        }
     }
 
     /// Two of three servers die at once: publishers are refused in time, clients stay, and all heals.

@@ -84,3 +84,37 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
         assert_eq!(page.messages.len(), 1);
     }
 }
+
+/// Copies of everything that this node made.
+async fn copies(node: &Node) -> Vec<u64> {
+    let generation = node.broker.core.generation().unwrap();
+    let list: Value = generation.api().call("STREAM.LIST", &Value::Null).await.unwrap();
+    let streams = list["streams"].as_array().unwrap();
+    let mut copies: Vec<u64> =
+        streams.iter().map(|stream| stream["config"]["num_replicas"].as_u64().unwrap()).collect();
+    copies.dedup();
+    copies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_servers_that_advertise_nobody_keep_three_copies() {
+    let mut servers = Server::members(3, &["--no_advertise"]);
+    servers.iter_mut().for_each(Server::run);
+    let node = Node::start(config(&servers[0])).await;
+    node.until_ready().await;
+    let advertised = node.broker.core.generation().unwrap().connection.server.connect_urls.clone();
+    assert!(advertised.len() <= 1, "{advertised:?}");
+    assert_eq!(copies(&node).await, [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_keep_one_copy() {
+    let servers = Server::cluster(2);
+    let node = Node::start(config(&servers[0])).await;
+    node.until_ready().await;
+    assert_eq!(copies(&node).await, [1]);
+    // Also at the next connection, which finds the bucket there already.
+    let epoch = node.epoch();
+    let again = Node::ready(config(&servers[1])).await;
+    assert_eq!((copies(&again).await, again.epoch()), (vec![1], epoch));
+}

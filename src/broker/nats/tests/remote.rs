@@ -84,11 +84,29 @@ async fn a_deleted_bucket_or_command_log_is_made_again() {
     node.broker.save_session(&key, "x".into(), None).await.unwrap();
     context.delete_stream("KV_carrick_sessions").await.unwrap();
     assert!(node.broker.load_session(&key).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_record_of_the_log_changes_the_epoch_only_if_no_node_remembers_it() {
+    let server = Server::start();
+    let (node, other) = (Node::on(&server).await, Node::on(&server).await);
+    let stream = StreamName::from("a");
+    assert_eq!(node.publish(&stream, "1").await, 1);
+    let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
     let epoch = node.epoch();
+    let generation = node.generation();
     context.delete_stream("KV_carrick_meta").await.unwrap();
     node.broker.core.nudge.notify_one();
-    eventually("a new epoch", || node.epoch() != epoch && node.broker.status().borrow().ready).await;
-    node.publish(&StreamName::from("a"), "1").await;
+    node.until_generation_after(generation).await;
+    assert_eq!((node.epoch(), other.epoch()), (epoch.clone(), epoch.clone()));
+    assert_eq!((node.publish(&stream, "2").await, other.publish(&stream, "3").await), (2, 3));
+
+    node.broker.shutdown().await;
+    other.broker.shutdown().await;
+    context.delete_stream("KV_carrick_meta").await.unwrap();
+    let stranger = Node::on(&server).await;
+    assert_ne!(stranger.epoch(), epoch);
+    assert_eq!(stranger.publish(&stream, "4").await, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
