@@ -1,11 +1,11 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
-mod store;
+pub mod store;
 
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
-use crate::broker::{Broker, Limits};
-use crate::config::{self, BroadcastListener, Config, ShutdownMode, TimePrecision};
+use crate::broker::{Broker, Limits, Policy, Storage, Table};
+use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
@@ -22,6 +22,7 @@ use axum::Router;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+pub use store::cluster_secret;
 use store::{Store, start_broker};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -76,7 +77,7 @@ impl App {
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
-        let (broker, store) = start_broker(&config, feed, main.local_addr()).await?;
+        let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
         let registry = Arc::new(Registry::default());
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
@@ -104,7 +105,8 @@ impl App {
             ready_path: config.server.ready_path.clone(),
         };
         tracing::info!(context = "http", "Handle health requests at {}{}", base(addr), health.health_path);
-        let mut router: Router = sockets.router().merge(Health::new(broker.status(), draining.clone()).router(&health));
+        let mut router: Router =
+            sockets.router().merge(Health::new(store.readiness(&*broker), draining.clone()).router(&health));
         if let Some(path) = &config.metrics.http_path {
             router = router.merge(metrics_page::router(path, &[]));
             tracing::info!(context = "metrics", "Serve metrics at {}{path}", base(addr));
@@ -194,16 +196,24 @@ fn write_port_file(path: &std::path::Path, text: &str) -> std::io::Result<()> {
 }
 
 fn limits(config: &Config) -> Limits {
-    Limits {
-        history_limit: config.broker.history_limit,
-        history_ttl: config.broker.history_ttl,
-        sessions_ttl: config.broker.sessions_ttl,
-    }
+    let broker = &config.broker;
+    let policy = |history: &HistoryPolicy| Policy {
+        name: history.name.as_str().into(),
+        pattern: history.pattern.clone(),
+        limit: history.limit.unwrap_or(broker.history_limit),
+        ttl: history.ttl.unwrap_or(broker.history_ttl),
+        storage: match history.storage {
+            HistoryStorage::File => Storage::File,
+            HistoryStorage::Memory => Storage::Memory,
+        },
+        replicas: usize::from(history.replicas),
+    };
+    let policies = config.history.0.iter().map(policy).collect();
+    Limits { table: Table::new(policies, broker.history_limit, broker.history_ttl), sessions_ttl: broker.sessions_ttl }
 }
 
 fn hub_config(config: &Config) -> HubConfig {
     HubConfig {
-        limits: limits(config),
         snapshot_budget: usize::try_from(config.broker.snapshot_budget).unwrap_or(usize::MAX),
         linger: config.broker.stream_linger,
         head_check: config.broker.head_check_interval,
@@ -223,7 +233,6 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         pong_timeout: config.app.pong_timeout,
         native_pings: config.app.enable_native_ping,
         sessions_ttl: config.broker.sessions_ttl,
-        history_ttl: config.broker.history_ttl,
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,

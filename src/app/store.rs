@@ -3,19 +3,21 @@
 use super::limits;
 use crate::auth::Secrets;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, none};
+use crate::broker::nats::{Admin, NatsBroker, NatsBrokerConfig};
+use crate::broker::{Broker, Feed, Status, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
     ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
-    SyncMode,
+    SyncMode, cluster_credentials,
 };
 use crate::ops::shutdown::Phases;
 use crate::secret::Secret;
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
@@ -26,6 +28,39 @@ pub struct Store {
 }
 
 impl Store {
+    /// Readiness for traffic: the broker's, and in an embedded cluster also that the copies on this member are up to date.
+    /// Whoever restarts members one after the other and waits for it never takes the second copy away while the first is
+    /// incomplete.
+    pub fn readiness(&mut self, broker: &dyn Broker) -> watch::Receiver<Status> {
+        let mut broker = broker.status();
+        let Some(embedded) = &self.embedded else { return broker };
+        let mut member = embedded.status();
+        let joined = move |broker: &Status, member: State| match member {
+            State::Starting | State::CatchingUp if broker.ready => Status {
+                ready: false,
+                reason: Arc::from("the copies on this member of the cluster are not up to date yet"),
+                ..broker.clone()
+            },
+            _ => broker.clone(),
+        };
+        let status = watch::Sender::new(joined(&broker.borrow(), member.borrow().state));
+        let watched = status.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                let now = joined(&broker.borrow_and_update(), member.borrow_and_update().state);
+                status.send_replace(now);
+                let changed = tokio::select! {
+                    changed = broker.changed() => changed,
+                    changed = member.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }));
+        watched
+    }
+
     /// Leaves the store in order; the embedded server last, cleanly, so that the next start is quick.
     pub async fn stop(self, phases: &mut Phases) {
         if let Some(nats) = &self.nats {
@@ -52,11 +87,15 @@ pub async fn start_broker(
     let embedded = if config.embedded_nats.enabled { Some(start_embedded(config).await?) } else { None };
     let mut store = Store { embedded, nats: None, tasks: Vec::new() };
     let settings = format!(
-        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s",
-        limits.history_limit,
-        limits.history_ttl.as_secs(),
+        "history limit: {}, history ttl: {}s, sessions ttl: {}s, presence ttl: {}s{}",
+        config.broker.history_limit,
+        config.broker.history_ttl.as_secs(),
         limits.sessions_ttl.as_secs(),
-        config.broker.presence_ttl.as_secs()
+        config.broker.presence_ttl.as_secs(),
+        match config.history.0.len() {
+            0 => String::new(),
+            more => format!(", {more} further history policies"),
+        }
     );
     let broker: Arc<dyn Broker> = match config.broker.adapter {
         BrokerKind::None => {
@@ -107,36 +146,23 @@ async fn start_nats(
     addr: SocketAddr,
 ) -> anyhow::Result<Arc<dyn Broker>> {
     let mut client = nats_client(config)?;
-    let mut witness_file = None;
+    let (mut witness_file, mut store_mark) = (None, None);
     if let Some(embedded) = &store.embedded {
         let credentials = embedded.credentials();
         client.servers = vec![Secret::from(format!("nats://{}", embedded.addr()))];
         client.user = Some(credentials.user.clone());
         client.password = Some(credentials.password.clone());
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
+        store_mark = Some(embedded.mark().clone());
     }
     let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
     let servers = match &store.embedded {
         Some(embedded) => format!("nats://{}", embedded.addr()),
         None => servers.join(","),
     };
-    let cluster = config.embedded_nats.cluster_addr.is_some().then(|| config.embedded_nats.cluster_name.clone());
-    let broker = NatsBroker::start(
-        NatsBrokerConfig {
-            client,
-            prefix: config.nats.prefix.clone(),
-            cluster,
-            limits: limits(config),
-            replicas: replicas(config),
-            publish_timeout: config.broker.publish_timeout,
-            broker_timeout: config.broker.timeout,
-            dedup_window: config.broker.dedup_window,
-            node: node_name(config, store.embedded.as_ref(), addr),
-            witness_file,
-        },
-        feed,
-    )
-    .await?;
+    let node = node_name(config, store.embedded.as_ref(), addr);
+    let broker_config = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    let broker = NatsBroker::start(broker_config, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
@@ -149,6 +175,102 @@ async fn start_nats(
     }
     store.nats = Some(broker.clone());
     Ok(broker)
+}
+
+fn broker_config(config: &Config, client: ClientConfig, node: String) -> NatsBrokerConfig {
+    let enats = &config.embedded_nats;
+    // A gateway joins clusters, even if one of them has a single member.
+    let in_cluster = enats.cluster_addr.is_some() || enats.gateway_addr.is_some();
+    let peers = match &enats.gateway_addr {
+        Some(_) => enats.gateways.iter().map(|gateway| gateway.name.clone()).collect(),
+        None => Vec::new(),
+    };
+    NatsBrokerConfig {
+        client,
+        prefix: config.nats.prefix.clone(),
+        cluster: in_cluster.then(|| enats.cluster_name.clone()),
+        peers,
+        limits: limits(config),
+        replicas: replicas(config),
+        publish_timeout: config.broker.publish_timeout,
+        broker_timeout: config.broker.timeout,
+        dedup_window: config.broker.dedup_window,
+        node,
+        witness_file: None,
+        store_mark: None,
+    }
+}
+
+/// An operator's hands on the store, and the server that runs for them alone, if there is one.
+pub struct Operator {
+    pub admin: Admin,
+    embedded: Option<EmbeddedServer>,
+}
+
+/// For stopping a server that nobody else uses.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Operator {
+    /// Reaches the store of this configuration while nodes run on it or not. An embedded server whose password only its
+    /// own node knows must be stopped first: it is started for the operator then.
+    ///
+    /// # Errors
+    /// There is no such store, or it cannot be reached.
+    pub async fn new(config: &Config) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            config.broker.adapter == BrokerKind::Nats,
+            "policies and epochs are kept in the store of broker nats: set broker and what else the nodes are started with"
+        );
+        let mut client = nats_client(config)?;
+        let mut embedded = None;
+        if config.embedded_nats.enabled {
+            let (credentials, addr) = match known_credentials(config)? {
+                Some(credentials) => (credentials, config.embedded_nats.service_addr.to_string()),
+                None => {
+                    let started = start_embedded(config).await.context(
+                        "the embedded server's password is known to its node alone: stop the node, or give enats_addr a \
+                         user and a password",
+                    )?;
+                    let found = (started.credentials().clone(), started.addr().to_string());
+                    embedded = Some(started);
+                    found
+                }
+            };
+            let addr = addr.rsplit(['@', '/']).next().unwrap_or_default().to_owned();
+            client.servers = vec![Secret::from(format!("nats://{addr}"))];
+            client.user = Some(credentials.user);
+            client.password = Some(credentials.password);
+        }
+        let node = format!("operator {}", crate::protocol::names::random_text(8));
+        match Admin::connect(broker_config(config, client, node)).await {
+            Ok(admin) => Ok(Self { admin, embedded }),
+            Err(error) => {
+                if let Some(embedded) = embedded {
+                    embedded.stop(STOP_PATIENCE).await;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    pub async fn close(self) {
+        self.admin.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop(STOP_PATIENCE).await;
+        }
+    }
+}
+
+/// Credentials of the embedded server that others than its own node can know: given ones, or those of its cluster.
+fn known_credentials(config: &Config) -> anyhow::Result<Option<Credentials>> {
+    let enats = &config.embedded_nats;
+    if let Some(config::Credentials { user, password: Some(password) }) = &enats.service_addr.credentials {
+        return Ok(Some(Credentials { user: user.clone(), password: password.clone() }));
+    }
+    Ok(match enats.cluster_addr {
+        Some(_) => Some(cluster_credentials(&cluster_secret(config)?)),
+        None => None,
+    })
 }
 
 fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {
@@ -179,6 +301,17 @@ fn without_credentials(server: &str) -> String {
     format!("{scheme}://{address}")
 }
 
+/// What all members of a cluster of embedded servers derive their passwords from.
+///
+/// # Errors
+/// There is no secret.
+pub fn cluster_secret(config: &Config) -> anyhow::Result<Secret> {
+    // Of a list of secrets the first counts: the servers know one password only.
+    let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
+    let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
+    first.context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
+}
+
 async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
     let enats = &config.embedded_nats;
     let listen = |endpoint: &Endpoint| ListenAddr {
@@ -188,13 +321,7 @@ async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedServer> {
             EndpointPort::Fixed(port) => Some(port),
         },
     };
-    let shared = || {
-        // Of a list of secrets the first counts: the servers know one password only.
-        let secrets = config.secret.as_ref().map(|secret| Secrets::parse(secret.expose()));
-        let first = secrets.as_ref().and_then(Secrets::first).map(|secret| secret.derive("nats-cluster"));
-        first
-            .context("a cluster of embedded nats-servers authenticates its members: give all of them the same --secret")
-    };
+    let shared = || cluster_secret(config);
     let cluster = match &enats.cluster_addr {
         Some(addr) => Some(ClusterConfig {
             addr: listen(addr),

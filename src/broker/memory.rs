@@ -1,8 +1,9 @@
-//! The log in this process: one node, nothing survives it. Same model as the stored log: one sequence for all streams,
-//! a ring per stream, removal by count and by age.
+//! The logs in this process: one node, nothing survives it. Same model as the stored logs: one sequence for all streams of
+//! a policy, a ring per stream, removal by count and by age. Storage and replicas of a policy mean nothing here.
 
+use super::policy::{LogState, Logs, Policy, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Heads, Limits, Page, ReadFrom, RemoteDisconnect,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Limits, Page, ReadFrom, RemoteDisconnect,
     SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
@@ -18,20 +19,40 @@ type Ring = VecDeque<Arc<Message>>;
 
 /// See the module's documentation.
 pub struct MemoryBroker {
-    limits: Limits,
-    dedup_window: Duration,
+    table: Arc<Table>,
+    sessions_ttl: Duration,
     feed: Arc<dyn Feed>,
-    epoch: Epoch,
     status: watch::Sender<Status>,
-    started: (SystemTime, Instant),
-    /// A stream's lock is held while a message gets its sequence and is fanned out: that is the stream's order.
-    rings: Mutex<HashMap<StreamName, Arc<Mutex<Ring>>>>,
-    log: Mutex<Log>,
+    clock: Clock,
+    /// In the table's order.
+    logs: Vec<Log>,
     sessions: Mutex<Sessions>,
 }
 
-#[derive(Default)]
+struct Clock(SystemTime, Instant);
+
+impl Clock {
+    /// Unix milliseconds.
+    fn now_ms(&self) -> u64 {
+        let now = (self.0 + self.1.elapsed()).duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The log of one policy.
 struct Log {
+    limit: u64,
+    ttl: Duration,
+    keeps: bool,
+    dedup_window: Duration,
+    epoch: Epoch,
+    /// A stream's lock is held while a message gets its sequence and is fanned out: that is the stream's order.
+    rings: Mutex<HashMap<StreamName, Arc<Mutex<Ring>>>>,
+    sequence: Mutex<Sequence>,
+}
+
+#[derive(Default)]
+struct Sequence {
     last: u64,
     /// Highest sequence that was removed by age.
     aged: u64,
@@ -52,54 +73,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl MemoryBroker {
-    /// `dedup_window` is shortened to the history's life.
-    pub fn new(limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
-        let epoch = Epoch::random();
-        let status = Status { ready: true, readable: true, generation: 1, epoch: epoch.clone(), reason: "".into() };
-        Arc::new(Self {
-            dedup_window: dedup_window.min(limits.history_ttl),
-            limits,
-            feed,
-            epoch,
-            status: watch::Sender::new(status),
-            started: (SystemTime::now(), Instant::now()),
+impl Log {
+    fn new(policy: &Policy, dedup_window: Duration) -> Self {
+        Self {
+            limit: policy.limit,
+            ttl: policy.ttl,
+            keeps: policy.keeps(),
+            dedup_window: dedup_window.min(policy.ttl),
+            epoch: if policy.keeps() { Epoch::random() } else { Epoch::none() },
             rings: Mutex::default(),
-            log: Mutex::default(),
-            sessions: Mutex::default(),
-        })
-    }
-
-    pub fn epoch(&self) -> &Epoch {
-        &self.epoch
-    }
-
-    /// Unix milliseconds.
-    fn now_ms(&self) -> u64 {
-        let since_start = self.started.1.elapsed();
-        let now = (self.started.0 + since_start).duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+            sequence: Mutex::default(),
+        }
     }
 
     fn ring(&self, stream: &StreamName) -> Option<Arc<Mutex<Ring>>> {
         lock(&self.rings).get(stream).cloned()
     }
 
-    /// Removes what is too old. Called by every access and by [`Self::sweep`].
+    /// Removes what is too old. Called by every access and by [`MemoryBroker::sweep`].
     fn expire(&self) {
         let now = Instant::now();
         let mut old = Vec::new();
         {
-            let mut log = lock(&self.log);
-            while log.order.front().is_some_and(|(_, stored, _)| now.duration_since(*stored) >= self.limits.history_ttl)
-            {
-                let (seq, _, stream) = log.order.pop_front().expect("just seen");
-                log.aged = seq;
+            let mut sequence = lock(&self.sequence);
+            while sequence.order.front().is_some_and(|(_, stored, _)| now.duration_since(*stored) >= self.ttl) {
+                let (seq, _, stream) = sequence.order.pop_front().expect("just seen");
+                sequence.aged = seq;
                 old.push((seq, stream));
             }
-            while log.ids_order.front().is_some_and(|(at, _)| now.duration_since(*at) >= self.dedup_window) {
-                let (_, id) = log.ids_order.pop_front().expect("just seen");
-                log.ids.remove(&id);
+            while sequence.ids_order.front().is_some_and(|(at, _)| now.duration_since(*at) >= self.dedup_window) {
+                let (_, id) = sequence.ids_order.pop_front().expect("just seen");
+                sequence.ids.remove(&id);
             }
         }
         for (seq, stream) in old {
@@ -117,34 +121,60 @@ impl MemoryBroker {
         }
     }
 
+    fn facts(&self, now: u64) -> Facts {
+        let sequence = lock(&self.sequence);
+        Facts {
+            first_seq: sequence.aged + 1,
+            last_seq: sequence.last,
+            limit: self.limit,
+            ttl: self.ttl,
+            revision: 1,
+            raised_at: 0,
+            now,
+        }
+    }
+}
+
+impl MemoryBroker {
+    /// `dedup_window` is shortened to the history's life.
+    pub fn new(limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
+        let Limits { table, sessions_ttl } = limits;
+        let logs: Vec<Log> = table.policies().iter().map(|policy| Log::new(policy, dedup_window)).collect();
+        let states =
+            logs.iter().map(|log| LogState { epoch: log.epoch.clone(), limit: log.limit, ttl: log.ttl }).collect();
+        let logs_now = Logs::new(table.clone(), states);
+        let status = Status { ready: true, readable: true, generation: 1, logs: logs_now, reason: "".into() };
+        Arc::new(Self {
+            table,
+            sessions_ttl,
+            feed,
+            status: watch::Sender::new(status),
+            clock: Clock(SystemTime::now(), Instant::now()),
+            logs,
+            sessions: Mutex::default(),
+        })
+    }
+
+    /// Of the default policy's log.
+    pub fn epoch(&self) -> &Epoch {
+        &self.logs[self.logs.len() - 1].epoch
+    }
+
+    fn log(&self, stream: &StreamName) -> &Log {
+        &self.logs[self.table.place(stream)]
+    }
+
     /// Keeps memory bounded while nothing is published: runs until the broker is dropped.
     pub async fn sweep(broker: std::sync::Weak<Self>) {
         let mut timer = tokio::time::interval(Duration::from_secs(1));
         loop {
             timer.tick().await;
             let Some(broker) = broker.upgrade() else { return };
-            broker.expire();
+            broker.logs.iter().for_each(Log::expire);
             let now = Instant::now();
             let mut sessions = lock(&broker.sessions);
             sessions.entries.retain(|_, (_, until)| *until > now);
             sessions.marks.retain(|_, (_, until)| *until > now);
-        }
-    }
-
-    fn keeps_history(&self) -> bool {
-        self.limits.history_limit > 0 && !self.limits.history_ttl.is_zero()
-    }
-
-    fn facts_now(&self) -> Facts {
-        let log = lock(&self.log);
-        Facts {
-            first_seq: log.aged + 1,
-            last_seq: log.last,
-            limit: self.limits.history_limit,
-            ttl: self.limits.history_ttl,
-            revision: 1,
-            raised_at: 0,
-            now: self.now_ms(),
         }
     }
 }
@@ -152,7 +182,7 @@ impl MemoryBroker {
 #[async_trait]
 impl Broker for MemoryBroker {
     fn features(&self) -> Features {
-        Features { history: self.keeps_history(), sessions: !self.limits.sessions_ttl.is_zero(), shared: false }
+        Features { history: self.table.keeps_any(), sessions: !self.sessions_ttl.is_zero(), shared: false }
     }
 
     fn status(&self) -> watch::Receiver<Status> {
@@ -162,34 +192,35 @@ impl Broker for MemoryBroker {
     async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
         let payload = Payload::from_data(&publication.data);
         let Publication { stream, meta, transient, id, .. } = publication;
-        if transient || !self.keeps_history() {
+        let log = self.log(&stream);
+        if transient || !log.keeps {
             let message = Message { offset: 0, time: 0, payload, meta };
             self.feed.transient(&stream, Arc::new(message));
-            return Ok(Appended { epoch: self.epoch.clone(), offset: 0, duplicate: false });
+            return Ok(Appended { epoch: log.epoch.clone(), offset: 0, duplicate: false });
         }
-        self.expire();
-        let ring = lock(&self.rings).entry(stream.clone()).or_default().clone();
+        log.expire();
+        let ring = lock(&log.rings).entry(stream.clone()).or_default().clone();
         let mut ring = lock(&ring);
         let offset = {
-            let mut log = lock(&self.log);
-            if let Some(offset) = log.ids.get(&id) {
-                return Ok(Appended { epoch: self.epoch.clone(), offset: *offset, duplicate: true });
+            let mut sequence = lock(&log.sequence);
+            if let Some(offset) = sequence.ids.get(&id) {
+                return Ok(Appended { epoch: log.epoch.clone(), offset: *offset, duplicate: true });
             }
-            log.last += 1;
-            let (seq, now) = (log.last, Instant::now());
-            log.ids.insert(id, seq);
-            log.ids_order.push_back((now, id));
-            log.order.push_back((seq, now, stream.clone()));
+            sequence.last += 1;
+            let (seq, now) = (sequence.last, Instant::now());
+            sequence.ids.insert(id, seq);
+            sequence.ids_order.push_back((now, id));
+            sequence.order.push_back((seq, now, stream.clone()));
             seq
         };
         let previous = ring.back().map_or(0, |message| message.offset);
-        let message = Arc::new(Message { offset, time: self.now_ms(), payload, meta });
+        let message = Arc::new(Message { offset, time: self.clock.now_ms(), payload, meta });
         ring.push_back(message.clone());
-        if ring.len() as u64 > self.limits.history_limit {
+        if ring.len() as u64 > log.limit {
             ring.pop_front();
         }
         self.feed.live(&stream, previous, message);
-        Ok(Appended { epoch: self.epoch.clone(), offset, duplicate: false })
+        Ok(Appended { epoch: log.epoch.clone(), offset, duplicate: false })
     }
 
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
@@ -197,18 +228,23 @@ impl Broker for MemoryBroker {
         Ok(())
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         self.heads(streams).await
     }
 
     fn close(&self, _stream: &StreamName) {}
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
-        self.expire();
-        let up_to = lock(&self.log).last;
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+        self.logs.iter().for_each(Log::expire);
         // A message up to `up_to` that is not in its ring yet is being put there under the ring's lock.
-        let head = |stream| self.ring(stream).and_then(|ring| lock(&ring).back().map(|message| message.offset));
-        Ok(Heads { heads: streams.iter().map(|stream| head(stream).unwrap_or(0)).collect(), up_to })
+        let up_to: Vec<u64> = self.logs.iter().map(|log| lock(&log.sequence).last).collect();
+        let head = |stream| {
+            let place = self.table.place(stream);
+            let ring = self.logs[place].ring(stream);
+            let newest = ring.and_then(|ring| lock(&ring).back().map(|message| message.offset)).unwrap_or(0);
+            Head { newest, up_to: up_to[place] }
+        };
+        Ok(streams.iter().map(head).collect())
     }
 
     async fn read(
@@ -219,10 +255,11 @@ impl Broker for MemoryBroker {
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Page, Unavailable> {
-        self.expire();
+        let log = self.log(stream);
+        log.expire();
         let mut messages: Vec<Arc<Message>> = Vec::new();
         let mut remaining = 0;
-        if let Some(ring) = self.ring(stream) {
+        if let Some(ring) = log.ring(stream) {
             let ring = lock(&ring);
             let start = ring.partition_point(|message| match from {
                 ReadFrom::Offset(offset) => message.offset < offset,
@@ -239,20 +276,21 @@ impl Broker for MemoryBroker {
             }
             remaining = (end - start - messages.len()) as u64;
         }
-        Ok(Page { messages, remaining, facts: self.facts_now() })
+        Ok(Page { messages, remaining, facts: log.facts(self.clock.now_ms()) })
     }
 
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
-        let Some(ring) = self.ring(stream) else { return Ok(Behind { kept: false, after: 0 }) };
+        let Some(ring) = self.log(stream).ring(stream) else { return Ok(Behind { kept: false, after: 0 }) };
         let ring = lock(&ring);
         let at = ring.partition_point(|message| message.offset < x);
         let kept = ring.get(at).is_some_and(|message| message.offset == x);
         Ok(Behind { kept, after: (ring.len() - at) as u64 - u64::from(kept) })
     }
 
-    async fn facts(&self) -> Result<Facts, Unavailable> {
-        self.expire();
-        Ok(self.facts_now())
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
+        let log = self.log(stream);
+        log.expire();
+        Ok(log.facts(self.clock.now_ms()))
     }
 
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
@@ -270,7 +308,7 @@ impl Broker for MemoryBroker {
         sessions.revision += 1;
         let stored = StoredSession { body, revision: sessions.revision };
         let revision = stored.revision;
-        sessions.entries.insert(key.clone(), (stored, now + self.limits.sessions_ttl));
+        sessions.entries.insert(key.clone(), (stored, now + self.sessions_ttl));
         Ok(revision)
     }
 
@@ -284,7 +322,7 @@ impl Broker for MemoryBroker {
             let mut sessions = lock(&self.sessions);
             sessions.revision += 1;
             let mark = sessions.revision;
-            let until = Instant::now() + self.limits.sessions_ttl * 2;
+            let until = Instant::now() + self.sessions_ttl * 2;
             sessions.marks.insert(command.identifiers.clone(), (mark, until));
             mark
         };

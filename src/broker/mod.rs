@@ -1,14 +1,19 @@
-//! The broker's contract: one log of many streams, saved sessions, remote commands.
+//! The broker's contract: logs of many streams, saved sessions, remote commands.
 //!
 //! Backends only implement this contract; ordering, the gap check, cursors and proofs of completeness live once, in
 //! the hub. One test suite runs on every backend.
 //!
-//! # The log
+//! # The logs
 //!
-//! All streams share one log. Each stored message gets the log's next sequence number as its *offset*: strictly
-//! increasing within a stream, not contiguous, never reused within an epoch, at most 2^53-1. A stream keeps at most
-//! `history_limit` messages, none older than `history_ttl`; removal takes a stream's oldest message first, and removal
-//! by age takes the log's oldest first. Nothing else removes messages.
+//! Each stream belongs to the first history policy whose pattern matches its name (`policy`), and all streams of a policy
+//! share one log, which has an epoch of its own. Each stored message gets the log's next sequence number as its *offset*:
+//! strictly increasing within a stream, not contiguous, never reused within an epoch, at most 2^53-1. A stream keeps at
+//! most the policy's `limit` messages, none older than its `ttl`; removal takes a stream's oldest message first, and
+//! removal by age takes the log's oldest first. Nothing else removes messages. Where a limit is 0 nothing is stored:
+//! messages go out without positions.
+//!
+//! The policies may change while nodes run ([`Status::logs`]). A stream that moves to another log has another epoch there:
+//! its former positions are void.
 //!
 //! # The feed
 //!
@@ -19,6 +24,9 @@
 pub mod memory;
 pub mod nats;
 pub mod none;
+pub mod policy;
+
+pub use policy::{LogState, Logs, Policy, Storage, Table};
 
 use crate::protocol::{Epoch, Message, Publication, StreamName};
 use async_trait::async_trait;
@@ -30,18 +38,23 @@ use tokio::sync::watch;
 /// Limits of history and sessions, as configured.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Messages kept per stream. 0: nothing is stored.
-    pub history_limit: u64,
-    /// Age at which a message is dropped. Zero: nothing is stored.
-    pub history_ttl: Duration,
+    /// The history policies.
+    pub table: Arc<Table>,
     /// Life of a saved session after its last write. Zero: sessions are not saved.
     pub sessions_ttl: Duration,
+}
+
+impl Limits {
+    /// The same history for all streams.
+    pub fn plain(history_limit: u64, history_ttl: Duration, sessions_ttl: Duration) -> Self {
+        Self { table: Table::new(Vec::new(), history_limit, history_ttl), sessions_ttl }
+    }
 }
 
 /// What a backend can do at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Messages are stored: they carry positions and can be replayed.
+    /// Messages of some streams are stored: they carry positions and can be replayed. [`Logs::keeps`] says which.
     pub history: bool,
     /// Sessions are saved and restored.
     pub sessions: bool,
@@ -59,8 +72,8 @@ pub struct Status {
     /// Counts connections to the store. A new value means: messages of the feed may have been lost, every open stream
     /// must be opened again and compared.
     pub generation: u64,
-    /// Names the log's present life; positions of another epoch are worth nothing.
-    pub epoch: Epoch,
+    /// The history policies in effect, and the life of each one's log.
+    pub logs: Logs,
     /// Why it is not ready, for logs and the readiness answer. Empty when ready.
     pub reason: Arc<str>,
 }
@@ -73,6 +86,7 @@ pub struct Unavailable(pub String);
 /// Where an accepted message stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
+    /// Of the stream's log.
     pub epoch: Epoch,
     /// 0 for a message that was not stored (transient, or a broker without history).
     pub offset: u64,
@@ -96,12 +110,12 @@ pub enum AppendError {
     StorageFull(String),
 }
 
-/// The newest offset of some streams and how far the answer is known to reach.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// One per stream asked for, in order: offset of its newest kept message, 0 if none is kept.
-    pub heads: Vec<u64>,
-    /// The answer reflects the log up to this sequence; no stream asked for had a message in `(head, up_to]`.
+/// The newest offset of a stream and how far the answer is known to reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Offset of its newest kept message, 0 if none is kept.
+    pub newest: u64,
+    /// The answer reflects the stream's log up to this sequence; the stream had no message in `(newest, up_to]`.
     pub up_to: u64,
 }
 
@@ -120,7 +134,7 @@ pub struct Page {
     pub messages: Vec<Arc<Message>>,
     /// Messages of the stream up to `up_to` that are kept behind the last one of this page.
     pub remaining: u64,
-    /// The log's state, read *after* the messages.
+    /// The state of the stream's log, read *after* the messages.
     pub facts: Facts,
 }
 
@@ -219,15 +233,17 @@ pub trait Broker: Send + Sync + 'static {
     /// Fans out a message to all nodes without storing it.
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable>;
 
-    /// Starts the feed of these streams, then learns their heads: every message after the answered head reaches
-    /// [`Feed::live`] (it may do so before this call returns). Opening an open stream compares it anew.
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable>;
+    /// Starts the feed of these streams, then learns their heads, in the order asked for: every message after the
+    /// answered head reaches [`Feed::live`] (it may do so before this call returns). Opening an open stream compares it
+    /// anew.
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable>;
 
     /// Ends the feed of a stream.
     fn close(&self, stream: &StreamName);
 
-    /// The newest offsets, fresh as of this call: a message acknowledged before the call is in the answer.
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable>;
+    /// The newest offsets, in the order asked for, fresh as of this call: a message acknowledged before the call is in
+    /// the answer.
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable>;
 
     /// Messages of one stream with offsets up to and including `up_to`, at most `max_messages` and about `max_bytes`
     /// (at least one message). `up_to` must be known to be in the log: an answer that does not reach it is not passed on.
@@ -244,8 +260,8 @@ pub trait Broker: Send + Sync + 'static {
     /// tells whether messages had been dropped to make room before the page was complete.
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
 
-    /// The log's state, fresh as of this call (from the leader).
-    async fn facts(&self) -> Result<Facts, Unavailable>;
+    /// The state of this stream's log, fresh as of this call (from the leader).
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable>;
 
     /// Reads from the leader: only the leader's miss is a miss.
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable>;

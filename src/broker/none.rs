@@ -7,6 +7,5 @@ use std::time::Duration;
 
 /// The log in memory with nothing to keep: publications take the unstored path.
 pub fn new(feed: Arc<dyn Feed>) -> Arc<MemoryBroker> {
-    let nothing = Limits { history_limit: 0, history_ttl: Duration::ZERO, sessions_ttl: Duration::ZERO };
-    MemoryBroker::new(nothing, Duration::ZERO, feed)
+    MemoryBroker::new(Limits::plain(0, Duration::ZERO, Duration::ZERO), Duration::ZERO, feed)
 }

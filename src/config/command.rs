@@ -56,7 +56,9 @@ fn option(row: &Row) -> Arg {
     } else if row.default == "true" {
         help += " [default: true]";
     }
-    argument(flag, row.switch, row.value_name).help(help).help_heading(row.category.title()).hide(row.hidden)
+    let argument = argument(flag, row.switch, row.value_name);
+    let argument = if row.repeated { argument.action(ArgAction::Append) } else { argument };
+    argument.help(help).help_heading(row.category.title()).hide(row.hidden)
 }
 
 /// `--flag` and `--flag=BOOL` for a switch, else `--flag VALUE` and `--flag=VALUE`.
@@ -121,6 +123,11 @@ impl Special {
             ignore_config_path: switch(IGNORE_CONFIG_PATH)?,
         })
     }
+}
+
+/// All values given for a flag that may be repeated.
+pub fn values<'m>(matches: &'m ArgMatches, flag: &str) -> Option<Vec<&'m String>> {
+    matches.get_many::<String>(flag).map(Iterator::collect)
 }
 
 /// The value given for a flag.

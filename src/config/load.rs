@@ -1,6 +1,6 @@
 //! What was given, from all sources by precedence: command line, environment, file, default.
 
-use super::command::{Special, command, double_dashes, value};
+use super::command::{Special, command, double_dashes, value, values};
 use super::file::File;
 use super::kinds::{EmptyEnv, Raw, has_credentials};
 use super::options::{DEPRECATED, rows};
@@ -193,12 +193,13 @@ impl Config {
 /// The value that wins for one name, and its origin.
 fn find<'a>(
     matches: &'a ArgMatches,
+    repeated: &'a HashMap<&'static str, String>,
     env: &'a HashMap<String, String>,
     file: Option<&'a File>,
     row: &Row,
 ) -> Option<(Origin, Raw<'a>)> {
     if let Some(flag) = row.flag
-        && let Some(text) = value(matches, flag)
+        && let Some(text) = repeated.get(flag).map(String::as_str).or_else(|| value(matches, flag))
     {
         return Some((Origin::Flag(flag.to_owned()), Raw::Text(text)));
     }
@@ -214,12 +215,19 @@ fn find<'a>(
     Some((Origin::File { path: file.path.clone(), key: row.key.clone() }, Raw::Toml(value)))
 }
 
+/// The values of flags that were given several times, as the environment would have them.
+fn repeated(matches: &ArgMatches) -> HashMap<&'static str, String> {
+    let flags = rows().iter().filter(|row| row.repeated).filter_map(|row| row.flag);
+    flags.filter_map(|flag| Some((flag, super::history::joined(values(matches, flag)?.into_iter())))).collect()
+}
+
 fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File>) -> Result<Given, ConfigError> {
     let mut config = Config::default();
     let mut origins = Vec::with_capacity(rows().len());
     let mut faults = Vec::new();
+    let repeated = repeated(matches);
     for row in rows() {
-        let Some((origin, raw)) = find(matches, env, file.as_ref(), row) else {
+        let Some((origin, raw)) = find(matches, &repeated, env, file.as_ref(), row) else {
             origins.push(Origin::Default);
             continue;
         };

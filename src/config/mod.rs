@@ -11,6 +11,7 @@ mod command;
 mod docs;
 mod endpoint;
 mod file;
+mod history;
 mod kinds;
 mod load;
 mod options;
@@ -25,6 +26,7 @@ mod values;
 pub use crate::secret::Secret;
 pub use command::{command, double_dashes};
 pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
+pub use history::{HistoryPolicies, HistoryPolicy, HistoryStorage};
 pub use kinds::parse_time;
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
 pub use options::{

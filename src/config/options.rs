@@ -2,6 +2,7 @@
 //! configuration all come from here.
 
 use super::endpoint::{Endpoint, Gateway, Gateways, Listen, Peers, Sync, is_address, is_server};
+use super::history::{HistoryPolicies, HistoryTables};
 use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Millis, Raw, SOME_TIME, Switch, Text};
 use super::row::{Category, Row, options, traits_of};
 use super::values::*;
@@ -99,6 +100,8 @@ options! {
         presets: Vec<Preset> [Choices(PRESETS)] = "", "presets", Server;
         /// How applications publish
         broadcast_adapters: Vec<BroadcastAdapter> [Choices(BROADCAST_ADAPTERS)] = "http", "broadcast_adapter", Broadcasting;
+        /// History of streams whose name matches a pattern, as `pattern=chat/*,limit=50,ttl=1h,storage=memory,replicas=1,name=chat`; may be given several times, the first that matches holds
+        history: HistoryPolicies [HistoryTables] = "", "history", Broker, repeated;
         /// How nodes pass on what is not stored; chosen by the broker if not given
         pubsub_adapter: PubsubKind [PUBSUB_KINDS] = "", "pubsub", Broadcasting;
         derived {
@@ -197,7 +200,7 @@ options! {
         rate: u32 [RATE] = "100", "disconnect_rate", Rpc, hidden;
         /// Disconnect calls that may wait; when there are more, the oldest are dropped
         backlog: usize [RATE] = "4096", "disconnect_backlog_size", Rpc, hidden;
-        /// How long a disconnect call waits for its client to come back, which makes it needless; 0: not at all
+        /// How long a disconnect call waits for its client to come back, which makes it needless; at least 30 s below sessions_ttl. 0: not at all
         grace: Duration [ANY_TIME] = "0", "disconnect_grace", Rpc;
         derived {}
     }
@@ -399,7 +402,7 @@ options! {
         routes: Vec<Endpoint> [Peers] = "", "enats_cluster_routes", EmbeddedNats;
         /// Where it listens for other clusters; empty: no gateway
         gateway_addr: Option<Endpoint> [Listen] = "", "enats_gateway", EmbeddedNats, hidden;
-        /// Other clusters, as `nameA:url1,url2;nameB:url3`
+        /// Other clusters, as `nameA:url1,url2;nameB:url3`; their live messages are delivered here too
         gateways: Vec<Gateway> [Gateways] = "", "enats_gateways", EmbeddedNats;
         /// Address of this gateway as other clusters see it, `host:port`
         gateway_advertise: Option<String> [ADDRESS] = "", "enats_gateway_advertise", EmbeddedNats;
@@ -419,7 +422,7 @@ options! {
         jetstream_ready_timeout: Duration [ANY_TIME] = "30", "", EmbeddedNats, file_only;
         /// nats-server program to run in place of the built-in one
         bin: Option<PathBuf> [Location] = "", "enats_bin", EmbeddedNats;
-        /// When it writes to disk: `always` after each message, or at least every so often (`10s`); its own default if not given
+        /// When it writes to disk: `always` before it acknowledges a message, which survives a crash of the machine and costs most of the publishing rate (figures in nats/README.md), or at least every so often (`10s`); every two minutes if not given
         sync: SyncPolicy [Sync] = "", "enats_sync", EmbeddedNats;
         derived {}
     }

@@ -243,6 +243,10 @@ fn warn(config: &mut Config, embedded_name_given: bool) {
             "enats_cluster_routes has no effect without enats_cluster",
         ),
         (
+            embedded.gateway_addr.is_some() && embedded.cluster_name == super::EmbeddedNats::default().cluster_name,
+            "enats_gateway is on without enats_cluster_name: each cluster needs a name of its own",
+        ),
+        (
             embedded.gateway_addr.is_none() && !embedded.gateways.is_empty(),
             "enats_gateways has no effect without enats_gateway",
         ),

@@ -19,6 +19,8 @@ pub struct Row {
     pub aliases: Vec<&'static str>,
     /// May stand without a value on the command line.
     pub switch: bool,
+    /// May be given several times; all count.
+    pub repeated: bool,
     pub secret: bool,
     pub value_name: &'static str,
     /// The values of a closed set.
@@ -61,6 +63,11 @@ impl Row {
 
     pub(super) fn alias(mut self, name: &'static str) -> Self {
         self.aliases.push(name);
+        self
+    }
+
+    pub(super) fn repeated(mut self) -> Self {
+        self.repeated = true;
         self
     }
 
@@ -229,6 +236,7 @@ macro_rules! options {
             hidden: false,
             aliases: Vec::new(),
             switch,
+            repeated: false,
             secret,
             value_name: Kind::<$type>::value_name(&$kind),
             values: Kind::<$type>::values(&$kind),

@@ -654,6 +654,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("URL", _) => "nats://u:p@h:1".to_owned(),
             ("URLS", _) => "nats://u:p@h:1,nats://i:2".to_owned(),
             ("GATEWAYS", _) => "a:nats://h:1,nats://i:2;b:nats://j:3".to_owned(),
+            ("POLICY", _) => "pattern=chat/*,limit=5,ttl=1234ms;pattern=b,storage=memory,replicas=1".to_owned(),
             ("SYNC", _) => "250ms".to_owned(),
             ("HOST:PORT", _) => "h:1".to_owned(),
             ("NAME", default) if !row.values.is_empty() => {

@@ -1,7 +1,7 @@
 //! Reading the past on demand: is a position complete, and what follows it?
 
 use super::pages::SharedPage;
-use super::proof::{Proof, is_complete_after};
+use super::proof::{SavedProof, is_complete_after};
 use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
@@ -45,7 +45,7 @@ impl Hub {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         from: &From,
-        saved: Option<&Proof>,
+        saved: Option<&SavedProof>,
     ) -> Result<Located, Unavailable> {
         let work = async {
             let mut beyond = None;
@@ -71,7 +71,7 @@ impl Hub {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         position: &Position,
-        saved: Option<&Proof>,
+        saved: Option<&SavedProof>,
         // Since when the log's end was found to lie before the position.
         beyond: &mut Option<Instant>,
     ) -> Result<Option<Located>, Unavailable> {
@@ -90,7 +90,7 @@ impl Hub {
             (core.cover(x), core.name().clone())
         };
         if cover == Cover::Beyond {
-            if x > self.broker().facts().await?.last_seq {
+            if x > self.broker().facts(&name).await?.last_seq {
                 let since = beyond.get_or_insert_with(Instant::now).elapsed();
                 if !self.broker().features().shared || since >= LAGGING_LEADER {
                     return Ok(Some(Located::Lost));
@@ -108,7 +108,7 @@ impl Hub {
         }
         let is_complete = |core: &Stream, behind: Behind, facts: &Facts| {
             let held = core.proof();
-            let proofs = [saved, Some(&held)];
+            let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
             proofs.into_iter().any(|proof| is_complete_after(x, behind, facts, proof))
         };
         let _gate = match cell.gate.try_lock() {
@@ -116,7 +116,7 @@ impl Hub {
             // Many have lost their past at once: they are told without standing in line.
             Err(_) => {
                 let behind = self.broker().behind(&name, x).await?;
-                let facts = self.broker().facts().await?;
+                let facts = self.broker().facts(&name).await?;
                 {
                     let core = cell.lock();
                     if *core.epoch() != position.epoch || !core.is_open() {

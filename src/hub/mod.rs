@@ -19,15 +19,13 @@ mod tail;
 pub use cursor::Start;
 pub use history::{From, Located};
 pub use outbox::Outbox;
-pub use proof::Proof;
+pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream};
 
-use tail::TailLimits;
-
-use crate::broker::{Broker, Facts, Limits, RemoteDisconnect, Status, Unavailable};
+use crate::broker::{Broker, Facts, RemoteDisconnect, Status, Table, Unavailable};
 use crate::metrics;
-use crate::protocol::{Message, StreamName};
+use crate::protocol::{Epoch, Message, StreamName};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -40,12 +38,12 @@ use tokio_util::task::TaskTracker;
 /// Tunables of the hub.
 #[derive(Clone, Debug)]
 pub struct HubConfig {
-    pub limits: Limits,
     /// Bytes of messages that all tails together may hold before they are trimmed.
     pub snapshot_budget: usize,
     /// How long a stream stays open after its last follower left.
     pub linger: Duration,
-    /// Period of the head check, the deadline for a lost last message of a burst. Shortened to a quarter of the ttl.
+    /// Period of the head check, the deadline for a lost last message of a burst. Shortened to a quarter of the
+    /// shortest ttl.
     pub head_check: Duration,
     /// How long history and opening wait for the store.
     pub broker_timeout: Duration,
@@ -103,14 +101,15 @@ const SHARDS: usize = 64;
 
 pub struct Hub {
     config: HubConfig,
-    tail_limits: TailLimits,
+    tail_bytes: usize,
     broker: OnceLock<Arc<dyn Broker>>,
     commands: OnceLock<Arc<dyn Commands>>,
     status: OnceLock<watch::Receiver<Status>>,
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
     opener: mpsc::Sender<Arc<Cell>>,
     to_open: Mutex<Option<mpsc::Receiver<Arc<Cell>>>>,
-    facts: Mutex<Option<Facts>>,
+    /// What the last head check learnt of each log, by its epoch. A handful.
+    facts: Mutex<Vec<(Epoch, Facts)>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -119,13 +118,8 @@ impl Hub {
     /// A hub without a broker yet: the broker needs the hub as its feed, so it comes with [`Self::start`].
     pub fn new(config: HubConfig) -> Arc<Self> {
         let (opener, to_open) = mpsc::channel(OPEN_QUEUE);
-        let limits = &config.limits;
         Arc::new(Self {
-            tail_limits: TailLimits {
-                messages: usize::try_from(limits.history_limit).unwrap_or(usize::MAX),
-                bytes: TAIL_BYTES.min(config.snapshot_budget),
-                ttl: limits.history_ttl,
-            },
+            tail_bytes: TAIL_BYTES.min(config.snapshot_budget),
             config,
             broker: OnceLock::new(),
             commands: OnceLock::new(),
@@ -133,7 +127,7 @@ impl Hub {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             opener,
             to_open: Mutex::new(Some(to_open)),
-            facts: Mutex::new(None),
+            facts: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -208,7 +202,7 @@ impl Hub {
             let fresh = !shard.contains_key(stream);
             let cell = shard.entry(stream.clone()).or_insert_with(|| {
                 metrics::STREAMS.add(1);
-                let core = Stream::new(stream.clone(), self.status().epoch, self.tail_limits, Instant::now());
+                let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
                 Arc::new(Cell {
                     core: Mutex::new(core),
                     opened: Notify::new(),
@@ -247,14 +241,19 @@ impl Hub {
         }
     }
 
-    /// Brings a cell to the log's present epoch before anything of it is used.
+    /// Brings a stream to its log's present epoch before anything of it is used.
     fn settle_epoch(&self, core: &mut Stream) -> bool {
-        let status = self.status.get().expect("the hub is started before it is used").borrow();
-        let changed = status.epoch != *core.epoch();
-        if changed {
-            core.reset(status.epoch.clone());
-        }
-        changed
+        core.settle(&self.status.get().expect("the hub is started before it is used").borrow().logs)
+    }
+
+    /// The history policies in effect.
+    pub fn table(&self) -> Arc<Table> {
+        self.status.get().expect("the hub is started before it is used").borrow().logs.table().clone()
+    }
+
+    /// Messages of this stream are stored, under the policies in effect.
+    pub fn keeps(&self, stream: &StreamName) -> bool {
+        self.status.get().expect("the hub is started before it is used").borrow().logs.keeps(stream)
     }
 
     fn trim_if_over_budget(&self, core: &mut Stream) {

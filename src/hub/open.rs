@@ -1,8 +1,9 @@
 //! The hub's standing tasks: opening streams many at a time, comparing heads after every doubt, closing what is idle.
 
 use super::{Cell, Hub, repair};
-use crate::broker::{Facts, Status};
-use crate::protocol::StreamName;
+use crate::broker::{Facts, Head, Status};
+use crate::protocol::{Epoch, StreamName};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -44,24 +45,27 @@ pub(super) async fn open_streams(hub: Arc<Hub>, mut queue: mpsc::Receiver<Arc<Ce
 /// new life meanwhile.
 async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
     let names: Vec<StreamName> = cells.iter().map(|cell| cell.lock().name().clone()).collect();
-    let before = hub.status();
+    // Before the answer: a proof may be older than what it says, never younger.
     let facts = hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let before = hub.status();
     let broker = hub.broker();
     let answer = if open { broker.open(&names).await } else { broker.heads(&names).await };
     let after = hub.status();
     let Ok(heads) = answer else { return false };
-    if before.epoch != after.epoch || before.generation != after.generation {
+    if !before.logs.is(&after.logs) || before.generation != after.generation {
         return false;
     }
     let now = Instant::now();
-    let (revision, time) = facts.map_or((0, 0), |facts| (facts.revision, if open { 0 } else { facts.now }));
-    for (cell, head) in cells.iter().zip(heads.heads) {
+    for (cell, head) in cells.iter().zip(heads) {
         let mut core = cell.lock();
-        hub.settle_epoch(&mut core);
-        if *core.epoch() != after.epoch {
+        let began_anew = hub.settle_epoch(&mut core);
+        // Another log than the one that was asked: whoever changed it has all streams opened again.
+        if !core.has_seen(&after.logs) || (began_anew && !open) {
             continue;
         }
-        let gap = core.compare(head, heads.up_to, revision, time, now);
+        let known = facts.iter().find(|(epoch, _)| epoch == core.epoch());
+        let (revision, time) = known.map_or((0, 0), |(_, facts)| (facts.revision, if open { 0 } else { facts.now }));
+        let gap = core.compare(head, revision, time, now);
         drop(core);
         cell.opened.notify_waiters();
         if let Some(gap) = gap {
@@ -76,12 +80,18 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
     let mut seen = status.borrow().clone();
     while status.changed().await.is_ok() {
         let now = status.borrow_and_update().clone();
-        let new_epoch = now.epoch != seen.epoch && !seen.epoch.as_str().is_empty();
-        if new_epoch {
-            tracing::warn!(context = "broker", from = ?seen.epoch, to = ?now.epoch, "the log began a new life; clients with older positions are told that their history is lost");
+        for (policy, from, to) in new_lives(&seen, &now) {
+            crate::metrics::EPOCH_CHANGES.inc();
+            tracing::warn!(
+                context = "broker",
+                policy,
+                ?from,
+                ?to,
+                "the log began a new life; clients with older positions are told that their history is lost"
+            );
         }
-        if now.readable && (now.generation != seen.generation || now.epoch != seen.epoch) {
-            *hub.facts.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if now.readable && (now.generation != seen.generation || !now.logs.is(&seen.logs)) {
+            hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clear();
             for cell in hub.cells() {
                 hub.settle_epoch(&mut cell.lock());
                 if !cell.queued.swap(true, Ordering::AcqRel) {
@@ -95,43 +105,88 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
     }
 }
 
+/// Policies whose log has another epoch than it had: their name, the former epoch and the present one.
+fn new_lives(before: &Status, now: &Status) -> Vec<(String, Epoch, Epoch)> {
+    let policies = now.logs.table().policies().iter().zip(now.logs.states());
+    let changed = policies.filter_map(|(policy, state)| {
+        let place = before.logs.table().policies().iter().position(|former| former.name == policy.name)?;
+        let former = &before.logs.states()[place].epoch;
+        let changed = *former != Epoch::none() && *former != state.epoch;
+        changed.then(|| (policy.name.to_string(), former.clone(), state.epoch.clone()))
+    });
+    changed.collect()
+}
+
 /// Finds the last message of a burst that the feed lost: nothing behind it would reveal it.
 pub(super) async fn check_heads(hub: Arc<Hub>) {
-    let period = hub.config.head_check.min(hub.config.limits.history_ttl / 4).max(Duration::from_millis(50));
-    let mut last_complete: Option<(u64, u64)> = None;
-    let mut timer = tokio::time::interval(period);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last_complete: HashMap<Epoch, (u64, u64)> = HashMap::new();
     loop {
-        timer.tick().await;
         let status = hub.status();
-        let cells: Vec<_> = hub.cells().into_iter().filter(|cell| cell.lock().is_open()).collect();
-        if !status.readable || cells.is_empty() || !hub.broker().features().history {
-            continue;
+        let mut by_log: HashMap<Epoch, Vec<Arc<Cell>>> = HashMap::new();
+        if status.readable {
+            for cell in hub.cells() {
+                let epoch = {
+                    let core = cell.lock();
+                    (core.is_open() && core.keeps()).then(|| core.epoch().clone())
+                };
+                if let Some(epoch) = epoch {
+                    by_log.entry(epoch).or_default().push(cell);
+                }
+            }
         }
-        let Ok(facts) = hub.broker().facts().await else { continue };
-        let unchanged = last_complete == Some((status.generation, facts.last_seq));
-        *hub.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts.clone());
-        if unchanged && idle(&cells, &facts) {
-            continue;
+        last_complete.retain(|epoch, _| by_log.contains_key(epoch));
+        for (epoch, cells) in by_log {
+            check_log(&hub, &status, &epoch, &cells, &mut last_complete).await;
         }
-        let mut complete = true;
-        for batch in cells.chunks(BATCH) {
-            complete &= compare(&hub, batch, false).await;
-        }
-        last_complete = complete.then_some((status.generation, facts.last_seq));
+        let shortest = status.logs.states().iter().map(|log| log.ttl).filter(|ttl| !ttl.is_zero()).min();
+        let period = hub.config.head_check.min(shortest.unwrap_or(Duration::MAX) / 4).max(Duration::from_millis(50));
+        tokio::time::sleep(period).await;
+    }
+}
+
+/// The open streams of one log.
+async fn check_log(
+    hub: &Arc<Hub>,
+    status: &Status,
+    epoch: &Epoch,
+    cells: &[Arc<Cell>],
+    last_complete: &mut HashMap<Epoch, (u64, u64)>,
+) {
+    let one = cells[0].lock().name().clone();
+    let Ok(facts) = hub.broker().facts(&one).await else { return };
+    if !hub.status().logs.is(&status.logs) {
+        return;
+    }
+    let unchanged = last_complete.get(epoch) == Some(&(status.generation, facts.last_seq));
+    {
+        let mut all = hub.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(of, _)| of != epoch);
+        all.push((epoch.clone(), facts.clone()));
+    }
+    if unchanged && idle(cells, epoch, &facts) {
+        return;
+    }
+    let mut complete = true;
+    for batch in cells.chunks(BATCH) {
+        complete &= compare(hub, batch, false).await;
+    }
+    if complete {
+        last_complete.insert(epoch.clone(), (status.generation, facts.last_seq));
+    } else {
+        last_complete.remove(epoch);
     }
 }
 
 /// Nothing was stored since the last complete check: every stream is still where it was. `false` if some stream has
 /// not come as far as the log.
-fn idle(cells: &[Arc<Cell>], facts: &Facts) -> bool {
+fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts) -> bool {
     let now = Instant::now();
     let mut all = true;
     for cell in cells {
         let mut core = cell.lock();
-        if core.complete_to() >= facts.last_seq {
-            let head = core.newest();
-            all &= core.compare(head, facts.last_seq, facts.revision, facts.now, now).is_none();
+        if core.epoch() == epoch && core.complete_to() >= facts.last_seq {
+            let head = Head { newest: core.newest(), up_to: facts.last_seq };
+            all &= core.compare(head, facts.revision, facts.now, now).is_none();
         } else {
             all = false;
         }

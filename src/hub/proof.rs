@@ -1,6 +1,7 @@
 //! When is a position complete? Offsets are not contiguous, so that nothing is missing after a position must be proved.
 
 use crate::broker::{Behind, Facts};
+use crate::protocol::{Epoch, Position};
 use std::time::Duration;
 
 /// A confirmed look at a stream's head, worth keeping: a position at or above `head` lost nothing as long as nothing
@@ -15,6 +16,20 @@ pub struct Proof {
     pub revision: u64,
     /// The store's clock then, Unix milliseconds; 0 if it was not asked.
     pub time: u64,
+}
+
+/// A proof as a session keeps it: it says nothing about another life of the log, or about another log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedProof {
+    pub epoch: Epoch,
+    pub proof: Proof,
+}
+
+impl SavedProof {
+    /// The proof, if it is about this position's epoch.
+    pub fn of(&self, position: &Position) -> Option<&Proof> {
+        (self.epoch == position.epoch).then_some(&self.proof)
+    }
 }
 
 /// Time that clocks and timers may be off within one proof.

@@ -31,7 +31,7 @@ pub(super) async fn repair(hub: Arc<Hub>, cell: Arc<Cell>, gap: Gap) {
             }
         };
         let mut core = cell.lock();
-        if *core.epoch() != reading.epoch {
+        if hub.settle_epoch(&mut core) || *core.epoch() != reading.epoch {
             return;
         }
         gap = core.repaired(hole, &page, reading.behind, Instant::now());
@@ -71,8 +71,11 @@ impl<'a> Reading<'a> {
         let Self { hole, .. } = *self;
         let broker = self.hub.broker();
         loop {
-            if *self.cell.lock().epoch() != self.epoch || self.hub.status().epoch != self.epoch {
-                return Ok(None);
+            {
+                let mut core = self.cell.lock();
+                if self.hub.settle_epoch(&mut core) || *core.epoch() != self.epoch {
+                    return Ok(None);
+                }
             }
             let from = ReadFrom::Offset(self.messages.last().map_or(hole.after, |last| last.offset) + 1);
             let mut page = broker.read(&self.name, from, hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await?;

@@ -9,7 +9,7 @@ use super::proof::{Proof, is_complete_after, margin};
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use super::sabotage::{Safeguard, off};
 use super::tail::{Tail, TailLimits};
-use crate::broker::{Behind, Page};
+use crate::broker::{Behind, Head, Logs, Page};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use slab::Slab;
@@ -58,6 +58,9 @@ pub type CursorId = usize;
 pub struct Stream {
     name: StreamName,
     fanout: Fanout,
+    /// The logs as they were when this stream last looked, and whether its own keeps anything.
+    logs: Logs,
+    keeps: bool,
     epoch: Epoch,
     opened: bool,
     tail: Tail,
@@ -76,13 +79,18 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(name: StreamName, epoch: Epoch, limits: TailLimits, now: Instant) -> Self {
+    /// `tail_bytes`: bound of its tail; the rest of its limits are its log's.
+    pub fn new(name: StreamName, logs: Logs, tail_bytes: usize, now: Instant) -> Self {
+        let place = logs.table().place(&name);
+        let epoch = logs.states()[place].epoch.clone();
         Self {
             fanout: Fanout::new(&name, &epoch),
+            tail: Tail::new(tail_limits(&logs, place, tail_bytes)),
+            keeps: logs.table().policies()[place].keeps(),
             name,
+            logs,
             epoch,
             opened: false,
-            tail: Tail::new(limits),
             complete_to: 0,
             newest: 0,
             checked: now,
@@ -98,8 +106,37 @@ impl Stream {
         &self.name
     }
 
+    /// The life of its log.
     pub fn epoch(&self) -> &Epoch {
         &self.epoch
+    }
+
+    /// Its messages are stored.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// It has settled to these very logs.
+    pub fn has_seen(&self, logs: &Logs) -> bool {
+        self.logs.is(logs)
+    }
+
+    /// Takes note of the logs as they are now, before anything of it is used. Answers whether its log began a new life, or
+    /// is another one: what was known of its past is void then.
+    pub fn settle(&mut self, logs: &Logs) -> bool {
+        if self.logs.is(logs) {
+            return false;
+        }
+        let place = logs.table().place(&self.name);
+        let epoch = &logs.states()[place].epoch;
+        let changed = *epoch != self.epoch;
+        self.keeps = logs.table().policies()[place].keeps();
+        self.tail.set_limits(tail_limits(logs, place, self.tail.limits().bytes));
+        self.logs = logs.clone();
+        if changed {
+            self.reset(epoch.clone());
+        }
+        changed
     }
 
     pub fn is_open(&self) -> bool {
@@ -134,9 +171,10 @@ impl Stream {
 
     // ---- the feed -------------------------------------------------------------------------------------------------
 
-    /// The stream's head is known: at the first opening, after a reconnect, at a head check. `head` is 0 if no message
-    /// is kept; the answer reflects the log up to `up_to`. Answers with a hole that must be repaired.
-    pub fn compare(&mut self, head: u64, up_to: u64, revision: u64, time: u64, now: Instant) -> Option<Gap> {
+    /// The stream's head is known: at the first opening, after a reconnect, at a head check. Answers with a hole that must
+    /// be repaired.
+    pub fn compare(&mut self, head: Head, revision: u64, time: u64, now: Instant) -> Option<Gap> {
+        let Head { newest: head, up_to } = head;
         if !self.opened {
             self.opened = true;
             self.tail.restart(if head > 0 { head } else { up_to });
@@ -213,7 +251,7 @@ impl Stream {
     }
 
     /// The log began a new life: what was known of its past is void.
-    pub fn reset(&mut self, epoch: Epoch) {
+    fn reset(&mut self, epoch: Epoch) {
         self.epoch = epoch;
         self.fanout.set_epoch(&self.epoch);
         self.tail.restart(0);
@@ -488,9 +526,15 @@ impl Stream {
     }
 }
 
+fn tail_limits(logs: &Logs, place: usize, bytes: usize) -> TailLimits {
+    let state = &logs.states()[place];
+    TailLimits { messages: usize::try_from(state.limit).unwrap_or(usize::MAX), bytes, ttl: state.ttl }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Table;
     use crate::hub::Outbox;
     use crate::protocol::{Encoding, Meta, Payload};
     use bytes::Bytes;
@@ -505,9 +549,9 @@ mod tests {
     #[test]
     fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
         let now = Instant::now();
-        let limits = TailLimits { messages: 5_000, bytes: 1 << 20, ttl: Duration::from_secs(60) };
-        let mut stream = Stream::new("chat".into(), "e".into(), limits, now);
-        stream.compare(0, 0, 1, 0, now);
+        let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20, now);
+        stream.compare(Head::default(), 1, 0, now);
         let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
         let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
         let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), 0, true);

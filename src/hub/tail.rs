@@ -46,6 +46,15 @@ impl Tail {
         self.bytes
     }
 
+    /// The policy has changed: what is too much now goes at the next message or expiry.
+    pub fn set_limits(&mut self, limits: TailLimits) {
+        self.limits = limits;
+    }
+
+    pub fn limits(&self) -> TailLimits {
+        self.limits
+    }
+
     pub fn ttl(&self) -> Duration {
         self.limits.ttl
     }

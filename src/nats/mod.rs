@@ -3,3 +3,4 @@
 pub mod connect;
 #[cfg(unix)]
 pub mod embedded;
+pub mod mark;

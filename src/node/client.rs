@@ -4,7 +4,7 @@ use super::disconnect::Handle;
 use super::save::Saver;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
-use crate::hub::{Cell, CursorId, Identifier, Outbox, Proof, Receiver};
+use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
 use crate::protocol::{Close, StreamName};
 use crate::session::Session;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub struct State {
     /// One cursor per stream, whatever the number of subscriptions on it.
     pub cursors: HashMap<(StreamName, Option<Arc<str>>), Following>,
     /// Proofs that came with the restored session.
-    pub saved_proofs: HashMap<StreamName, Proof>,
+    pub saved_proofs: HashMap<StreamName, SavedProof>,
 }
 
 pub struct Client {
@@ -44,7 +44,7 @@ impl Client {
         node: &Arc<Node>,
         hello: &Hello,
         session: Session,
-        saved_proofs: HashMap<StreamName, Proof>,
+        saved_proofs: HashMap<StreamName, SavedProof>,
         receiver: Arc<Receiver>,
         handle: Arc<Handle>,
     ) -> Arc<Self> {

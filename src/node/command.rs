@@ -1,6 +1,7 @@
 //! Executing one client command.
 
 use super::client::Client;
+use super::history::{asks_history, is_without_past};
 use crate::auth::Resolution;
 use crate::broker::Unavailable;
 use crate::hub::{Identifier, Located, Open};
@@ -164,13 +165,14 @@ impl Client {
         history: Option<&HistoryRequest>,
     ) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
-        let has_history = hub.broker().features().history;
+        let has_history = asks_history(hub, streams);
         let opened = self.open_streams(streams).await?;
         let mut asks: Vec<Option<(Ask, Located)>> = Vec::with_capacity(opened.len());
         for one in &opened {
             let ask = history.and_then(|request| Ask::of(&one.stream, request));
+            let ask = ask.filter(|ask| !has_history || !is_without_past(hub, ask));
             asks.push(match ask {
-                Some(ask) if has_history => {
+                Some(ask) if hub.keeps(&one.stream) => {
                     let located = hub.locate(&one.cell, &ask.from, None).await?;
                     Some((ask, located))
                 }

@@ -6,7 +6,7 @@ use super::client::Client;
 use super::disconnect::Handle;
 use super::save::unix_ms;
 use crate::broker::{SessionKey, Unavailable};
-use crate::hub::{Open, Outbox, Proof, Receiver};
+use crate::hub::{Open, Outbox, Receiver, SavedProof};
 use crate::metrics;
 use crate::protocol::{Close, StreamName, Subprotocol, random_text, reply};
 use crate::rpc::Env;
@@ -51,7 +51,7 @@ const SID_LENGTH: usize = 21;
 /// A client that wants to go on: what is stored of its session and whether it still may.
 struct Restored {
     session: Session,
-    proofs: HashMap<StreamName, Proof>,
+    proofs: HashMap<StreamName, SavedProof>,
     handle: Arc<Handle>,
 }
 
@@ -119,7 +119,8 @@ async fn restore(
     handle.set_mark(saved.mark);
     registered.keep();
     let proofs = saved.proofs();
-    let oldest = unix_ms().saturating_sub(u64::try_from(node.config.history_ttl.as_millis()).unwrap_or(u64::MAX));
+    let longest = node.hub.table().longest_ttl();
+    let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
     let session = saved.restore(sid.clone(), hello.subprotocol, oldest);
     Ok(Some(Restored { session, proofs, handle }))
 }

@@ -177,7 +177,7 @@ where
                         Due::Ping => ping(client, hello),
                         Due::NoPong => client.close(Close::NoPong),
                         Due::HoldOver => client.end_hold(),
-                        Due::Touch if touching.is_none() => {
+                        Due::Touch if touching.is_none() && client.wants_touch(touch_every(&client.node)) => {
                             let client = client.clone();
                             touching = Some(Box::pin(async move {
                                 let _ = client.touch().await;
@@ -210,7 +210,7 @@ fn timers(node: &Node, hello: &Hello) -> Timers {
     let config = &node.config;
     let extended = hello.subprotocol.extended();
     // Proofs of what was not missed grow old with the history, so they are refreshed more often than it expires.
-    let touch_every = if extended { (config.sessions_ttl / 2).min(config.history_ttl / 4) } else { Default::default() };
+    let touch_every = if extended { touch_every(node) } else { Default::default() };
     let timing = TimerConfig {
         ping_interval: hello.ping_interval.unwrap_or(config.ping_interval),
         pong_timeout: if extended || config.native_pings { config.pong_timeout } else { Default::default() },
@@ -219,6 +219,12 @@ fn timers(node: &Node, hello: &Hello) -> Timers {
     let mut random = [0; 2];
     getrandom::fill(&mut random).expect("the operating system's random source works");
     Timers::new(timing, f64::from(u16::from_be_bytes(random)) / 65_536.0, Instant::now())
+}
+
+/// The most often that some session may have to be written again; [`Client::wants_touch`] tells whether this one has.
+fn touch_every(node: &Node) -> std::time::Duration {
+    let sessions = node.config.sessions_ttl / 2;
+    node.hub.table().shortest_ttl().map_or(sessions, |ttl| sessions.min(ttl / 4))
 }
 
 /// Pings queue in order with data: a client takes a ping's time as the moment up to which it has seen everything.

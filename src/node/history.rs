@@ -2,7 +2,7 @@
 
 use super::client::{Client, Following};
 use crate::broker::Unavailable;
-use crate::hub::{HistoryJob, Identifier, Located, Pump, Start};
+use crate::hub::{From, HistoryJob, Hub, Identifier, Located, Pump, Start};
 use crate::metrics;
 use crate::protocol::{HistoryRequest, StreamName, encoding, reply};
 use crate::session::{Ask, Plan};
@@ -15,6 +15,20 @@ const REPLAY_BUDGET: usize = 64 << 10;
 
 /// Pause before the log is asked again for a page that it could not give.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// A subscription to these streams has a past: one of them is kept. (One without any stream takes the default's side.)
+pub(super) fn asks_history(hub: &Hub, streams: &[StreamName]) -> bool {
+    match streams {
+        [] => hub.broker().features().history,
+        streams => streams.iter().any(|stream| hub.keeps(stream)),
+    }
+}
+
+/// A stream whose policy keeps nothing has no past that a time could name; beside streams that have one it is left out. A
+/// position in it is from before the policy: what came after it is lost.
+pub(super) fn is_without_past(hub: &Hub, ask: &Ask) -> bool {
+    matches!(ask.from, From::Since(_)) && !hub.keeps(&ask.stream)
+}
 
 impl Client {
     /// Answers a history request, all or nothing: if the past of one of its streams cannot be proved complete, nothing is
@@ -30,13 +44,17 @@ impl Client {
             }
             Plan::Replay(identifier, asks) => (identifier, asks),
         };
-        let has_history = self.node.hub.broker().features().history;
+        let hub = &self.node.hub;
+        let has_history = asks_history(hub, &self.streams_of(&identifier));
         let mut located = Vec::with_capacity(asks.len());
         for ask in asks {
             let Some(target) = self.following(&ask.stream, &identifier) else { continue };
-            let proof = self.state().saved_proofs.get(&ask.stream).copied();
-            let found = match has_history {
-                true => self.node.hub.locate(&target.cell, &ask.from, proof.as_ref()).await?,
+            if has_history && is_without_past(hub, &ask) {
+                continue;
+            }
+            let proof = self.state().saved_proofs.get(&ask.stream).cloned();
+            let found = match hub.keeps(&ask.stream) {
+                true => hub.locate(&target.cell, &ask.from, proof.as_ref()).await?,
                 false => Located::Lost,
             };
             let lost = found == Located::Lost;
@@ -79,14 +97,16 @@ impl Client {
         self.want_replay();
     }
 
+    /// The streams that a subscription follows.
+    fn streams_of(&self, identifier: &Identifier) -> Vec<StreamName> {
+        let state = self.state();
+        let subscription = state.session.subscription(&identifier.text);
+        subscription.map(|one| one.streams.iter().map(|f| f.stream.clone()).collect()).unwrap_or_default()
+    }
+
     /// Streams that are not replayed for this identifier go on from where they were held.
     fn let_go(&self, identifier: &Identifier, which: impl Fn(&StreamName) -> bool) {
-        let streams: Vec<StreamName> = {
-            let state = self.state();
-            let subscription = state.session.subscription(&identifier.text);
-            subscription.map(|one| one.streams.iter().map(|f| f.stream.clone()).collect()).unwrap_or_default()
-        };
-        for stream in streams.iter().filter(|stream| which(stream)) {
+        for stream in self.streams_of(identifier).iter().filter(|stream| which(stream)) {
             if let Some(target) = self.following(stream, identifier) {
                 target.cell.lock().reject(target.cursor, &identifier.text);
             }

@@ -50,7 +50,6 @@ pub struct NodeConfig {
     pub native_pings: bool,
     /// Life of a saved session.
     pub sessions_ttl: Duration,
-    pub history_ttl: Duration,
     /// How long stored messages wait for a restored client's `history` command.
     pub history_hold: Duration,
     /// How long restore, history and opening wait for the store.

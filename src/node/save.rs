@@ -2,11 +2,12 @@
 
 use super::client::Client;
 use crate::broker::{SaveError, SessionKey};
-use crate::hub::Proof;
+use crate::hub::SavedProof;
 use crate::metrics;
 use crate::protocol::{Close, StreamName};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a command waits for its commit before it goes on without.
 const COMMIT_WAIT: Duration = Duration::from_secs(2);
@@ -21,6 +22,8 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Saver {
     key: Option<SessionKey>,
     stored: tokio::sync::Mutex<Stored>,
+    /// When the last write succeeded.
+    written: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -35,7 +38,11 @@ struct Stored {
 
 impl Saver {
     pub fn new(sid: &str, resumable: bool) -> Self {
-        Self { key: resumable.then(|| SessionKey::of(sid)), stored: tokio::sync::Mutex::default() }
+        Self {
+            key: resumable.then(|| SessionKey::of(sid)),
+            stored: tokio::sync::Mutex::default(),
+            written: Mutex::new(None),
+        }
     }
 }
 
@@ -65,6 +72,19 @@ impl Client {
             self.saver.stored.lock().await.excessive = true;
         }
         saved
+    }
+
+    /// What is stored has lived half its life, or its proofs have grown old: they are worth something as long as what came
+    /// after them cannot have expired. `again`: until it is asked the next time.
+    pub fn wants_touch(&self, again: Duration) -> bool {
+        let written = *self.saver.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let following = self.all_following();
+        let proofs = following.iter().filter_map(|following| {
+            let core = following.cell.lock();
+            core.keeps().then(|| core.tail().ttl() / 4)
+        });
+        let every = proofs.fold(self.node.config.sessions_ttl / 2, Duration::min);
+        written.is_none_or(|written| written.elapsed() + again > every)
     }
 
     /// Gives what is stored a new life, with fresh proofs.
@@ -104,6 +124,7 @@ impl Client {
             };
             match broker.save_session(key, body, Some(stored.revision)).await {
                 Ok(revision) => {
+                    *self.saver.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     *stored = Stored { revision, version, excessive: false };
                     return Ok(());
                 }
@@ -130,13 +151,16 @@ impl Client {
     }
 
     /// What is known of the heads of the streams it follows: by this connection, or else by the one before.
-    fn proofs(&self) -> Vec<(StreamName, Proof)> {
+    fn proofs(&self) -> Vec<(StreamName, SavedProof)> {
         let state = self.state();
         let mut proofs = state.saved_proofs.clone();
         for ((stream, _), following) in &state.cursors {
-            let proof = following.cell.lock().proof();
-            if proof.revision > 0 || !proofs.contains_key(stream) {
-                proofs.insert(stream.clone(), proof);
+            let held = {
+                let core = following.cell.lock();
+                SavedProof { epoch: core.epoch().clone(), proof: core.proof() }
+            };
+            if held.proof.revision > 0 || !proofs.contains_key(stream) {
+                proofs.insert(stream.clone(), held);
             }
         }
         proofs.into_iter().collect()

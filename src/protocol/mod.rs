@@ -5,6 +5,7 @@ pub mod command;
 pub mod encoding;
 pub mod message;
 pub mod names;
+pub mod pattern;
 pub mod reply;
 pub mod subprotocol;
 
@@ -13,4 +14,5 @@ pub use command::{Command, HistoryRequest};
 pub use encoding::Encoding;
 pub use message::{Message, MessageId, Meta, Payload, Publication};
 pub use names::{Epoch, Position, StreamName, random_text};
+pub use pattern::Pattern;
 pub use subprotocol::Subprotocol;

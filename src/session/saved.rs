@@ -1,7 +1,7 @@
 //! A session as it is stored: what is needed to go on with a client after its socket is gone.
 
 use super::{Followed, Session, State, Subscription};
-use crate::hub::{Identifier, Proof};
+use crate::hub::{Identifier, Proof, SavedProof};
 use crate::protocol::{Epoch, Position, StreamName, Subprotocol};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,16 @@ pub struct SavedSession {
     /// Sids by which messages may exclude this session, and when each was last in use (Unix milliseconds).
     sids: Vec<(String, u64)>,
     /// Per stream: what was known of its head.
-    proofs: BTreeMap<String, Proof>,
+    proofs: BTreeMap<String, StoredProof>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredProof {
+    #[serde(flatten)]
+    proof: Proof,
+    /// Life of the log that the proof is about. Absent in older entries.
+    #[serde(default)]
+    epoch: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,8 +68,19 @@ impl SavedSession {
     }
 
     /// The proof of a stream's head, taken when the session was last saved.
-    pub fn proofs(&self) -> HashMap<StreamName, Proof> {
-        self.proofs.iter().map(|(stream, proof)| (StreamName::from(stream.as_str()), *proof)).collect()
+    pub fn proofs(&self) -> HashMap<StreamName, SavedProof> {
+        let proof = |(stream, stored): (&String, &StoredProof)| {
+            // An older entry's proof is of the time when its subscription began, or later.
+            let epoch = stored.epoch.as_deref().or_else(|| self.began_in(stream)).unwrap_or_default();
+            (StreamName::from(stream.as_str()), SavedProof { epoch: Epoch::from(epoch), proof: stored.proof })
+        };
+        self.proofs.iter().map(proof).collect()
+    }
+
+    /// The epoch in which a subscription to this stream began.
+    fn began_in(&self, stream: &str) -> Option<&str> {
+        let mut followed = self.subs.values().flat_map(|saved| &saved.streams);
+        followed.find(|(name, ..)| name == stream).map(|(_, epoch, _)| epoch.as_str())
     }
 
     /// Goes on with the session on a new connection. Sids that were left before `oldest` (Unix milliseconds) are
@@ -94,7 +114,7 @@ impl SavedSession {
 
 impl Session {
     /// What is stored of the session. `now`: Unix milliseconds.
-    pub fn save(&self, proofs: impl Iterator<Item = (StreamName, Proof)>, now: u64) -> Bytes {
+    pub fn save(&self, proofs: impl Iterator<Item = (StreamName, SavedProof)>, now: u64) -> Bytes {
         let subscription = |subscription: &Subscription| SavedSubscription {
             streams: subscription
                 .streams
@@ -105,6 +125,7 @@ impl Session {
                 .collect(),
             istate: subscription.istate.clone(),
         };
+        let stored = |saved: SavedProof| StoredProof { proof: saved.proof, epoch: Some(saved.epoch.as_str().into()) };
         let earlier = self.earlier_sids.iter().map(|(sid, left)| (sid.to_string(), *left));
         let saved = SavedSession {
             version: VERSION,
@@ -115,7 +136,7 @@ impl Session {
             interest: self.interest,
             mark: self.mark,
             sids: std::iter::once((self.sid.to_string(), now)).chain(earlier).collect(),
-            proofs: proofs.map(|(stream, proof)| (stream.as_str().to_owned(), proof)).collect(),
+            proofs: proofs.map(|(stream, saved)| (stream.as_str().to_owned(), stored(saved))).collect(),
         };
         Bytes::from(serde_json::to_vec(&saved).expect("maps with text keys are always JSON"))
     }
@@ -132,11 +153,14 @@ mod tests {
         let began = Position { epoch: "e".into(), offset: 12 };
         let followed = Followed { stream: "chat/7".into(), began };
         session.subscribed(&identifier, vec![followed.clone()], State::from([("$w".into(), "chat/7".into())]));
-        let proof = Proof { head: 3, last: 12, revision: 1, time: 5 };
+        let proof = SavedProof { epoch: "f".into(), proof: Proof { head: 3, last: 12, revision: 1, time: 5 } };
 
-        let body = session.save([("chat/7".into(), proof)].into_iter(), 1_000);
+        let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000);
         let saved = SavedSession::decode(&body).unwrap();
         assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
+        let older = String::from_utf8(body.to_vec()).unwrap().replace(r#","epoch":"f""#, "");
+        let older = SavedSession::decode(older.as_bytes()).unwrap();
+        assert_eq!(older.proofs()[&StreamName::from("chat/7")].epoch, "e".into(), "as its subscription");
         let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
 
         assert_eq!(restored.sids().iter().map(|sid| &**sid).collect::<Vec<_>>(), ["s2", "s1"]);

@@ -4,21 +4,28 @@ use crate::harness::backend::{shared_nats, unused_prefix};
 use crate::harness::carrick::Builder;
 use crate::harness::*;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::time::Duration;
 
 over_every_wire!(
     a_restore_calls_nobody,
     a_restored_client_may_subscribe_and_act_at_once,
+    sessions_are_restored_while_the_application_is_away,
+    clients_that_leave_while_the_application_is_away_are_told_of_afterwards,
+    a_shutdown_does_not_wait_for_an_application_that_is_away,
     with_rpc_restore_a_restore_calls_once_with_the_whole_state,
     an_application_without_the_method_is_asked_once,
     within_the_grace_a_drop_calls_nobody,
     after_the_grace_a_leave_calls_once_with_everything,
+    a_flaky_client_is_told_of_once,
+    an_old_connection_that_ends_after_the_restore_is_not_told_of,
     a_base_client_is_not_waited_for,
     a_remote_disconnect_is_not_waited_for,
     by_mode_never_nobody_is_told,
     calls_are_made_at_the_rate,
     a_granted_subscription_is_in_the_farewell,
     shutdown_makes_every_waiting_call,
+    shutdown_does_not_wait_for_an_application_that_hangs,
     shutdown_makes_the_calls_of_the_grace_too_where_nothing_survives,
     a_session_moves_to_another_node_without_a_call,
     restored_on_another_node_within_the_grace_nobody_is_told,
@@ -93,6 +100,57 @@ async fn a_restored_client_may_subscribe_and_act_at_once(wire: Wire) {
     assert!(calls[0].url().ends_with(&format!("?again=1&sid={sid}")), "{}", calls[0].url());
 }
 
+async fn sessions_are_restored_while_the_application_is_away(wire: Wire) {
+    let mut app = Application::start(wire, stateful);
+    let server = app.server().option("disconnect_mode", "never").start();
+    let sid = with_both(&server).await.drop_hard();
+    app.kill();
+    let mut client = server.resume(&sid).await;
+    assert_eq!(client.restored(), [channel(1), channel(2)]);
+    client.history(&channel(1), json!({"streams": {}})).await;
+    server.publish("chat/1", json!("hello")).await;
+    client.expect_message(&channel(1), json!("hello")).await;
+    client.subscribe(&channel(2)).await;
+}
+
+/// Longer than a call is tried: calls wait for an application that cannot be reached, as they wait for a slow one.
+async fn clients_that_leave_while_the_application_is_away_are_told_of_afterwards(wire: Wire) {
+    for grace in [0, 1] {
+        let mut app = Application::start(wire, stateful);
+        let server = app.server().option("rpc_command_timeout", 500).option("disconnect_grace", grace).start();
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(server.connect().await);
+        }
+        app.forget();
+        app.kill();
+        let sids: HashSet<_> = clients.into_iter().map(Client::drop_hard).collect();
+        server.metric_becomes("clients_num", 0).await;
+        // Most wait behind those that are tried.
+        let_pass(Duration::from_secs(3)).await;
+        server.metric_becomes("disconnect_queue_size", 12).await;
+        app.restart();
+        let told = app.called(Method::Disconnect, 20).await;
+        let told: HashSet<_> = told.iter().map(|call| call.sid().to_owned()).collect();
+        assert_eq!(told, sids);
+        nothing_waits(&server).await;
+        assert_eq!(app.calls().len(), 20);
+    }
+}
+
+async fn a_shutdown_does_not_wait_for_an_application_that_is_away(wire: Wire) {
+    let mut app = Application::start(wire, stateful);
+    let mut server = app.server().option("rpc_command_timeout", 500).start();
+    let clients = [server.connect().await, server.connect().await];
+    app.kill();
+    for client in clients {
+        client.drop_hard();
+    }
+    server.metric_becomes("clients_num", 0).await;
+    server.stop();
+    assert!(server.log().contains("could not be told"), "{}", server.log());
+}
+
 async fn with_rpc_restore_a_restore_calls_once_with_the_whole_state(wire: Wire) {
     let app = Application::start(wire, stateful);
     let server = app.server().option("rpc_restore", true).option("disconnect_mode", "never").start();
@@ -163,6 +221,39 @@ async fn after_the_grace_a_leave_calls_once_with_everything(wire: Wire) {
     assert_eq!((told[0].sid(), told[0].connection()), (sid.as_str(), r#"{"user":"5"}"#));
     nothing_waits(&server).await;
     assert_eq!(app.calls().len(), 1);
+}
+
+/// Lost and restored again and again, and away at last.
+async fn a_flaky_client_is_told_of_once(wire: Wire) {
+    let app = Application::start(wire, stateful);
+    let server = with_grace(&app, 2).start();
+    let mut sid = with_both(&server).await.drop_hard();
+    app.forget();
+    for _ in 0..4 {
+        let client = server.resume(&sid).await;
+        assert_eq!(client.restored(), [channel(1), channel(2)]);
+        sid = client.drop_hard();
+    }
+    let told = app.called(Method::Disconnect, 1).await;
+    about_both(&told[0]);
+    assert_eq!(told[0].sid(), sid);
+    nothing_waits(&server).await;
+    assert_eq!(app.calls().len(), 1);
+    assert_eq!(server.metric("disconnects_spared_total").await, 4);
+}
+
+/// As with most lost connections, the server learns of the loss after the client has come back.
+async fn an_old_connection_that_ends_after_the_restore_is_not_told_of(wire: Wire) {
+    let app = Application::start(wire, stateful);
+    let server = with_grace(&app, 1).start();
+    let old = with_both(&server).await;
+    app.forget();
+    let mut new = server.resume(&old.sid).await;
+    assert_eq!(new.restored(), [channel(1), channel(2)]);
+    old.drop_hard();
+    server.metric_becomes("disconnects_spared_total", 1).await;
+    new.barrier().await;
+    assert!(app.calls().is_empty());
 }
 
 /// Nor is anybody else whose session cannot be restored.
@@ -243,6 +334,23 @@ async fn shutdown_makes_every_waiting_call(wire: Wire) {
     assert_eq!(app.count(Method::Disconnect), 3);
     assert_eq!(app.cancelled(), 0, "they were answered, too");
     assert!(server.log().contains("invoking remaining disconnects"), "{}", server.log());
+}
+
+async fn shutdown_does_not_wait_for_an_application_that_hangs(wire: Wire) {
+    let app = Application::start(wire, |call| match call.method {
+        Method::Connect => Reply::usual(call),
+        _ => Fault::Hang.into(),
+    });
+    let options = app.server().option("rpc_command_timeout", 60_000).option("rpc_request_timeout", 60_000);
+    let mut server = options.option("shutdown_timeout", 2).start();
+    let (_left, mut acting) = (server.connect().await.drop_hard(), server.connect().await);
+    app.called(Method::Disconnect, 1).await;
+    acting.send(json!({"command": "subscribe", "identifier": channel(1)})).await;
+    app.called(Method::Command, 1).await;
+    let started = std::time::Instant::now();
+    server.stop();
+    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    assert_eq!(app.count(Method::Disconnect), 2, "both were begun");
 }
 
 async fn shutdown_makes_the_calls_of_the_grace_too_where_nothing_survives(wire: Wire) {
@@ -342,7 +450,7 @@ async fn a_node_that_stops_in_the_grace_leaves_the_call_to_another(wire: Wire) {
 async fn the_node_of_the_embedded_store_takes_the_call_over(wire: Wire) {
     let app = Application::start(wire, stateful);
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
-    let url = format!("nats://{}", free.local_addr().expect("it is bound"));
+    let url = format!("nats://node:password@{}", free.local_addr().expect("it is bound"));
     drop(free);
     let embedding = app.behind(Backend::EmbeddedNats.builder()).replace("enats_addr", &url);
     let _one = embedding.option("disconnect_grace", 3).start();

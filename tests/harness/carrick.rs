@@ -142,7 +142,25 @@ impl Server {
         (status.code(), process.log())
     }
 
+    /// Runs a subcommand with this server's settings and further arguments; its exit code and all that it said.
+    #[allow(dead_code, reason = "the suites that share this file do not all run subcommands")]
+    pub fn tool(&self, words: &[&str], more: &[&str]) -> (Option<i32>, String) {
+        let mut command = self.bare_command();
+        command.args(words).args(&self.builder.options).args(more);
+        let output = command.output().expect("the program can be run");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code(), said.concat())
+    }
+
     fn command(&self) -> Command {
+        let mut command = self.bare_command();
+        command.arg(format!("--port={}", self.http.port()));
+        command.arg(format!("--port_file={}", self.folder.path().join("ports.json").display()));
+        command.args(&self.builder.options);
+        command
+    }
+
+    fn bare_command(&self) -> Command {
         let mut command = Command::new(&self.builder.binary);
         for (name, _) in std::env::vars_os() {
             let foreign = name.to_str().is_some_and(|name| name.starts_with("ANYCABLE_"));
@@ -151,9 +169,6 @@ impl Server {
             }
         }
         command.current_dir(self.folder.path());
-        command.arg(format!("--port={}", self.http.port()));
-        command.arg(format!("--port_file={}", self.folder.path().join("ports.json").display()));
-        command.args(&self.builder.options);
         command
     }
 

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// For a call that was on its way to the application when its client gave up.
 const ON_ITS_WAY: Duration = Duration::from_millis(200);
+/// Who comes so much later must not be served first. Threads that wait for a processor pass each other by less.
+const UNFAIR: Duration = Duration::from_secs(1);
 /// Everything that a burst leaves behind must be gone by then.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -60,7 +62,7 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
     // Somewhat faster than they can be let in, so that a queue builds up whose order is known.
     let pace = delay / u32::try_from(concurrency * 2).unwrap_or(u32::MAX);
     let in_turn = burst.run(clients, Plan { pace, give_up: None })?;
-    describe_order(&mut report, &in_turn, pace, concurrency);
+    describe_order(&mut report, &in_turn, pace);
     burst.settle()?;
     let again = Memory::of(&target);
 
@@ -104,16 +106,26 @@ fn describe_stay(report: &mut Report, burst: &Burst<'_>, stayed: &Outcome, concu
     }
 }
 
-/// Nobody is let in long after its turn.
-fn describe_order(report: &mut Report, in_turn: &Outcome, pace: Duration, concurrency: usize) {
+/// Nobody is passed over by those who come much later.
+fn describe_order(report: &mut Report, in_turn: &Outcome, pace: Duration) {
     report.time("pace_us", "one after another, each after", pace);
     let called: Vec<Number> = in_turn.calls.iter().map(|(client, _)| *client).collect();
     let lost = places_lost(&called);
     report.count("places_lost_p99", "places lost in the queue, 99 % at most", lost.1);
     report.count("places_lost_max", "places lost in the queue, all at most", lost.0);
     report.count("welcome_places_lost_max", "until welcome, all at most", places_lost(&in_turn.welcomed_order()).0);
-    if lost.0 as usize > 2 * concurrency {
-        report.broken(format!("the application was asked about a client {} places after its turn", lost.0));
+    let mut newest = in_turn.asked[0];
+    let mut overtaken = Duration::ZERO;
+    for client in called {
+        let asked = in_turn.asked[client];
+        overtaken = overtaken.max(newest.saturating_duration_since(asked));
+        newest = newest.max(asked);
+    }
+    report.time("overtaken_us", "asked before one who had come earlier by", overtaken);
+    if overtaken > UNFAIR {
+        report.broken(format!(
+            "the application was asked about a client before another that had come {overtaken:?} earlier"
+        ));
     }
 }
 
@@ -199,7 +211,9 @@ impl Burst<'_> {
     fn run(&self, clients: usize, plan: Plan) -> Result<Outcome, String> {
         let failed = |error: std::io::Error| format!("a client failed: {error}");
         self.application.record().forget();
-        let mut crowd = Crowd::connect(self.target.http(), clients).map_err(failed)?;
+        // A rush is not held up by its own handshakes; elsewhere a socket that says nothing for long would be closed.
+        let ready = if plan.pace.is_zero() { clients } else { 0 };
+        let mut crowd = Crowd::connect(self.target.http(), ready).map_err(failed)?;
         let began = Instant::now();
         let mut asked = Vec::with_capacity(clients);
         let (mut welcomes, mut left_at) = (vec![None; clients], vec![None; clients]);
@@ -210,6 +224,9 @@ impl Burst<'_> {
             while asked.len() < clients && began.elapsed() >= plan.pace * u32::try_from(asked.len()).unwrap_or(u32::MAX)
             {
                 let client = asked.len();
+                if crowd.len() == client {
+                    crowd.join().map_err(failed)?;
+                }
                 asked.push(Instant::now());
                 crowd.knock(client, &format!("?client={client}")).map_err(failed)?;
             }

@@ -37,9 +37,14 @@ impl Crowd {
     pub fn connect(address: &str, count: usize) -> Result<Self> {
         let mut crowd = Self::empty(address)?;
         for _ in 0..count {
-            crowd.add(std::net::TcpStream::connect(address)?, false, Vec::new())?;
+            crowd.join()?;
         }
         Ok(crowd)
+    }
+
+    /// Connects another socket.
+    pub fn join(&mut self) -> Result<()> {
+        self.add(std::net::TcpStream::connect(&self.address)?, false, Vec::new())
     }
 
     /// Goes on with subscribed sockets.

@@ -60,7 +60,7 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
         u64::try_from(due.saturating_duration_since(began).as_micros()).unwrap_or(u64::MAX)
     });
     let mut backlog = 0;
-    let (arrivals, phases, published, farewells_told) = std::thread::scope(|scope| {
+    let (arrivals, phases, published, (farewells_told, left)) = std::thread::scope(|scope| {
         let listening = scope.spawn(|| listen(stay, began, &ended));
         let reading = scope.spawn(|| drop_after(gone, &target, seconds));
         let watch = || -> Result<Phases, String> {
@@ -80,11 +80,11 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
         let published = steady.stop();
         // Those who stay leave now, too.
         let told = std::mem::take(&mut application.record().farewells);
+        let left = metric(target.http(), "disconnect_queue_size");
         ended.store(true, Ordering::Release);
         let arrivals = listening.join().map_err(|_| "the listening thread panicked".to_owned())??;
-        Ok::<_, String>((arrivals, phases?, published?, told))
+        Ok::<_, String>((arrivals, phases?, published?, (told, left?)))
     })?;
-    let left = metric(target.http(), "disconnect_queue_size")?;
     let dropped_calls = metric(target.http(), "disconnects_dropped_total")?;
     let (reached, after) = (peak.reached(), Memory::of(&target));
 

@@ -33,6 +33,8 @@ pub(super) mod code {
     pub const INSUFFICIENT_RESOURCES: u32 = 10023;
     pub const STORAGE_EXCEEDED: u32 = 10047;
     pub const STORE_FAILED: u32 = 10077;
+    pub const SYSTEM_UNAVAILABLE: u32 = 10008;
+    pub const NO_SUITABLE_PEERS: u32 = 10005;
     pub const REPLICAS_NOT_SUPPORTED: u32 = 10074;
 }
 

@@ -1,8 +1,10 @@
 //! What the broker is told: where NATS is, how much to keep, how long to wait; and the names that follow from it.
 
-use crate::broker::Limits;
+use crate::broker::{Limits, Policy};
 use crate::nats::connect::ClientConfig;
+use crate::nats::mark::StoreMark;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything [`super::NatsBroker::start`] needs.
@@ -13,6 +15,8 @@ pub struct NatsBrokerConfig {
     pub prefix: String,
     /// Name of the cluster whose logs these are, when logs of several clusters can meet (gateways).
     pub cluster: Option<String>,
+    /// Clusters whose live messages are delivered here too, without positions. They and this one have the same prefix.
+    pub peers: Vec<String>,
     pub limits: Limits,
     /// Copies of each log and bucket. 0: three in a cluster, one on a single server; never lowers what is there.
     pub replicas: usize,
@@ -20,12 +24,14 @@ pub struct NatsBrokerConfig {
     pub publish_timeout: Duration,
     /// How long reads, openings and session requests wait for NATS.
     pub broker_timeout: Duration,
-    /// How long the log remembers message ids; at most `history_ttl`. Memory on the server: rate × window.
+    /// How long a log remembers message ids; at most its policy's ttl. Memory on the server: rate × window.
     pub dedup_window: Duration,
     /// Names this node among its peers; stable across restarts where possible.
     pub node: String,
     /// Where to keep the witness (see `witness.rs`) beside an embedded store.
     pub witness_file: Option<PathBuf>,
+    /// How the embedded store was left; `None`: it is not ours to judge.
+    pub store_mark: Option<Arc<StoreMark>>,
 }
 
 impl NatsBrokerConfig {
@@ -35,6 +41,7 @@ impl NatsBrokerConfig {
             client,
             prefix: "carrick".into(),
             cluster: None,
+            peers: Vec::new(),
             limits,
             replicas: 0,
             publish_timeout: Duration::from_secs(10),
@@ -42,11 +49,8 @@ impl NatsBrokerConfig {
             dedup_window: Duration::from_secs(30),
             node: crate::protocol::names::random_text(8),
             witness_file: None,
+            store_mark: None,
         }
-    }
-
-    pub(super) fn history(&self) -> bool {
-        self.limits.history_limit > 0 && !self.limits.history_ttl.is_zero()
     }
 
     pub(super) fn sessions(&self) -> bool {
@@ -54,13 +58,13 @@ impl NatsBrokerConfig {
     }
 
     /// Message ids are kept this long; NATS wants it at least 100 ms and at most the messages' own life.
-    pub(super) fn window(&self) -> Duration {
-        self.dedup_window.min(self.limits.history_ttl).max(Duration::from_millis(100))
+    pub(super) fn window(&self, policy: &Policy) -> Duration {
+        self.dedup_window.min(policy.ttl).max(Duration::from_millis(100))
     }
 
     /// A retry after this could find its id forgotten.
-    pub(super) fn publish_budget(&self) -> Duration {
-        if self.history() { self.publish_timeout.min(self.window() / 2) } else { self.publish_timeout }
+    pub(super) fn publish_budget(&self, policy: &Policy) -> Duration {
+        if policy.keeps() { self.publish_timeout.min(self.window(policy) / 2) } else { self.publish_timeout }
     }
 
     /// Life of a stored remote command.
@@ -69,13 +73,22 @@ impl NatsBrokerConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), StartError> {
-        for (option, text) in [("nats_prefix", Some(&self.prefix)), ("cluster name", self.cluster.as_ref())] {
+        let own = [("nats_prefix", Some(&*self.prefix)), ("cluster name", self.cluster.as_deref())];
+        let policies = self.limits.table.policies();
+        let names = policies.iter().map(|policy| ("name of a history policy", Some(&*policy.name)));
+        let peers = self.peers.iter().map(|peer| ("name of a gateway", Some(&**peer)));
+        for (option, text) in own.into_iter().chain(names).chain(peers) {
             let Some(text) = text else { continue };
             let fits = !text.is_empty()
                 && text.len() <= 32
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
             if !fits {
                 return Err(StartError(format!("{option} {text:?}: expected 1 to 32 characters of A-Z a-z 0-9 _ -")));
+            }
+        }
+        for (at, policy) in policies.iter().enumerate() {
+            if policies[..at].iter().any(|other| other.name == policy.name) {
+                return Err(StartError(format!("two history policies are called {:?}", policy.name)));
             }
         }
         self.client.addresses().map_err(|e| StartError(e.to_string()))?;
@@ -95,32 +108,43 @@ pub(super) struct Names {
     subjects: String,
     /// First part of stream and bucket names.
     names: String,
+    /// First tokens of the subjects of peer clusters.
+    peers: Vec<String>,
 }
 
 impl Names {
     pub fn new(config: &NatsBrokerConfig) -> Self {
+        let prefix = &config.prefix;
+        // A cluster that names itself does not hear itself twice.
+        let others = config.peers.iter().filter(|peer| Some(*peer) != config.cluster.as_ref());
+        let peers = others.map(|peer| format!("{prefix}.{peer}")).collect();
         match &config.cluster {
-            None => Self { subjects: config.prefix.clone(), names: config.prefix.clone() },
+            None => Self { subjects: prefix.clone(), names: prefix.clone(), peers },
             Some(cluster) => {
-                Self { subjects: format!("{}.{cluster}", config.prefix), names: format!("{}_{cluster}", config.prefix) }
+                Self { subjects: format!("{prefix}.{cluster}"), names: format!("{prefix}_{cluster}"), peers }
             }
         }
     }
 
-    pub fn log(&self, id: &str) -> String {
-        format!("{}_log_default_{id}", self.names)
+    pub fn log(&self, policy: &str, id: &str) -> String {
+        format!("{}_log_{policy}_{id}", self.names)
     }
 
     pub fn commands(&self, id: &str) -> String {
         format!("{}_ctl_{id}", self.names)
     }
 
-    pub fn log_subject(&self, token: &str) -> String {
-        format!("{}.log.default.{token}", self.subjects)
+    pub fn log_subject(&self, policy: &str, token: &str) -> String {
+        format!("{}.log.{policy}.{token}", self.subjects)
     }
 
-    pub fn live_subject(&self, token: &str) -> String {
-        format!("{}.live.default.{token}", self.subjects)
+    pub fn live_subject(&self, policy: &str, token: &str) -> String {
+        format!("{}.live.{policy}.{token}", self.subjects)
+    }
+
+    /// Where peer clusters send their live messages of this stream, whichever policy it has there.
+    pub fn peer_live_subjects(&self, token: &str) -> impl Iterator<Item = String> {
+        self.peers.iter().map(move |peer| format!("{peer}.live.*.{token}"))
     }
 
     pub fn command_subject(&self, token: &str) -> String {

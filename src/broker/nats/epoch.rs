@@ -3,9 +3,8 @@
 use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
-use super::witness::{Comparison, Mark};
+use super::witness::{Comparison, Mark, Witness};
 use super::{Core, SetupError, headers};
-use crate::metrics;
 use crate::protocol::Epoch;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -13,12 +12,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
 
-/// Key of the log's record in the meta bucket.
-pub(super) const LOG_KEY: &str = "log.default";
+/// Key of a log's record in the meta bucket.
+pub(super) fn log_key(policy: &str) -> String {
+    format!("log.{policy}")
+}
+
 /// Key of the command log's record.
 pub(super) const COMMANDS_KEY: &str = "ctl";
-/// Version of everything we store; a newer one is refused.
-pub(super) const FORMAT: u32 = 1;
+/// Newest version of what we store that is understood; a newer one is refused.
+pub(super) const FORMAT: u32 = 2;
+/// A store with the default policy alone, as it has been from the beginning.
+pub(super) const FORMAT_PLAIN: u32 = 1;
+/// There are further policies: a version that knows of none would put messages into the wrong log.
+pub(super) const FORMAT_POLICIES: u32 = 2;
 
 /// What the meta bucket says about a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +40,7 @@ pub(super) struct LogRecord {
 impl LogRecord {
     /// A log that is about to be created.
     pub fn fresh(log: String) -> Self {
-        Self { format: FORMAT, log, epoch: Epoch::random().as_str().into(), created: false }
+        Self { format: FORMAT_PLAIN, log, epoch: Epoch::random().as_str().into(), created: false }
     }
 }
 
@@ -78,20 +84,26 @@ pub(super) async fn write_record(
 impl Core {
     /// Compares the log with what this node remembers, through the leader, and changes the epoch if the log's past is
     /// not what it was. Answers with the epoch that holds from now on.
-    pub(super) async fn verify(&self, connection: &Connection, log: &str) -> Result<Epoch, SetupError> {
+    pub(super) async fn verify(
+        &self,
+        connection: &Connection,
+        policy: &str,
+        log: &str,
+        witness: &Witness,
+    ) -> Result<Epoch, SetupError> {
         // A new leader may still be applying what it has agreed to: only what stays wrong is wrong.
         let (tries, pause) = if connection.clustered() { (6, 400) } else { (3, 200) };
         for attempt in 1.. {
-            let (record, revision) = self.record_of(connection, log).await?;
+            let (record, revision) = self.record_of(connection, policy, log).await?;
             // The mark first: it only grows, so the log read afterwards must reach it.
-            let mark = self.witness.get().filter(|m| m.log == log && m.epoch == record.epoch);
+            let mark = witness.get().filter(|m| m.log == log && m.epoch == record.epoch);
             let info = connection.api.info(log).await?;
             let Some(mark) = mark else {
                 let newest = match info.state.messages {
                     0 => None,
                     _ => connection.api.message(log, &json!({"seq": info.state.last_seq})).await?,
                 };
-                self.witness.set(Mark::of(log, &record.epoch, info.state.last_seq, newest.as_ref()));
+                witness.set(Mark::of(log, &record.epoch, info.state.last_seq, newest.as_ref()));
                 return Ok(Epoch::from(record.epoch.as_str()));
             };
             let kept = match mark.seq {
@@ -99,6 +111,9 @@ impl Core {
                 seq => connection.api.message(log, &json!({"seq": seq})).await?,
             };
             let Comparison::Regressed(why) = mark.compare(&info, kept.as_ref()) else {
+                if info.state.last_seq > mark.seq {
+                    remember_newest(connection, witness, log, &record.epoch, info.state.last_seq).await?;
+                }
                 return Ok(Epoch::from(record.epoch.as_str()));
             };
             if attempt < tries {
@@ -106,7 +121,7 @@ impl Core {
                 continue;
             }
             tracing::error!(log, old_epoch = record.epoch, why, "the log's past has changed: its epoch changes too");
-            self.change_epoch(connection, &record, revision).await?;
+            self.change_epoch(connection, policy, &record, revision).await?;
         }
         unreachable!("the loop ends by returning")
     }
@@ -115,7 +130,7 @@ impl Core {
     /// was published in it ([`Core::verify`] then compares what is remembered); else it is a new one.
     pub(super) async fn remembered(&self, connection: &Connection, log: String) -> Result<LogRecord, SetupError> {
         let fresh = LogRecord::fresh(log);
-        let Some(mark) = self.witness.get().filter(|mark| mark.log == fresh.log) else { return Ok(fresh) };
+        let Some(mark) = self.witness(&fresh.log).get().filter(|mark| mark.log == fresh.log) else { return Ok(fresh) };
         let last = connection.api.info(&fresh.log).await?.state.last_seq;
         if last > 0
             && let Some(newest) = connection.api.message(&fresh.log, &json!({"seq": last})).await?
@@ -130,37 +145,43 @@ impl Core {
     pub(super) async fn change_epoch(
         &self,
         connection: &Connection,
+        policy: &str,
         record: &LogRecord,
         revision: u64,
     ) -> Result<(), SetupError> {
         let changed = LogRecord { epoch: Epoch::random().as_str().into(), ..record.clone() };
-        if write_record(connection, &self.names.meta_bucket(), LOG_KEY, &changed, revision).await?.is_some() {
+        if write_record(connection, &self.names.meta_bucket(), &log_key(policy), &changed, revision).await?.is_some() {
             tracing::warn!(log = changed.log, epoch = changed.epoch, "new epoch");
         }
         Ok(())
     }
 
     /// The log's record, which must still name `log`.
-    pub(super) async fn record_of(&self, connection: &Connection, log: &str) -> Result<(LogRecord, u64), SetupError> {
-        match read_record(connection, &self.names.meta_bucket(), LOG_KEY).await? {
+    pub(super) async fn record_of(
+        &self,
+        connection: &Connection,
+        policy: &str,
+        log: &str,
+    ) -> Result<(LogRecord, u64), SetupError> {
+        match read_record(connection, &self.names.meta_bucket(), &log_key(policy)).await? {
             Some((record, revision)) if record.log == log => Ok((record, revision)),
             _ => Err(SetupError::LogGone(format!("{log} is no longer the log"))),
         }
     }
+}
 
-    /// Makes `epoch` the one that positions are stamped with.
-    pub(super) fn adopt_epoch(&self, epoch: &Epoch) {
-        let mut former = Epoch::none();
-        let changed = self.status.send_if_modified(|status| {
-            let differs = status.epoch != *epoch;
-            if differs {
-                former = std::mem::replace(&mut status.epoch, epoch.clone());
-            }
-            differs
-        });
-        if changed && former != Epoch::none() {
-            metrics::EPOCH_CHANGES.inc();
-            tracing::warn!(former = former.as_str(), epoch = epoch.as_str(), "the log has a new epoch");
-        }
+/// A node that hears of no stream is a witness too: of the newest message that it has asked for.
+async fn remember_newest(
+    connection: &Connection,
+    witness: &Witness,
+    log: &str,
+    epoch: &str,
+    seq: u64,
+) -> Result<(), SetupError> {
+    // Gone already: the next look finds another one.
+    if let Some(kept) = connection.api.message(log, &json!({"seq": seq})).await? {
+        let id = kept.header("Nats-Msg-Id").and_then(|text| headers::parse_id(&text));
+        witness.note(log, epoch, seq, id, kept.stored_at());
     }
+    Ok(())
 }

@@ -4,22 +4,26 @@
 //! buffered is discarded, and a new connection is made, whose log is compared with what this node remembers before
 //! anything is published, read or delivered through it.
 
-use super::api::{Api, ApiError};
+use super::api::{Api, ApiError, code};
 use super::config::{bucket_stream, key_subject};
-use super::heads::Asks;
+use super::layout::Prepared;
 use super::live::LiveSet;
+use super::logs::{Log, Rules};
 use super::mux::{Mux, RequestError};
-use super::{Core, SetupError, commands, heads, live};
+use super::policies::{POLICIES_KEY, fingerprint};
+use super::{Core, SetupError, commands, headers, heads, live};
+use crate::broker::{Policy, Table};
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
-use crate::protocol::Epoch;
+use crate::protocol::StreamName;
 use async_nats::connection::State;
 use async_nats::{Client, Event, HeaderMap, ServerAddr, ServerInfo, Subscriber, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, SelectAll, select};
 use serde_json::Value;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +60,8 @@ pub(super) struct Connection {
     pub client: Client,
     pub api: Api,
     pub server: ServerInfo,
+    /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
+    pub copies: OnceLock<usize>,
 }
 
 impl Connection {
@@ -76,11 +82,11 @@ impl Connection {
 /// A verified connection: the log's identity has been checked.
 pub(super) struct Generation {
     pub connection: Arc<Connection>,
-    /// Empty if nothing is stored.
-    pub log: String,
+    pub table: Arc<Table>,
+    /// One per policy, in the table's order; `None` where nothing is stored.
+    pub logs: Vec<Option<Arc<Log>>>,
     pub commands: String,
     pub live: LiveSet,
-    pub asks: Asks,
 }
 
 impl Generation {
@@ -90,6 +96,16 @@ impl Generation {
 
     pub fn dead(&self) -> &CancellationToken {
         &self.connection.link.dead
+    }
+
+    /// The log of a stream and its policy; no log: nothing of it is stored.
+    pub fn of(&self, stream: &StreamName) -> (&Policy, Option<&Arc<Log>>) {
+        let place = self.table.place(stream);
+        (&self.table.policies()[place], self.logs[place].as_ref())
+    }
+
+    fn own_logs(&self) -> impl Iterator<Item = &Arc<Log>> {
+        self.logs.iter().flatten()
     }
 }
 
@@ -145,7 +161,11 @@ impl Core {
     }
 
     /// Tries the known servers one after another.
-    async fn connect(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<Connection, SetupError> {
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        number: u64,
+        known: &mut Vec<ServerAddr>,
+    ) -> Result<Connection, SetupError> {
         let mut servers = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
         // Nodes begin at different servers, and a server that just failed us is not the first to be tried again.
         let start = self.config.node.bytes().map(usize::from).sum::<usize>() + number as usize;
@@ -181,7 +201,7 @@ impl Core {
                         .collect();
                     metrics::STORE_CONNECTS.inc();
                     let api = Api { mux: Mux::new(client.clone()) };
-                    return Ok(Connection { link, client, api, server: info });
+                    return Ok(Connection { link, client, api, server: info, copies: OnceLock::new() });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
@@ -210,10 +230,16 @@ impl Core {
         self.tasks.spawn(watch_state(connection.client.clone(), connection.link.dead.clone()));
 
         let begin = Instant::now();
-        let (generation, epoch) = loop {
+        let generation = loop {
             match self.prepare(&connection).await {
                 Ok(prepared) => break prepared,
-                Err(error @ SetupError::Fatal(_)) => return Err(error),
+                Err(error @ SetupError::Fatal(_)) => {
+                    // This node is not running: it stands in nobody's way.
+                    if let Err(error) = self.end_lease(&connection).await {
+                        tracing::debug!(%error, "cannot end this node's lease");
+                    }
+                    return Err(error);
+                }
                 Err(error) if connection.link.dead.is_cancelled() => return Err(error),
                 Err(error) if connection.clustered() && begin.elapsed() > PREPARE_PATIENCE => return Err(error),
                 Err(error) => self.failed(&error),
@@ -222,8 +248,12 @@ impl Core {
         };
         let generation = Arc::new(generation);
         self.settle();
-        self.adopt_epoch(&epoch);
-        tracing::info!(generation = number, log = generation.log, epoch = epoch.as_str(), "NATS is ready");
+        self.adopt_logs(&generation.table, &generation.logs);
+        self.set_rules(Rules { table: generation.table.clone(), next: None });
+        for log in generation.own_logs() {
+            let (policy, log, epoch) = (&*log.policy, &log.name, log.epoch());
+            tracing::info!(generation = number, policy, log, epoch = epoch.as_str(), "NATS is ready");
+        }
         self.fatal.send_replace(None);
         self.current.send_replace(Some(generation.clone()));
         self.status.send_modify(|status| {
@@ -249,7 +279,7 @@ impl Core {
     }
 
     /// Checks the server, sets up what we need in it, verifies the log and catches up with remote commands.
-    async fn prepare(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<(Generation, Epoch), SetupError> {
+    async fn prepare(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<Generation, SetupError> {
         check_version(&connection.server.version)?;
         match connection.api.call::<Value>("INFO", &Value::Null).await {
             Ok(_) => {}
@@ -257,45 +287,65 @@ impl Core {
             Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
                 return Err(SetupError::fatal("JetStream is not enabled on this NATS server: start it with -js"));
             }
+            // Behind a gateway the majority is one of all clusters. Without it nothing can be made or changed, but what is
+            // there works; whether it is shows below.
+            Err(error) if error.is(code::SYSTEM_UNAVAILABLE) && connection.clustered() => {}
             Err(error) => return Err(error.into()),
         }
-        let (log, command_log) = self.set_up(connection).await?;
-        let epoch = match log.as_str() {
-            "" => Epoch::none(),
-            log => {
-                self.ask_peers(connection, log).await?;
-                self.verify(connection, log).await?
-            }
-        };
+        let Prepared { table, logs: found, commands: command_log } = self.set_up(connection).await?;
+        self.keep_witnesses_of(&found);
+        self.settle_suspicion(connection, &table, &found, &command_log).await?;
+        self.ask_peers(connection, &table, &found).await?;
+        let mut epochs = Vec::with_capacity(found.len());
+        for (policy, found) in table.policies().iter().zip(&found) {
+            epochs.push(match found {
+                Some(found) => {
+                    let witness = self.witness(&found.name);
+                    Some(self.verify(connection, &policy.name, &found.name, &witness).await?)
+                }
+                None => None,
+            });
+        }
         let remote = self.follow_commands(connection, &command_log).await?;
         self.renew_lease(connection).await?;
-        let (asks, questions) = heads::asks();
         let (live, inputs) = LiveSet::new();
-        let generation = Generation { connection: connection.clone(), log, commands: command_log, live, asks };
+        let mut logs = Vec::with_capacity(found.len());
         // The tasks hold the connection's parts, not the generation: it ends with its last user.
-        self.tasks.spawn(heads::answer(connection.clone(), generation.log.clone(), questions));
+        for (place, (found, epoch)) in found.into_iter().zip(epochs).enumerate() {
+            let (Some(found), Some(epoch)) = (found, epoch) else {
+                logs.push(None);
+                continue;
+            };
+            let (asks, questions) = heads::asks();
+            self.tasks.spawn(heads::answer(connection.clone(), found.name.clone(), questions));
+            let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
+            logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
+        }
+        let generation = Generation { connection: connection.clone(), table, logs, commands: command_log, live };
         for input in inputs {
-            self.tasks.spawn(live::feed(self.clone(), connection.clone(), generation.log.clone(), input));
+            self.tasks.spawn(live::feed(self.clone(), connection.clone(), input));
         }
         self.tasks.spawn(commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote));
         self.tasks.spawn(self.clone().answer_peers(connection.clone()));
-        Ok((generation, epoch))
+        Ok(generation)
     }
 
     /// Looks after a ready connection until it is lost or must be given up.
     async fn maintain(&self, generation: &Generation) {
         let connection = &generation.connection;
-        let mut tick = tokio::time::interval(CHECK_PERIOD.min(self.config.limits.history_ttl.max(MIN_CHECK) / 4));
+        let shortest = generation.table.shortest_ttl().unwrap_or(CHECK_PERIOD * 4);
+        let mut tick = tokio::time::interval(CHECK_PERIOD.min(shortest.max(MIN_CHECK) / 4));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Hints only: what they announce is read from the leader, and the timer finds what they miss.
-        let record = key_subject(&self.names.meta_bucket(), super::epoch::LOG_KEY);
-        let led = if generation.log.is_empty() { &generation.commands } else { &generation.log };
-        let elected = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{led}");
-        let (Ok(mut record), Ok(mut elected)) =
-            (connection.subscribe(record).await, connection.subscribe(elected).await)
-        else {
+        let bucket = self.names.meta_bucket();
+        let (Ok(records), Ok(policies)) = (
+            connection.subscribe(key_subject(&bucket, &super::epoch::log_key("*"))).await,
+            connection.subscribe(key_subject(&bucket, POLICIES_KEY)).await,
+        ) else {
             return;
         };
+        let mut records = select(records, policies);
+        let Ok(mut elected) = leaders(generation).await else { return };
         let mut failures = 0;
         loop {
             tokio::select! {
@@ -308,24 +358,27 @@ impl Core {
                     }
                 }
                 () = self.nudge.notified() => {}
-                _ = record.next() => {}
+                _ = records.next() => {}
                 // What the old leader stored in its last moment may never have reached the live feed.
-                _ = elected.next() => generation.live.all_lagged(&*self.feed),
+                Some(place) = elected.next() => generation.live.all_lagged(&*self.feed, place),
             }
             if connection.link.slow.swap(false, Ordering::Relaxed) {
                 tracing::warn!("the live feed was faster than this node: comparing the heads of all open streams");
-                generation.live.all_lagged(&*self.feed);
+                generation.live.all_lagged(&*self.feed, None);
             }
             let outcome = tokio::select! {
                 outcome = self.check(generation) => outcome,
                 () = generation.dead().cancelled() => return,
             };
             match outcome {
-                Ok(epoch) => {
+                Ok(()) => {
                     failures = 0;
-                    self.adopt_epoch(&epoch);
                     let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
                     self.set_ready(!full, true, if full { "storage full" } else { "" });
+                }
+                Err(SetupError::PoliciesChanged) => {
+                    tracing::info!("the history policies have changed: adopting them");
+                    return;
                 }
                 Err(error @ (SetupError::LogGone(_) | SetupError::Fatal(_))) => {
                     tracing::error!(%error, "setting up logs and buckets again");
@@ -351,17 +404,18 @@ impl Core {
         }
     }
 
-    /// Everything we need is there, and the log is the one we know.
-    async fn check(&self, generation: &Generation) -> Result<Epoch, SetupError> {
+    /// Everything we need is there, and the logs are the ones we know.
+    async fn check(&self, generation: &Generation) -> Result<(), SetupError> {
         let connection = &generation.connection;
         connection.api.info(&generation.commands).await?;
         if self.config.sessions() {
             connection.api.info(&bucket_stream(&self.names.sessions_bucket())).await?;
         }
-        match generation.log.as_str() {
-            "" => Ok(Epoch::none()),
-            log => self.verify(connection, log).await,
+        for log in generation.own_logs() {
+            let epoch = self.verify(connection, &log.policy, &log.name, &log.witness).await?;
+            self.adopt_epoch(log, &epoch);
         }
+        self.follow_policies(connection, &generation.table).await
     }
 
     fn set_ready(&self, ready: bool, readable: bool, reason: &str) {
@@ -383,12 +437,16 @@ impl Core {
         format!("node.{}", super::token::hash_hex(&self.config.node))
     }
 
-    /// Says that this node is running, so that another one does not change the limits beneath it.
-    async fn renew_lease(&self, connection: &Connection) -> Result<(), SetupError> {
+    /// Says that this node is running, so that another one does not change the policies beneath it; and which ones it
+    /// follows, and what it is prepared for.
+    pub(super) async fn renew_lease(&self, connection: &Connection) -> Result<(), SetupError> {
         let bucket = self.names.meta_bucket();
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_TTL, LEASE.as_secs().to_string());
         headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
+        let table = if self.is_settled() { self.rules().table.clone() } else { self.config.limits.table.clone() };
+        headers.insert(headers::TABLE, fingerprint(&table));
+        headers.insert(headers::PREPARED, self.prepared.load(Ordering::Relaxed).to_string());
         let subject = key_subject(&bucket, &self.lease_key());
         connection.api.publish(subject, headers, Bytes::from(self.config.node.clone()), super::api::ATTEMPT).await?;
         Ok(())
@@ -400,6 +458,21 @@ impl Core {
         let marker = super::api::marker_headers(Duration::from_secs(1));
         connection.api.publish(subject, marker, Bytes::new(), super::api::ATTEMPT).await.map(drop)
     }
+}
+
+/// Elections of the logs' leaders, as the place of their policy; of the command log where nothing is stored.
+async fn leaders(generation: &Generation) -> Result<SelectAll<BoxStream<'static, Option<usize>>>, ApiError> {
+    let logs = generation.own_logs().map(|log| (log.name.clone(), Some(log.place)));
+    let mut led: Vec<(String, Option<usize>)> = logs.collect();
+    if led.is_empty() {
+        led.push((generation.commands.clone(), None));
+    }
+    let mut elected = SelectAll::new();
+    for (name, place) in led {
+        let subject = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{name}");
+        elected.push(generation.connection.subscribe(subject).await?.map(move |_| place).boxed());
+    }
+    Ok(elected)
 }
 
 /// Ends the connection's life once the library has lost it. Its state never recovers: it makes no second connection.

@@ -15,6 +15,10 @@ use std::sync::Arc;
 
 /// The log's epoch as the publisher knew it.
 pub(super) const EPOCH: HeaderName = HeaderName::from_static("Carrick-Epoch");
+/// In a node's lease: fingerprint of the policies that it follows, or is configured for.
+pub(super) const TABLE: HeaderName = HeaderName::from_static("Carrick-Table");
+/// In a node's lease: the newest proposal of policies that it is prepared for.
+pub(super) const PREPARED: HeaderName = HeaderName::from_static("Carrick-Prepared");
 /// `exclude_socket`.
 pub(super) const EXCLUDE: HeaderName = HeaderName::from_static("Carrick-Exclude");
 /// `broadcast_type`.

@@ -4,10 +4,11 @@ use super::api::{ApiError, StreamInfo};
 use super::generation::{Connection, Generation};
 use super::headers;
 use super::layout::{META_RAISED_AT, META_REVISION};
+use super::logs::Log;
 use super::mux::RequestError;
 use super::token::Token;
 use super::{Core, clock};
-use crate::broker::{Facts, Heads};
+use crate::broker::{Facts, Head};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
 use bytes::Bytes;
@@ -110,35 +111,60 @@ fn facts(info: &StreamInfo) -> Facts {
 }
 
 impl Core {
-    /// Heads of the streams as of this call.
-    pub(super) async fn try_heads(&self, generation: &Generation, streams: &[StreamName]) -> Result<Heads, ApiError> {
-        if generation.log.is_empty() {
-            return Ok(Heads { heads: vec![0; streams.len()], up_to: 0 });
+    /// Heads of the streams as of this call, each log asked for its own.
+    pub(super) async fn try_heads(
+        &self,
+        generation: &Generation,
+        streams: &[StreamName],
+    ) -> Result<Vec<Head>, ApiError> {
+        let mut by_log: Vec<Vec<usize>> = vec![Vec::new(); generation.logs.len()];
+        for (index, stream) in streams.iter().enumerate() {
+            by_log[generation.table.place(stream)].push(index);
         }
-        let top = generation.asks.top().await?;
-        if top.messages == 0 || streams.is_empty() {
-            return Ok(Heads { heads: vec![0; streams.len()], up_to: top.facts.last_seq });
+        let mut heads = vec![Head::default(); streams.len()];
+        for (place, indexes) in by_log.into_iter().enumerate().filter(|(_, indexes)| !indexes.is_empty()) {
+            let Some(log) = &generation.logs[place] else { continue };
+            let of_log: Vec<&StreamName> = indexes.iter().map(|index| &streams[*index]).collect();
+            for (index, head) in indexes.iter().zip(self.heads_of_log(generation, log, &of_log).await?) {
+                heads[*index] = head;
+            }
+        }
+        Ok(heads)
+    }
+
+    async fn heads_of_log(
+        &self,
+        generation: &Generation,
+        log: &Log,
+        streams: &[&StreamName],
+    ) -> Result<Vec<Head>, ApiError> {
+        let top = log.asks.top().await?;
+        if top.messages == 0 {
+            return Ok(vec![Head { newest: 0, up_to: top.facts.last_seq }; streams.len()]);
         }
         let Some(sentinel) = top.sentinel else {
             return Err(ApiError::Unreadable("the log's newest message aged out meanwhile".into()));
         };
         let last = top.facts.last_seq;
         let requests: Vec<_> =
-            streams.chunks(CHUNK).map(|chunk| self.chunk_of_heads(generation, chunk, &sentinel, last)).collect();
+            streams.chunks(CHUNK).map(|chunk| self.chunk_of_heads(generation, log, chunk, &sentinel, last)).collect();
         let chunks: Vec<(Vec<u64>, u64)> = stream::iter(requests).buffered(CONCURRENT).try_collect().await?;
         let up_to = chunks.iter().map(|(_, up_to)| *up_to).min().unwrap_or(last);
-        Ok(Heads { heads: chunks.into_iter().flat_map(|(heads, _)| heads).collect(), up_to })
+        let newest = chunks.into_iter().flat_map(|(heads, _)| heads);
+        Ok(newest.map(|newest| Head { newest, up_to }).collect())
     }
 
     /// One request and its continuations; any replica may answer, but only one that has come to `last` is believed.
     async fn chunk_of_heads(
         &self,
         generation: &Generation,
-        streams: &[StreamName],
+        log: &Log,
+        streams: &[&StreamName],
         sentinel: &str,
         last: u64,
     ) -> Result<(Vec<u64>, u64), ApiError> {
-        let subjects: Vec<String> = streams.iter().map(|s| self.names.log_subject(&Token::of(s).text)).collect();
+        let subjects: Vec<String> =
+            streams.iter().map(|s| self.names.log_subject(&log.policy, &Token::of(s).text)).collect();
         let mut wanted: Vec<&str> = subjects.iter().map(String::as_str).chain([sentinel]).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -154,7 +180,7 @@ impl Core {
             }
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
             let permit = self.batches.acquire().await.expect("the semaphore is never closed");
-            let subject = format!("$JS.API.DIRECT.GET.{}", generation.log);
+            let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(subject, request, CHUNK + 2, SILENCE).await?;
             drop(permit);
             let Some(up_to) = headers::number(&end, &headers::UP_TO_SEQUENCE).filter(|up_to| *up_to >= last) else {

@@ -1,13 +1,18 @@
 //! The streams and buckets as they should be: created when missing, updated in place where they differ, never deleted.
 
-use super::api::{StreamInfo, code};
-use super::config::{bucket_stream, key_subject};
-use super::epoch::{COMMANDS_KEY, FORMAT, LOG_KEY, LogRecord, read_record, write_record};
+use super::api::{ApiError, StreamInfo, code};
+use super::config::bucket_stream;
+use super::epoch::{
+    COMMANDS_KEY, FORMAT, FORMAT_PLAIN, FORMAT_POLICIES, LogRecord, log_key, read_record, write_record,
+};
 use super::generation::Connection;
+use super::logs::Found;
 use super::{Core, SetupError};
+use crate::broker::{Policy, Table};
 use crate::protocol::names::random_text;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `raised_at` while a rise is under way: beyond every sequence, so that counting proves nothing meanwhile.
@@ -32,6 +37,11 @@ const FIXED: [&str; 11] = [
     "sources",
     "subject_transform",
 ];
+
+/// The cluster cannot keep as many copies now.
+fn is_too_few(error: &ApiError) -> bool {
+    error.is(code::NO_SUITABLE_PEERS)
+}
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
@@ -71,29 +81,132 @@ struct RawInfo {
     config: Map<String, Value>,
 }
 
+/// What stands in NATS, ready to be used.
+pub(super) struct Prepared {
+    pub table: Arc<Table>,
+    /// In the table's order; `None` where nothing is stored.
+    pub logs: Vec<Option<Found>>,
+    pub commands: String,
+}
+
+/// What a look at an existing log may change of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum May {
+    /// Everything: nobody relies on the former limits.
+    ChangeLimits,
+    /// What other nodes need not know of.
+    Adjust,
+    /// Nothing, but what was begun is finished.
+    Finish,
+}
+
+/// The log that is looked for.
+#[derive(Clone, Copy)]
+pub(super) enum Kind<'a> {
+    Commands,
+    Log(&'a Policy),
+}
+
+impl Kind<'_> {
+    fn key(self) -> String {
+        match self {
+            Self::Commands => COMMANDS_KEY.into(),
+            Self::Log(policy) => log_key(&policy.name),
+        }
+    }
+}
+
 impl Core {
-    /// Everything in NATS that this configuration needs; answers with the names of the log and the command log.
-    pub(super) async fn set_up(&self, connection: &Connection) -> Result<(String, String), SetupError> {
+    /// Everything in NATS that the policies in effect need, which may not be those that this node is configured for.
+    pub(super) async fn set_up(&self, connection: &Connection) -> Result<Prepared, SetupError> {
+        self.ensure_meta_bucket(connection).await?;
         let replicas = self.replicas(connection);
-        self.ensure(connection, &self.bucket(&self.names.meta_bucket(), replicas)).await?;
+        // Before the policies are read: whoever changes them either sees this node, or is seen by it.
+        self.renew_lease(connection).await?;
         if self.config.sessions() {
             self.ensure(connection, &self.bucket(&self.names.sessions_bucket(), replicas)).await?;
         }
-        let commands = self.find(connection, COMMANDS_KEY, replicas).await?;
-        let log = match self.config.history() {
-            true => self.find(connection, LOG_KEY, replicas).await?,
-            false => String::new(),
+        // First, because an unreadable one says that a newer version was here.
+        read_record(connection, &self.names.meta_bucket(), COMMANDS_KEY).await?;
+        let table = self.settle_policies(connection).await?;
+        let may = match self.is_settled() {
+            true => May::Finish,
+            false if self.other_nodes(connection).await?.is_empty() => May::ChangeLimits,
+            false => May::Adjust,
         };
-        Ok((log, commands))
+        let commands = self.find(connection, Kind::Commands, may).await?.name;
+        self.mark_format(connection, &table).await?;
+        let logs = self.find_logs(connection, &table, may).await?;
+        Ok(Prepared { table, logs, commands })
     }
 
-    /// Three copies need three servers; a server that runs alone says so by advertising no peers.
+    /// The logs of all policies that keep something; missing ones are created.
+    pub(super) async fn find_logs(
+        &self,
+        connection: &Connection,
+        table: &Table,
+        may: May,
+    ) -> Result<Vec<Option<Found>>, SetupError> {
+        let mut logs = Vec::with_capacity(table.policies().len());
+        for policy in table.policies() {
+            logs.push(match policy.keeps() {
+                true => Some(self.find(connection, Kind::Log(policy), may).await?),
+                false => None,
+            });
+        }
+        Ok(logs)
+    }
+
+    /// Keeps versions away that know of no policies besides the default one, as long as there are some.
+    pub(super) async fn mark_format(&self, connection: &Connection, table: &Table) -> Result<(), SetupError> {
+        let bucket = self.names.meta_bucket();
+        let format = if table.is_plain() { FORMAT_PLAIN } else { FORMAT_POLICIES };
+        match read_record(connection, &bucket, COMMANDS_KEY).await? {
+            Some((record, revision)) if record.format != format => {
+                let marked = LogRecord { format, ..record };
+                match write_record(connection, &bucket, COMMANDS_KEY, &marked, revision).await? {
+                    Some(_) => Ok(()),
+                    None => Err(SetupError::retry("another node changes the store's format")),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies of everything. Where nobody named them, what the cluster could do for the meta bucket.
     fn replicas(&self, connection: &Connection) -> usize {
         match self.config.replicas {
-            0 if connection.server.cluster.is_some() && connection.server.connect_urls.len() > 1 => 3,
-            0 => 1,
+            0 => *connection.copies.get_or_init(|| if connection.clustered() { 3 } else { 1 }),
             wanted => wanted,
         }
+    }
+
+    /// The first of all that is made. Where nobody named the copies, it tells how many the cluster can keep: what a server
+    /// advertises to its clients does not (it may advertise nobody), and no other question is open to ordinary users.
+    async fn ensure_meta_bucket(&self, connection: &Connection) -> Result<(), SetupError> {
+        let bucket = self.names.meta_bucket();
+        let clustered = connection.clustered();
+        if self.config.replicas == 0 && clustered && connection.copies.get().is_none() {
+            match self.ensure(connection, &self.bucket(&bucket, 3)).await {
+                Err(SetupError::TooFewServers(refusal)) => {
+                    tracing::warn!(
+                        refusal,
+                        "this NATS cluster has no three servers up for three copies: one copy of everything is kept, and \
+                         the loss of its server stops all (so does the loss of either of two servers: neither is a \
+                         majority); with three servers the copies are added at the next start"
+                    );
+                    let _ = connection.copies.set(1);
+                }
+                outcome => return outcome,
+            }
+        }
+        if clustered && !self.is_settled() && matches!(self.config.replicas, 1 | 2) {
+            tracing::warn!(
+                nats_replicas = self.config.replicas,
+                "so few copies on a NATS cluster do not survive the loss of a server: three do"
+            );
+        }
+        self.ensure(connection, &self.bucket(&bucket, self.replicas(connection))).await
     }
 
     fn bucket(&self, bucket: &str, replicas: usize) -> Value {
@@ -122,25 +235,30 @@ impl Core {
         })
     }
 
-    fn log(&self, name: &str, replicas: usize) -> Value {
+    fn log(&self, policy: &Policy, name: &str, replicas: usize) -> Value {
+        let (log, live) = (self.names.log_subject(&policy.name, ">"), self.names.live_subject(&policy.name, ">"));
         json!({
             "name": name,
-            "subjects": [self.names.log_subject(">")],
-            "retention": "limits", "storage": "file", "discard": "old",
+            "subjects": [log],
+            "retention": "limits", "storage": policy.storage.name(), "discard": "old",
             "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1,
-            "max_msgs_per_subject": self.config.limits.history_limit,
-            "max_age": nanos(self.config.limits.history_ttl),
-            "duplicate_window": nanos(self.config.window()),
+            "max_msgs_per_subject": policy.limit,
+            "max_age": nanos(policy.ttl),
+            "duplicate_window": nanos(self.config.window(policy)),
             "allow_direct": true, "deny_delete": true, "deny_purge": true, "allow_rollup_hdrs": false,
             "allow_msg_ttl": false,
             "sealed": false, "no_ack": false, "mirror": null, "sources": null, "subject_transform": null,
-            "republish": {"src": self.names.log_subject(">"), "dest": self.names.live_subject(">")},
+            "republish": {"src": log, "dest": live},
             "num_replicas": replicas,
         })
     }
 
     /// The settings of a stream as they are; `None` only if the leader of all streams says so.
-    async fn settings(&self, connection: &Connection, name: &str) -> Result<Option<Map<String, Value>>, SetupError> {
+    pub(super) async fn settings(
+        &self,
+        connection: &Connection,
+        name: &str,
+    ) -> Result<Option<Map<String, Value>>, SetupError> {
         match connection.api.call::<RawInfo>(&format!("STREAM.INFO.{name}"), &Value::Null).await {
             Ok(info) => Ok(Some(info.config)),
             Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
@@ -150,7 +268,12 @@ impl Core {
 
     async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name");
-        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), want).await {
+        let mut asked = want.clone();
+        if let (Some(_), Some(cluster)) = (&self.config.cluster, &connection.server.cluster) {
+            // Another cluster behind a gateway must not get what does not fit into this one.
+            asked["placement"] = json!({"cluster": cluster});
+        }
+        match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), &asked).await {
             Ok(_) => {
                 tracing::info!(stream = name, replicas = want["num_replicas"].as_u64(), "created");
                 Ok(())
@@ -161,6 +284,7 @@ impl Core {
                 "subjects {} belong to another JetStream stream: choose another nats_prefix or remove that stream",
                 want["subjects"]
             ))),
+            Err(error) if is_too_few(&error) => Err(SetupError::TooFewServers(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -174,7 +298,7 @@ impl Core {
         let Some(have) = self.settings(connection, name).await? else {
             return Err(SetupError::retry(format!("{name} is not visible yet")));
         };
-        self.update(connection, have, want).await
+        self.update(connection, have, want, self.config.replicas != 0).await
     }
 
     /// Changes what differs, after checking that all of it may be changed.
@@ -183,18 +307,15 @@ impl Core {
         connection: &Connection,
         mut have: Map<String, Value>,
         want: &Value,
+        lower: bool,
     ) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name").to_owned();
         let mut changes = differences(&have, want);
-        // Copies are only ever added: an operator lowers them by hand.
-        changes.retain(|(setting, found, wanted)| {
-            setting != "num_replicas" || self.config.replicas != 0 || found.as_u64() < wanted.as_u64()
-        });
+        // Copies that nobody named are only ever added.
+        changes
+            .retain(|(setting, found, wanted)| setting != "num_replicas" || lower || found.as_u64() < wanted.as_u64());
         if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| FIXED.contains(&setting.as_str())) {
-            return Err(SetupError::fatal(format!(
-                "JetStream stream {name} has {setting} = {found}, expected {wanted}: change it by hand, remove the \
-                 stream, or choose another nats_prefix"
-            )));
+            return Err(misfit(&name, setting, found, wanted));
         }
         if changes.is_empty() {
             return Ok(());
@@ -210,7 +331,8 @@ impl Core {
         }
         match connection.api.call::<RawInfo>(&format!("STREAM.UPDATE.{name}"), &have).await {
             Ok(_) => Ok(()),
-            Err(super::api::ApiError::Refused { description, .. }) => {
+            Err(error) if is_too_few(&error) => Err(SetupError::TooFewServers(error.to_string())),
+            Err(ApiError::Refused { description, .. }) => {
                 Err(SetupError::fatal(format!("JetStream stream {name} cannot be updated: {description}")))
             }
             Err(error) => Err(error.into()),
@@ -219,32 +341,33 @@ impl Core {
 
     /// The log (or command log) that the meta bucket names; created when there is none yet, and, loudly and with a new
     /// epoch, when it has disappeared.
-    async fn find(&self, connection: &Connection, key: &str, replicas: usize) -> Result<String, SetupError> {
-        let bucket = self.names.meta_bucket();
+    pub(super) async fn find(&self, connection: &Connection, kind: Kind<'_>, may: May) -> Result<Found, SetupError> {
+        let (bucket, key) = (self.names.meta_bucket(), &kind.key());
         // A few rounds: each ends with this node's or another's progress.
         for _ in 0..5 {
             let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
-                let record = match self.orphan(connection, key).await? {
+                let record = match self.orphan(connection, kind).await? {
                     Some(log) => LogRecord { created: true, ..self.remembered(connection, log).await? },
-                    None => LogRecord::fresh(self.fresh_name(key)),
+                    None => LogRecord::fresh(self.fresh_name(kind)),
                 };
                 write_record(connection, &bucket, key, &record, 0).await?;
                 continue;
             };
-            let want = self.wanted(key, &record.log, replicas);
+            let want = self.wanted(connection, kind, &record.log);
             match self.settings(connection, &record.log).await? {
                 Some(have) => {
                     if !record.created {
                         let record = LogRecord { created: true, ..record.clone() };
                         write_record(connection, &bucket, key, &record, revision).await?;
                     }
-                    self.adjust(connection, key, have, want).await?;
-                    return Ok(record.log);
+                    self.adjust(connection, kind, have, want, may).await?;
+                    let have = self.settings(connection, &record.log).await?.unwrap_or_default();
+                    return Ok(found(record.log, &have));
                 }
                 None if !record.created => self.create(connection, &want).await?,
                 None => {
                     self.confirm_missing(connection, &record.log).await?;
-                    let next = LogRecord::fresh(self.fresh_name(key));
+                    let next = LogRecord { format: record.format, ..LogRecord::fresh(self.fresh_name(kind)) };
                     tracing::error!(
                         missing = record.log,
                         replacement = next.log,
@@ -257,39 +380,42 @@ impl Core {
         Err(SetupError::retry(format!("other nodes keep changing {key}")))
     }
 
-    fn fresh_name(&self, key: &str) -> String {
-        match key {
-            COMMANDS_KEY => self.names.commands(&creation_id()),
-            _ => self.names.log(&creation_id()),
+    fn fresh_name(&self, kind: Kind<'_>) -> String {
+        match kind {
+            Kind::Commands => self.names.commands(&creation_id()),
+            Kind::Log(policy) => self.names.log(&policy.name, &creation_id()),
         }
     }
 
-    fn wanted(&self, key: &str, name: &str, replicas: usize) -> Value {
-        match key {
-            COMMANDS_KEY => {
+    fn wanted(&self, connection: &Connection, kind: Kind<'_>, name: &str) -> Value {
+        let replicas = self.replicas(connection);
+        match kind {
+            Kind::Commands => {
                 let mut want = self.command_log(name, replicas);
                 // Marks of a later command log are higher than those of an earlier one, which sessions remember.
                 want["first_seq"] = json!(super::unix_millis());
                 want
             }
-            _ => {
-                let mut want = self.log(name, replicas);
-                want["metadata"] = json!({META_FORMAT: FORMAT.to_string(), META_REVISION: "1", META_RAISED_AT: "0"});
+            Kind::Log(policy) => {
+                let replicas = if policy.replicas == 0 { replicas } else { policy.replicas };
+                let mut want = self.log(policy, name, replicas);
+                let format = FORMAT_PLAIN.to_string();
+                want["metadata"] = json!({META_FORMAT: format, META_REVISION: "1", META_RAISED_AT: "0"});
                 want
             }
         }
     }
 
     /// A log of ours that no record names: the meta bucket was lost. It is taken over.
-    async fn orphan(&self, connection: &Connection, key: &str) -> Result<Option<String>, SetupError> {
+    async fn orphan(&self, connection: &Connection, kind: Kind<'_>) -> Result<Option<String>, SetupError> {
         #[derive(Deserialize)]
         struct Names {
             #[serde(default)]
             streams: Option<Vec<String>>,
         }
-        let (subject, ours) = match key {
-            COMMANDS_KEY => (self.names.command_subject(">"), self.names.commands("")),
-            _ => (self.names.log_subject(">"), self.names.log("")),
+        let (subject, ours) = match kind {
+            Kind::Commands => (self.names.command_subject(">"), self.names.commands("")),
+            Kind::Log(policy) => (self.names.log_subject(&policy.name, ">"), self.names.log(&policy.name, "")),
         };
         let found: Names = connection.api.call("STREAM.NAMES", &json!({"subject": subject})).await?;
         match found.streams.unwrap_or_default().as_slice() {
@@ -316,21 +442,22 @@ impl Core {
         Ok(())
     }
 
-    /// Brings an existing log to the configured policy. Only at this process's first connection: later the log's own
-    /// settings hold, so that a policy changed elsewhere is adopted and not changed back.
+    /// Brings an existing log to its policy, as far as that is allowed.
     async fn adjust(
         &self,
         connection: &Connection,
-        key: &str,
+        kind: Kind<'_>,
         have: Map<String, Value>,
         mut want: Value,
+        may: May,
     ) -> Result<(), SetupError> {
         let settings = want.as_object_mut().expect("settings are an object");
         settings.remove("first_seq");
         settings.remove("metadata");
-        if key == COMMANDS_KEY {
-            return self.update(connection, have, &want).await;
-        }
+        let Kind::Log(wanted) = kind else {
+            return self.update(connection, have, &want, self.config.replicas != 0).await;
+        };
+        let lower = wanted.replicas != 0 || self.config.replicas != 0;
         let name = have["name"].as_str().unwrap_or_default().to_owned();
         let meta = |field: &str| have.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
         let number = |field: &str| meta(field).and_then(|text| text.parse::<u64>().ok());
@@ -338,26 +465,24 @@ impl Core {
             return Err(SetupError::fatal(format!("{name} was written by a newer version: upgrade this node")));
         }
         let interrupted = number(META_RAISED_AT) == Some(RAISING);
-        if self.is_settled() && !interrupted {
+        if may == May::Finish && !interrupted {
             return Ok(());
         }
         let policy = ["max_msgs_per_subject", "max_age"];
         let (have_limit, have_age) = (have[policy[0]].as_i64(), have[policy[1]].as_u64().unwrap_or(0));
         let (want_limit, want_age) = (want[policy[0]].as_i64(), want[policy[1]].as_u64().unwrap_or(0));
-        let changed = have_limit != want_limit || have_age != want_age;
-        if changed && !self.is_settled() {
-            let others = self.other_nodes(connection).await?;
-            if !others.is_empty() {
-                return Err(SetupError::fatal(format!(
-                    "{name} keeps {} messages for {} s, this node is configured for {} messages and {} s, and other \
-                     nodes are running ({}): use their limits, or stop them before changing",
-                    have_limit.unwrap_or(-1),
-                    have_age / 1_000_000_000,
-                    self.config.limits.history_limit,
-                    self.config.limits.history_ttl.as_secs(),
-                    others.join(", "),
-                )));
+        let mut changed = have_limit != want_limit || have_age != want_age;
+        if changed && may != May::ChangeLimits {
+            // Left behind by a change that was broken off. Nodes that run go by what the log says.
+            tracing::warn!(
+                log = name,
+                policy = &*wanted.name,
+                "the log's limits are not its policy's: run carrick policy apply"
+            );
+            for setting in ["max_msgs_per_subject", "max_age", "duplicate_window"] {
+                want[setting] = have.get(setting).cloned().unwrap_or(Value::Null);
             }
+            changed = false;
         }
         // 0 and -1 are unlimited to the server.
         let raised = want_limit.filter(|l| *l > 0) > have_limit.filter(|l| *l > 0) && have_limit.is_some_and(|l| l > 0)
@@ -366,38 +491,56 @@ impl Core {
             let revision = number(META_REVISION).unwrap_or(0) + 1;
             let raised_at = if raised { RAISING } else { number(META_RAISED_AT).unwrap_or(0) };
             want["metadata"] = json!({
-                META_FORMAT: FORMAT.to_string(),
+                META_FORMAT: FORMAT_PLAIN.to_string(),
                 META_REVISION: revision.to_string(),
                 META_RAISED_AT: raised_at.to_string(),
             });
         }
-        self.update(connection, have, &want).await?;
+        self.update(connection, have, &want, lower).await?;
         if (changed && raised) || interrupted {
             // Read after the rise took effect: everything up to here lived under the lower limit.
             let info: StreamInfo = connection.api.info(&name).await?;
             let have = self.settings(connection, &name).await?.unwrap_or_default();
             let done = json!({"name": name, "metadata": {META_RAISED_AT: info.state.last_seq.to_string()}});
-            self.update(connection, have, &done).await?;
+            self.update(connection, have, &done, lower).await?;
         }
         Ok(())
     }
 
-    /// Names of other nodes whose lease has not run out.
-    async fn other_nodes(&self, connection: &Connection) -> Result<Vec<String>, SetupError> {
-        let bucket = self.names.meta_bucket();
-        let filter = json!({"subjects_filter": key_subject(&bucket, "node.*")});
-        let info: StreamInfo = connection.api.call(&format!("STREAM.INFO.{}", bucket_stream(&bucket)), &filter).await?;
-        let own = self.lease_key();
-        let mut others = Vec::new();
-        for subject in info.state.subjects.keys() {
-            let Some(key) = subject.strip_prefix(&format!("$KV.{bucket}.")).filter(|key| *key != own) else { continue };
-            if let Some((name, _)) = connection.api.value(&bucket, key).await? {
-                others.push(String::from_utf8_lossy(&name).into_owned());
+    /// What no update can change is said before anything is changed.
+    pub(super) async fn check_storage(&self, connection: &Connection, table: &Table) -> Result<(), SetupError> {
+        for policy in table.policies().iter().filter(|policy| policy.keeps()) {
+            let record = read_record(connection, &self.names.meta_bucket(), &log_key(&policy.name)).await?;
+            let Some((record, _)) = record else { continue };
+            let Some(have) = self.settings(connection, &record.log).await? else { continue };
+            let found = have.get("storage").cloned().unwrap_or(Value::Null);
+            if found != policy.storage.name() {
+                return Err(misfit(&record.log, "storage", &found, &json!(policy.storage.name())));
             }
         }
-        others.sort();
-        Ok(others)
+        Ok(())
     }
+}
+
+fn found(name: String, settings: &Map<String, Value>) -> Found {
+    let number = |setting: &str| settings.get(setting).and_then(Value::as_u64).filter(|number| *number > 0);
+    Found {
+        name,
+        limit: number("max_msgs_per_subject").unwrap_or(u64::MAX),
+        ttl: number("max_age").map_or(Duration::MAX, Duration::from_nanos),
+    }
+}
+
+/// A setting that must be changed by hand, if at all.
+fn misfit(name: &str, setting: &str, found: &Value, wanted: &Value) -> SetupError {
+    let way_out = match setting {
+        "storage" => {
+            "a log cannot change its storage. Keep it, give the policy another name (its streams move to a new log and \
+             their clients are told that history is lost), or remove the stream and with it what it holds"
+        }
+        _ => "change it by hand, remove the stream, or choose another nats_prefix",
+    };
+    SetupError::fatal(format!("JetStream stream {name} has {setting} = {found}, expected {wanted}: {way_out}"))
 }
 
 #[cfg(test)]

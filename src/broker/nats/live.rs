@@ -3,7 +3,9 @@
 //! One core subscription per open stream. A few feeder tasks own them all: a task for each of 100,000 streams would
 //! cost more memory than the subscriptions themselves.
 
-use super::generation::Connection;
+use super::config::Names;
+use super::generation::{Connection, Generation};
+use super::logs::Log;
 use super::token::Token;
 use super::{Core, headers};
 use crate::broker::Feed;
@@ -28,10 +30,17 @@ const CHUNK: usize = 128;
 
 /// The streams open on one connection.
 pub(super) struct LiveSet {
-    open: Mutex<HashMap<StreamName, AbortHandle>>,
+    open: Mutex<HashMap<StreamName, Opened>>,
     /// Held while subscribing: a second opener of a stream must not go on before its subscription is sent.
     opening: tokio::sync::Mutex<()>,
     feeders: Vec<mpsc::Sender<LiveStream>>,
+}
+
+struct Opened {
+    /// Of its subscription, and of one per peer cluster.
+    handles: Vec<AbortHandle>,
+    /// Place of its policy.
+    place: usize,
 }
 
 /// One subscription, and the stream its messages belong to.
@@ -43,6 +52,10 @@ pub(super) struct LiveStream {
 pub(super) struct Named {
     stream: StreamName,
     hashed: bool,
+    /// `None`: nothing of the stream is stored.
+    log: Option<Arc<Log>>,
+    /// Another cluster's messages, which have no place in our log.
+    peer: bool,
 }
 
 impl Stream for LiveStream {
@@ -59,7 +72,7 @@ impl LiveSet {
         (Self { open: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders }, inputs)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, AbortHandle>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, Opened>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -67,9 +80,9 @@ impl LiveSet {
     /// the same connection.
     pub async fn open(
         &self,
-        connection: &Connection,
+        generation: &Generation,
         streams: &[StreamName],
-        subject: impl Fn(&Token) -> String,
+        names: &Names,
     ) -> Result<(), super::api::ApiError> {
         let _opening = self.opening.lock().await;
         for stream in streams {
@@ -77,27 +90,39 @@ impl LiveSet {
                 continue;
             }
             let token = Token::of(stream);
-            let subscriber = connection.subscribe(subject(&token)).await?;
-            let (handle, registration) = AbortHandle::new_pair();
-            let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed });
-            let live = LiveStream { messages: Abortable::new(subscriber, registration), name };
-            self.lock().insert(stream.clone(), handle);
+            let place = generation.table.place(stream);
+            let own = names.live_subject(&generation.table.policies()[place].name, &token.text);
+            let subjects = std::iter::once((own, false));
+            let subjects = subjects.chain(names.peer_live_subjects(&token.text).map(|subject| (subject, true)));
+            let mut opened = Opened { handles: Vec::with_capacity(1), place };
             let mut hasher = DefaultHasher::new();
             stream.hash(&mut hasher);
-            // A feeder that has ended means that the connection is lost; the next request on it fails.
-            let _ = self.feeders[hasher.finish() as usize % FEEDERS].send(live).await;
+            let feeder = &self.feeders[hasher.finish() as usize % FEEDERS];
+            for (subject, peer) in subjects {
+                let subscriber = generation.connection.subscribe(subject).await?;
+                let (handle, registration) = AbortHandle::new_pair();
+                let log = generation.logs[place].clone();
+                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer });
+                opened.handles.push(handle);
+                // A feeder that has ended means that the connection is lost; the next request on it fails.
+                let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
+            }
+            self.lock().insert(stream.clone(), opened);
         }
         Ok(())
     }
 
     pub fn close(&self, stream: &StreamName) {
-        if let Some(handle) = self.lock().remove(stream) {
-            handle.abort();
+        if let Some(opened) = self.lock().remove(stream) {
+            opened.handles.iter().for_each(AbortHandle::abort);
         }
     }
 
-    pub fn all_lagged(&self, feed: &dyn Feed) {
-        let open: Vec<StreamName> = self.lock().keys().cloned().collect();
+    /// Messages of all open streams, or of those at this place of the table, may have been lost.
+    pub fn all_lagged(&self, feed: &dyn Feed, place: Option<usize>) {
+        let concerned = |opened: &Opened| place.is_none_or(|place| opened.place == place);
+        let open: Vec<StreamName> =
+            self.lock().iter().filter(|(_, opened)| concerned(opened)).map(|(stream, _)| stream.clone()).collect();
         open.iter().for_each(|stream| feed.lagged(stream));
     }
 
@@ -107,12 +132,7 @@ impl LiveSet {
 }
 
 /// Hands messages to the node in the order they came, until the connection ends.
-pub(super) async fn feed(
-    core: Arc<Core>,
-    connection: Arc<Connection>,
-    log: String,
-    mut input: mpsc::Receiver<LiveStream>,
-) {
+pub(super) async fn feed(core: Arc<Core>, connection: Arc<Connection>, mut input: mpsc::Receiver<LiveStream>) {
     let dead = &connection.link.dead;
     let mut streams: SelectAll<LiveStream> = SelectAll::new();
     let mut stale = Vec::new();
@@ -128,13 +148,13 @@ pub(super) async fn feed(
                 let mut next = Some((name, message));
                 for _ in 0..CHUNK {
                     let Some((name, message)) = next else { break };
-                    if !deliver(&core, &connection, &log, &mut stale, &name, &message).await {
+                    if !deliver(&core, &connection, &mut stale, &name, &message).await {
                         return dead.cancel();
                     }
                     next = streams.next().now_or_never().flatten();
                 }
                 if let Some((name, message)) = next
-                    && !deliver(&core, &connection, &log, &mut stale, &name, &message).await
+                    && !deliver(&core, &connection, &mut stale, &name, &message).await
                 {
                     return dead.cancel();
                 }
@@ -144,18 +164,11 @@ pub(super) async fn feed(
 }
 
 /// False: the message's epoch could not be checked; the connection must be given up rather than release it.
-async fn deliver(
-    core: &Core,
-    connection: &Connection,
-    log: &str,
-    stale: &mut Vec<String>,
-    name: &Named,
-    raw: &Message,
-) -> bool {
+async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, name: &Named, raw: &Message) -> bool {
     if !headers::is_of(raw, &name.stream, name.hashed) {
         return true;
     }
-    if headers::text(raw, &headers::TRANSIENT).is_some() {
+    if name.peer || headers::text(raw, &headers::TRANSIENT).is_some() {
         core.feed.transient(&name.stream, headers::message(raw, 0, 0));
         return true;
     }
@@ -163,32 +176,32 @@ async fn deliver(
         tracing::debug!(stream = ?name.stream, "a message on a live subject that is not from the log: ignored");
         return true;
     };
-    if source != log {
-        // Another cluster's log behind a gateway, or a log created anew by another node: the latter is for us to learn.
-        tracing::debug!(source, log, "a live message of another log: ignored");
+    let Some(log) = name.log.as_ref().filter(|log| log.name == source) else {
+        // A log created anew by another node is for us to learn.
+        tracing::debug!(source, "a live message of another log: ignored");
         core.nudge.notify_one();
         return true;
-    }
-    let epoch = core.epoch();
+    };
+    let epoch = log.epoch();
     if let Some(foreign) = headers::text(raw, &headers::EPOCH).filter(|e| *e != epoch.as_str())
         && !stale.iter().any(|known| known == foreign)
     {
         // The publisher knows another epoch: a newer one, or it has not yet learnt of ours.
-        match core.record_of(connection, log).await {
-            Ok((record, _)) => core.adopt_epoch(&record.epoch.as_str().into()),
+        match core.record_of(connection, &log.policy, &log.name).await {
+            Ok((record, _)) => core.adopt_epoch(log, &record.epoch.as_str().into()),
             Err(error) => {
                 tracing::warn!(%error, "cannot check the epoch of a live message");
                 return false;
             }
         }
-        if core.epoch().as_str() != foreign {
+        if log.epoch().as_str() != foreign {
             // Bounded: epochs are rare.
             stale.truncate(15);
             stale.insert(0, foreign.to_owned());
         }
     }
     let stored_at = headers::stored_at(raw).unwrap_or_default();
-    core.witness.note(log, core.epoch().as_str(), offset, headers::message_id(raw), stored_at);
+    log.witness.note(&log.name, log.epoch().as_str(), offset, headers::message_id(raw), stored_at);
     let previous = headers::number(raw, &NATS_LAST_SEQUENCE).unwrap_or_default();
     core.feed.live(&name.stream, previous, headers::message(raw, offset, stored_at));
     true

@@ -1,4 +1,4 @@
-//! The broker on NATS JetStream: streams as subjects of one log, read without consumers.
+//! The broker on NATS JetStream: streams as subjects of a few logs, read without consumers.
 //!
 //! * Publishing (`publish`): an acknowledged publish with a message id, repeated until it is answered.
 //! * The live feed (`live`): the log republishes each stored message as a core message; one subscription per open
@@ -7,20 +7,25 @@
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`).
+//! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
 
+mod admin;
 mod api;
 mod clock;
 mod commands;
 mod config;
+mod distrust;
 mod epoch;
 mod generation;
 mod headers;
 mod heads;
 mod layout;
 mod live;
+mod logs;
 mod mux;
 mod peers;
+mod policies;
 mod publish;
 mod read;
 mod sessions;
@@ -30,20 +35,23 @@ mod witness;
 #[cfg(test)]
 mod tests;
 
+pub use admin::{Admin, AdminError, Overview, Shown};
 pub use config::{NatsBrokerConfig, StartError};
+pub use policies::Change;
 
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
-    SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
+    SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
-use crate::protocol::{Epoch, Message, Publication, StreamName};
+use crate::protocol::{Message, Publication, StreamName};
 use api::{ApiError, code};
 use async_trait::async_trait;
 use bytes::Bytes;
 use config::Names;
 use generation::Generation;
 use headers::Body;
-use std::sync::atomic::{AtomicBool, Ordering};
+use logs::Rules;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -72,12 +80,16 @@ struct Core {
     current: watch::Sender<Option<Arc<Generation>>>,
     /// Since when there is none.
     away_since: Mutex<Instant>,
-    witness: Witness,
+    /// By log.
+    witnesses: Mutex<Vec<(String, Arc<Witness>)>>,
+    rules: Mutex<Arc<Rules>>,
+    /// Sequence of the newest proposal of other policies that this node is prepared for.
+    prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
     fatal: watch::Sender<Option<StartError>>,
     /// Counts failed attempts to become ready.
     attempts: watch::Sender<u64>,
-    /// The configured policy has been applied (or was there); from now on the log's own settings hold.
+    /// The configured policies have been applied (or were there); from now on those in the store hold.
     settled: AtomicBool,
     /// The store refused a write for want of space; cleared by a write that succeeds.
     storage_full: AtomicBool,
@@ -98,9 +110,15 @@ enum SetupError {
     Fatal(StartError),
     #[error("{0}")]
     Retry(String),
+    /// As many copies as asked for need more servers.
+    #[error("{0}: the copies of nats_replicas need as many servers, up and with JetStream")]
+    TooFewServers(String),
     /// The log, or a bucket, that this connection works with is not there any more.
     #[error("{0}")]
     LogGone(String),
+    /// Other policies hold than those that this connection works with.
+    #[error("the history policies have changed")]
+    PoliciesChanged,
 }
 
 impl SetupError {
@@ -134,34 +152,9 @@ impl NatsBroker {
     /// show in the status, the log and [`NatsBroker::fatal`].
     pub async fn start(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Result<Arc<Self>, StartError> {
         config.check()?;
-        let status = Status {
-            ready: false,
-            readable: false,
-            generation: 0,
-            epoch: Epoch::none(),
-            reason: Arc::from("connecting to NATS"),
-        };
-        let core = Arc::new(Core {
-            names: Names::new(&config),
-            feed,
-            status: watch::Sender::new(status),
-            current: watch::Sender::new(None),
-            away_since: Mutex::new(Instant::now()),
-            witness: Witness::default(),
-            commands: Mutex::default(),
-            fatal: watch::Sender::new(None),
-            attempts: watch::Sender::new(0),
-            settled: AtomicBool::new(false),
-            storage_full: AtomicBool::new(false),
-            disk_full: watch::Sender::new(false),
-            nudge: Notify::new(),
-            batches: Semaphore::new(read::MAX_BATCHES),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            config,
-        });
-        if let Some(mark) = core.config.witness_file.as_deref().and_then(witness::read_file) {
-            core.witness.set(mark);
+        let core = Core::new(config, feed);
+        for mark in core.config.witness_file.as_deref().map(witness::read_file).unwrap_or_default() {
+            core.witness(&mark.log.clone()).set(mark);
         }
         let mut attempts = core.attempts.subscribe();
         let mut current = core.current.subscribe();
@@ -194,29 +187,6 @@ impl NatsBroker {
             Ok(Some(error)) => error,
             // The sender lives as long as this handle.
             _ => std::future::pending().await,
-        }
-    }
-
-    /// Gives the log a new epoch: all positions become void. For an operator who has put an old backup back.
-    pub async fn reset_epoch(&self) -> Result<Epoch, Unavailable> {
-        let core = &*self.core;
-        let mut attempts = Attempts::new(core, core.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            let connection = &generation.connection;
-            let outcome = async {
-                let (record, revision) = core.record_of(connection, &generation.log).await?;
-                core.change_epoch(connection, &record, revision).await?;
-                core.record_of(connection, &generation.log).await
-            };
-            match outcome.await {
-                Ok((record, _)) => {
-                    let epoch = Epoch::from(record.epoch.as_str());
-                    core.adopt_epoch(&epoch);
-                    return Ok(epoch);
-                }
-                Err(error) => attempts.failed(error),
-            }
         }
     }
 
@@ -260,6 +230,37 @@ impl Drop for NatsBroker {
 }
 
 impl Core {
+    fn new(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Arc<Self> {
+        let status = Status {
+            ready: false,
+            readable: false,
+            generation: 0,
+            logs: Logs::unknown(config.limits.table.clone()),
+            reason: Arc::from("connecting to NATS"),
+        };
+        Arc::new(Self {
+            names: Names::new(&config),
+            feed,
+            status: watch::Sender::new(status),
+            current: watch::Sender::new(None),
+            away_since: Mutex::new(Instant::now()),
+            witnesses: Mutex::default(),
+            rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
+            prepared: AtomicU64::new(0),
+            commands: Mutex::default(),
+            fatal: watch::Sender::new(None),
+            attempts: watch::Sender::new(0),
+            settled: AtomicBool::new(false),
+            storage_full: AtomicBool::new(false),
+            disk_full: watch::Sender::new(false),
+            nudge: Notify::new(),
+            batches: Semaphore::new(read::MAX_BATCHES),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        })
+    }
+
     fn generation(&self) -> Option<Arc<Generation>> {
         self.current.borrow().clone()
     }
@@ -272,10 +273,6 @@ impl Core {
             // The sender lives as long as `self`.
             _ => std::future::pending().await,
         }
-    }
-
-    fn epoch(&self) -> Epoch {
-        self.status.borrow().epoch.clone()
     }
 
     fn away(&self) {
@@ -298,23 +295,30 @@ impl Core {
     async fn keep_witness(self: Arc<Self>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut written = None;
+        let mut written = Vec::new();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = self.stop.cancelled() => return,
             }
-            let mark = self.witness.get();
-            if mark != written {
+            let marks = self.marks();
+            if marks != written {
                 self.write_witness().await;
-                written = mark;
+                written = marks;
             }
         }
     }
 
+    fn marks(&self) -> Vec<witness::Mark> {
+        self.witnesses().iter().filter_map(|witness| witness.get()).collect()
+    }
+
     async fn write_witness(&self) {
-        let (Some(path), Some(mark)) = (self.config.witness_file.clone(), self.witness.get()) else { return };
-        let outcome = tokio::task::spawn_blocking(move || witness::write_file(&path, &mark)).await;
+        let (Some(path), marks) = (self.config.witness_file.clone(), self.marks()) else { return };
+        if marks.is_empty() {
+            return;
+        }
+        let outcome = tokio::task::spawn_blocking(move || witness::write_file(&path, &marks)).await;
         if let Ok(Err(error)) = outcome {
             tracing::warn!(%error, "cannot write the witness of the log");
         }
@@ -365,7 +369,7 @@ fn unix_millis() -> u64 {
 #[async_trait]
 impl Broker for NatsBroker {
     fn features(&self) -> Features {
-        Features { history: self.core.config.history(), sessions: self.core.config.sessions(), shared: true }
+        Features { history: self.core.rules().table.keeps_any(), sessions: self.core.config.sessions(), shared: true }
     }
 
     fn status(&self) -> watch::Receiver<Status> {
@@ -373,30 +377,28 @@ impl Broker for NatsBroker {
     }
 
     async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
-        if !publication.transient && self.core.config.history() {
+        if !publication.transient && self.core.rules().table.policy(&publication.stream).keeps() {
             if *self.core.disk_full.borrow() {
                 return Err(AppendError::StorageFull("the disk under the store is full: make room".into()));
             }
             return self.core.store(publication).await;
         }
-        self.core.fan_out(&publication.stream, &publication.meta, publication.data, Body::Data).await?;
-        Ok(Appended { epoch: self.core.epoch(), offset: 0, duplicate: false })
+        self.core.fan_out(&publication.stream, &publication.meta, publication.data, Body::Data).await
     }
 
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         let data = message.payload.json().clone();
         let sent = self.core.fan_out(stream, &message.meta, data, Body::Json).await;
-        sent.map_err(|error| Unavailable(error.to_string()))
+        sent.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         let core = &self.core;
         let mut attempts = Attempts::new(core, core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
             let outcome = async {
-                let subject = |token: &token::Token| core.names.live_subject(&token.text);
-                generation.live.open(&generation.connection, streams, subject).await?;
+                generation.live.open(&generation, streams, &core.names).await?;
                 core.try_heads(&generation, streams).await
             };
             match outcome.await {
@@ -424,7 +426,7 @@ impl Broker for NatsBroker {
         }
     }
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
@@ -450,14 +452,12 @@ impl Broker for NatsBroker {
         self.core.behind(stream, x).await
     }
 
-    async fn facts(&self) -> Result<Facts, Unavailable> {
-        if !self.core.config.history() {
-            return Ok(read::nothing_kept());
-        }
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
         let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
-            match generation.asks.top().await {
+            let Some(log) = generation.of(stream).1 else { return Ok(read::nothing_kept()) };
+            match log.asks.top().await {
                 Ok(top) => return Ok(top.facts),
                 Err(error) => attempts.failed(error),
             }

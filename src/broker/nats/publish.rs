@@ -6,8 +6,9 @@ use super::headers::{self, Body};
 use super::mux::RequestError;
 use super::token::Token;
 use crate::broker::{AppendError, Appended};
-use crate::protocol::{Meta, Publication, StreamName};
+use crate::protocol::{Epoch, Meta, Publication, StreamName};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -85,7 +86,7 @@ impl<'a> Write<'a> {
 
     /// The connection to use, waiting for one within the budget; nothing waits for a store that has been away for long
     /// unless it may hold the write already.
-    pub async fn connection(&mut self) -> Option<std::sync::Arc<super::Generation>> {
+    pub async fn connection(&mut self) -> Option<Arc<super::Generation>> {
         if Instant::now() >= self.deadline {
             return None;
         }
@@ -147,28 +148,45 @@ impl<'a> Write<'a> {
 }
 
 impl Core {
+    fn publish_budget(&self, stream: &StreamName) -> Duration {
+        self.config.publish_budget(self.rules().table.policy(stream))
+    }
+
+    /// Stores a publication, or fans it out if its policy keeps nothing.
     pub(super) async fn store(&self, publication: Publication) -> Result<Appended, AppendError> {
         let token = Token::of(&publication.stream);
-        let subject = self.names.log_subject(&token.text);
-        let mut write = Write::new(self, self.config.publish_budget());
+        let mut write = Write::new(self, self.publish_budget(&publication.stream));
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
-            let epoch = self.epoch();
-            let headers = headers::stored(&publication, &token, &generation.log, epoch.as_str());
+            // Held until the attempt is over.
+            let rules = self.rules();
+            if !Arc::ptr_eq(&rules.table, &generation.table) || rules.holds_back(&publication.stream) {
+                drop(rules);
+                write.failed(RequestError::NotSent("the history policies are being changed").into()).await?;
+                continue;
+            }
+            let (policy, Some(log)) = generation.of(&publication.stream) else {
+                let Publication { stream, meta, data, .. } = publication;
+                return self.fan_out(&stream, &meta, data, Body::Data).await;
+            };
+            let subject = self.names.log_subject(&policy.name, &token.text);
+            let epoch = log.epoch();
+            let headers = headers::stored(&publication, &token, &log.name, epoch.as_str());
             let (size, max_payload) = (publication.data.len(), generation.connection.client.max_payload());
             headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
             let timeout = write.attempt();
-            let outcome = generation.api().publish(subject.clone(), headers, publication.data.clone(), timeout).await;
+            let outcome = generation.api().publish(subject, headers, publication.data.clone(), timeout).await;
+            drop(rules);
             match outcome {
-                Ok(ack) if ack.stream != generation.log => {
-                    tracing::warn!(stream = ack.stream, log = generation.log, "another log took a publication");
+                Ok(ack) if ack.stream != log.name => {
+                    tracing::warn!(stream = ack.stream, log = log.name, "another log took a publication");
                     self.nudge.notify_one();
                     write.stored_elsewhere("the log was replaced meanwhile");
                 }
                 // The position's epoch must be the one that held when it was given.
-                Ok(_) if self.epoch() != epoch => write.stored_elsewhere("the log's epoch changed meanwhile"),
+                Ok(_) if log.epoch() != epoch => write.stored_elsewhere("the log's epoch changed meanwhile"),
                 Ok(ack) => {
-                    self.witness.note(&generation.log, epoch.as_str(), ack.seq, Some(publication.id), 0);
+                    log.witness.note(&log.name, epoch.as_str(), ack.seq, Some(publication.id), 0);
                     if ack.duplicate && generation.live.is_open(&publication.stream) {
                         // The first attempt may have been stored by a leader that died before it fed it.
                         self.feed.lagged(&publication.stream);
@@ -194,18 +212,22 @@ impl Core {
         meta: &Meta,
         data: Bytes,
         body: Body,
-    ) -> Result<(), AppendError> {
+    ) -> Result<Appended, AppendError> {
         let token = Token::of(stream);
-        let subject = self.names.live_subject(&token.text);
         let headers = headers::transient(stream, &token, meta, body);
-        let mut write = Write::new(self, self.config.publish_budget());
+        let mut write = Write::new(self, self.publish_budget(stream));
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
+            let (policy, log) = generation.of(stream);
+            let subject = self.names.live_subject(&policy.name, &token.text);
             headers::check_size(data.len(), &headers, generation.connection.client.max_payload())
                 .map_err(|limit| AppendError::TooLarge { size: data.len(), limit })?;
             let timeout = write.attempt();
-            match generation.api().mux.publish(subject.clone(), headers.clone(), data.clone(), timeout).await {
-                Ok(()) => return Ok(()),
+            match generation.api().mux.publish(subject, headers.clone(), data.clone(), timeout).await {
+                Ok(()) => {
+                    let epoch = log.map_or_else(Epoch::none, |log| log.epoch());
+                    return Ok(Appended { epoch, offset: 0, duplicate: false });
+                }
                 Err(error) => write.failed(error.into()).await?,
             }
         }

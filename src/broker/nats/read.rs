@@ -6,6 +6,7 @@
 use super::api::{ApiError, StreamInfo};
 use super::generation::Generation;
 use super::headers;
+use super::logs::Log;
 use super::token::Token;
 use super::{Attempts, Core, clock};
 use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
@@ -63,7 +64,6 @@ impl Core {
         max_bytes: usize,
     ) -> Result<Page, Unavailable> {
         let token = Token::of(stream);
-        let subject = self.names.log_subject(&token.text);
         let next = match from {
             ReadFrom::Offset(offset) => Start::Seq(offset),
             ReadFrom::Time(second) => Start::Time(second),
@@ -71,20 +71,20 @@ impl Core {
         let mut got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
         let limits = Limits { up_to, max_messages: max_messages.max(1), max_bytes };
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        let mut log = String::new();
+        let mut former = String::new();
         loop {
             let generation = attempts.next().await?;
-            if log != generation.log {
+            let Some(log) = generation.of(stream).1 else {
+                return Ok(Page { messages: Vec::new(), remaining: 0, facts: nothing_kept() });
+            };
+            if former != log.name {
                 // Another log: what came from the former one is void.
-                log.clone_from(&generation.log);
+                former.clone_from(&log.name);
                 got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
             }
-            if log.is_empty() {
-                return Ok(Page { messages: Vec::new(), remaining: 0, facts: nothing_kept() });
-            }
             let outcome = async {
-                self.fill(&generation, stream, token.hashed, &subject, &limits, &mut got).await?;
-                generation.asks.top().await
+                self.fill(&generation, log, stream, &token, &limits, &mut got).await?;
+                log.asks.top().await
             };
             match outcome.await {
                 Ok(top) => {
@@ -97,14 +97,13 @@ impl Core {
 
     /// What the leader keeps at and behind an offset. Where the message itself is gone the whole subject is counted.
     pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
-        let subject = self.names.log_subject(&Token::of(stream).text);
+        let token = Token::of(stream);
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
-            let (api, log) = (generation.api(), &generation.log);
-            if log.is_empty() {
-                return Ok(Behind { kept: false, after: 0 });
-            }
+            let Some(log) = generation.of(stream).1 else { return Ok(Behind { kept: false, after: 0 }) };
+            let subject = self.names.log_subject(&log.policy, &token.text);
+            let (api, log) = (generation.api(), &log.name);
             let asked = async {
                 let at = api.message(log, &json!({"next_by_subj": subject, "seq": x.max(1)})).await?;
                 if at.as_ref().is_some_and(|at| at.seq == x) {
@@ -125,12 +124,13 @@ impl Core {
     async fn fill(
         &self,
         generation: &Generation,
+        log: &Log,
         stream: &StreamName,
-        hashed: bool,
-        subject: &str,
+        token: &Token,
         limits: &Limits,
         got: &mut Collected,
     ) -> Result<(), ApiError> {
+        let subject = self.names.log_subject(&log.policy, &token.text);
         loop {
             if matches!(got.next, Start::Seq(next) if next > limits.up_to) {
                 got.remaining = 0;
@@ -148,7 +148,7 @@ impl Core {
             got.next.put_into(&mut request);
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
             let permit = self.batches.acquire().await.expect("the semaphore is never closed");
-            let api_subject = format!("$JS.API.DIRECT.GET.{}", generation.log);
+            let api_subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(api_subject, request, MAX_BATCH + 1, SILENCE).await?;
             drop(permit);
             let exhausted = match end.status {
@@ -171,7 +171,7 @@ impl Core {
                 }
                 got.remaining = headers::number(&raw, &headers::NUM_PENDING).unwrap_or(0);
                 got.bytes += raw.payload.len();
-                if headers::is_of(&raw, stream, hashed) {
+                if headers::is_of(&raw, stream, token.hashed) {
                     got.messages.push(headers::message(&raw, seq, headers::stored_at(&raw).unwrap_or_default()));
                 }
                 if seq == limits.up_to {
@@ -179,7 +179,7 @@ impl Core {
                 }
             }
             if exhausted && !matches!(got.next, Start::Seq(next) if next > limits.up_to) {
-                return self.confirm_end(generation, subject, limits.up_to, got).await;
+                return self.confirm_end(generation, log, &subject, limits.up_to, got).await;
             }
         }
     }
@@ -188,12 +188,13 @@ impl Core {
     async fn confirm_end(
         &self,
         generation: &Generation,
+        log: &Log,
         subject: &str,
         up_to: u64,
         got: &mut Collected,
     ) -> Result<(), ApiError> {
         // A leader that was just elected may still be applying what it has agreed to: then it cannot know either.
-        if generation.asks.top().await?.facts.last_seq < up_to {
+        if log.asks.top().await?.facts.last_seq < up_to {
             return Err(ApiError::Unreadable("the leader has not come so far yet".into()));
         }
         let mut which = json!({"next_by_subj": subject});
@@ -201,7 +202,7 @@ impl Core {
             Start::Seq(seq) => which["seq"] = json!(seq.max(1)),
             Start::Time(second) => which["start_time"] = json!(clock::format(second)),
         }
-        match generation.api().message(&generation.log, &which).await? {
+        match generation.api().message(&log.name, &which).await? {
             Some(kept) if kept.seq <= up_to => Err(ApiError::Unreadable("a replica lags behind".into())),
             _ => {
                 got.remaining = 0;

@@ -100,27 +100,30 @@ impl Witness {
     }
 }
 
-/// Reads a mark written by [`write_file`]. A missing file is a first start; an unreadable one is reported.
-pub(super) fn read_file(path: &Path) -> Option<Mark> {
+/// Reads the marks written by [`write_file`]. A missing file is a first start; an unreadable one is reported.
+pub(super) fn read_file(path: &Path) -> Vec<Mark> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "cannot read the witness of the log");
-            return None;
+            return Vec::new();
         }
     };
-    serde_json::from_slice(&text)
+    let marks = serde_json::Deserializer::from_slice(&text).into_iter().collect::<Result<_, _>>();
+    marks
         .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "unreadable witness of the log"))
-        .ok()
+        .unwrap_or_default()
 }
 
-/// Writes a mark so that a reader sees the old or the new one, never half of it.
-pub(super) fn write_file(path: &Path, mark: &Mark) -> std::io::Result<()> {
+/// Writes marks, one per line, so that a reader sees the old ones or the new ones, never half of them.
+pub(super) fn write_file(path: &Path, marks: &[Mark]) -> std::io::Result<()> {
     use std::io::Write;
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&serde_json::to_vec(mark).expect("a mark is plain JSON"))?;
+    let lines: Vec<String> =
+        marks.iter().map(|mark| serde_json::to_string(mark).expect("a mark is plain JSON")).collect();
+    file.write_all(lines.join("\n").as_bytes())?;
     file.as_file().sync_data()?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())

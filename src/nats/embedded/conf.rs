@@ -7,6 +7,8 @@ use std::path::Path;
 
 /// User name on every listener of ours.
 pub(super) const USER: &str = "carrick";
+/// Of the system account, where a cluster is asked about its members.
+pub(super) const SYSTEM_USER: &str = "carrick-system";
 
 /// Where things are and what was chosen at this start.
 #[derive(Clone, Debug)]
@@ -47,7 +49,14 @@ pub fn generate(config: &EmbeddedConfig, runtime: &Runtime<'_>) -> String {
         line(w, 0, "trace: true");
         line(w, 0, "max_traced_msg_len: 1024");
     }
-    authorization(w, 0, runtime.credentials);
+    match system_credentials(config) {
+        None => authorization(w, 0, runtime.credentials),
+        Some(system) => {
+            line(w, 0, &format!("authorization {{ users: [{}], timeout: 2 }}", user(runtime.credentials)));
+            line(w, 0, "# who may ask about members, and remove one");
+            line(w, 0, &format!("accounts {{ $SYS {{ users: [{}] }} }}", user(&system)));
+        }
+    }
     if config.jetstream {
         line(w, 0, "jetstream {");
         line(w, 1, &format!("store_dir: {}", quote(&runtime.store_dir.to_string_lossy())));
@@ -104,11 +113,25 @@ pub(super) fn client_credentials(config: &EmbeddedConfig) -> Result<Credentials,
     if let Some(credentials) = &config.credentials {
         return Ok(credentials.clone());
     }
-    let password = match &config.cluster {
-        Some(cluster) => cluster.secret.derive("client"),
-        None => Secret::random()?,
-    };
-    Ok(Credentials { user: USER.to_owned(), password })
+    Ok(match &config.cluster {
+        Some(cluster) => cluster_credentials(&cluster.secret),
+        None => Credentials { user: USER.to_owned(), password: Secret::random()? },
+    })
+}
+
+/// User and password of the system account; `None` for a server that is alone.
+pub(super) fn system_credentials(config: &EmbeddedConfig) -> Option<Credentials> {
+    config.cluster.as_ref().map(|cluster| cluster_system_credentials(&cluster.secret))
+}
+
+/// What clients of a cluster log in with, unless an address says otherwise.
+pub fn cluster_credentials(secret: &Secret) -> Credentials {
+    Credentials { user: USER.to_owned(), password: secret.derive("client") }
+}
+
+/// The same on all members that share this secret.
+pub fn cluster_system_credentials(secret: &Secret) -> Credentials {
+    Credentials { user: SYSTEM_USER.to_owned(), password: secret.derive("system") }
 }
 
 fn line(out: &mut String, depth: usize, text: &str) {
@@ -123,6 +146,10 @@ fn listen(out: &mut String, depth: usize, addr: &ListenAddr) {
 fn authorization(out: &mut String, depth: usize, credentials: &Credentials) {
     let (user, password) = (quote(&credentials.user), quote(credentials.password.expose()));
     line(out, depth, &format!("authorization {{ user: {user}, password: {password}, timeout: 2 }}"));
+}
+
+fn user(credentials: &Credentials) -> String {
+    format!("{{ user: {}, password: {} }}", quote(&credentials.user), quote(credentials.password.expose()))
 }
 
 fn list(items: &[String]) -> String {

@@ -5,15 +5,18 @@
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
+//! * [`members`]: who belongs to a cluster, and how one is removed.
 //! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
 //!
-//! Layout of a store directory: `carrick.lock`, `bin/` (the executable), `run/` (generated configuration and ports file,
-//! emptied at each start), `jetstream/` (nats-server's own).
+//! Layout of a store directory: `carrick.lock`, `boot` (how the store was left, see [`crate::nats::mark`]), `witness` (the
+//! broker's), `bin/` (the executable), `run/` (generated configuration and ports file, emptied at each start),
+//! `jetstream/` (nats-server's own).
 
 mod binary;
 pub mod conf;
 pub mod config;
 mod lock;
+pub mod members;
 mod output;
 mod probe;
 mod server;
@@ -23,8 +26,9 @@ mod supervisor;
 #[cfg(feature = "embedded-nats")]
 mod tests;
 
+pub use conf::{cluster_credentials, cluster_system_credentials};
 pub use config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, SyncMode};
-pub use server::{EmbeddedServer, State, Status};
+pub use server::{EmbeddedServer, State, Status, reachable};
 
 use std::path::PathBuf;
 use std::process::ExitStatus;

@@ -1,11 +1,12 @@
 //! The handle on an embedded server.
 
 use super::EmbeddedError;
-use super::config::{Credentials, EmbeddedConfig, ListenAddr};
+use super::config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr};
 use super::lock::StoreLock;
 use super::supervisor::Supervisor;
-use super::{binary, conf};
-use std::sync::Mutex;
+use super::{SyncMode, binary, conf};
+use crate::nats::mark::{self, StoreMark};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,7 +20,9 @@ pub(super) const DEFAULT_STOP: Duration = Duration::from_secs(5);
 pub enum State {
     /// The process runs; JetStream may still recover its store.
     Starting,
-    /// JetStream has answered (with JetStream off: clients can connect).
+    /// A member of a cluster: JetStream answers, but what this member keeps is not up to date yet.
+    CatchingUp,
+    /// JetStream has answered, and in a cluster this member's copies are up to date (with JetStream off: clients can connect).
     Ready,
     /// The disk is full: publishers get no answer until there is room, then the server is restarted.
     StorageFull,
@@ -46,6 +49,7 @@ pub struct EmbeddedServer {
     server_name: String,
     version: String,
     credentials: Credentials,
+    mark: Arc<StoreMark>,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
     /// How long a stop may take; read when `stop` fires.
@@ -63,6 +67,9 @@ impl EmbeddedServer {
     /// ends at once.
     pub async fn start(mut config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
         validate(&config)?;
+        if let (Some(gateway), None) = (&config.gateway, &config.cluster) {
+            config.cluster = Some(alone(gateway)?);
+        }
         let given = config.store_dir.clone();
         config.store_dir = std::path::absolute(&given).map_err(EmbeddedError::store(given, "finding it"))?;
         let lock = StoreLock::acquire(&config.store_dir, config.lock_timeout).await?;
@@ -76,8 +83,9 @@ impl EmbeddedServer {
         }
         let binary = binary::obtain(config.bin.as_deref(), &config.store_dir).await?;
         let credentials = conf::client_credentials(&config).map_err(|e| EmbeddedError::Config(e.to_string()))?;
+        let mark = open_mark(&config).await?;
         let (status, watched) = watch::channel(Status { state: State::Starting, pid: None, restarts: 0 });
-        let mut supervisor = Supervisor::new(config, lock, binary, credentials, status);
+        let mut supervisor = Supervisor::new(config, lock, mark.clone(), binary, credentials, status);
         let process = supervisor.start().await?;
         supervisor.announce();
 
@@ -91,6 +99,7 @@ impl EmbeddedServer {
             server_name,
             version,
             credentials,
+            mark,
             status: watched,
             stop,
             stop_timeout,
@@ -126,6 +135,11 @@ impl EmbeddedServer {
     /// Version of the nats-server that runs.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether the store can have lost what it had acknowledged, see [`crate::nats::mark`].
+    pub fn mark(&self) -> &Arc<StoreMark> {
+        &self.mark
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -181,8 +195,25 @@ fn validate(config: &EmbeddedConfig) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
+/// JetStream does not start behind a gateway without a cluster: one of a single member, whose only route is itself.
+fn alone(gateway: &GatewayConfig) -> Result<ClusterConfig, EmbeddedError> {
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = addr.map_err(EmbeddedError::Spawn)?.port();
+    let addr = ListenAddr { host: "127.0.0.1".to_owned(), port: Some(port) };
+    let routes = vec![format!("nats://{addr}")];
+    Ok(ClusterConfig { addr, name: gateway.name.clone(), routes, secret: gateway.secret.clone() })
+}
+
+async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedError> {
+    let (store, always) = (config.store_dir.clone(), config.sync == Some(SyncMode::Always));
+    let opened = tokio::task::spawn_blocking(move || StoreMark::open(&store, always)).await;
+    let opened = opened.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+    let path = || config.store_dir.join(mark::FILE);
+    opened.map(Arc::new).map_err(|source| EmbeddedError::store(path(), "writing it")(source))
+}
+
 /// A URL that this machine can connect to.
-pub(super) fn reachable(addr: &ListenAddr) -> String {
+pub fn reachable(addr: &ListenAddr) -> String {
     let host = match addr.host.as_str() {
         _ if !addr.is_unspecified() => addr.host.clone(),
         host if host.contains(':') => "::1".to_owned(),

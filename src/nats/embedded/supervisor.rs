@@ -7,10 +7,12 @@ use super::lock::{self, StoreLock};
 use super::server::{DEFAULT_STOP, State, Status, reachable};
 use super::{EmbeddedError, output, probe, spawn};
 use crate::metrics;
+use crate::nats::mark::StoreMark;
 use rustix::process::{Pid, Signal};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -47,6 +49,7 @@ pub(super) struct Supervisor {
     /// With the real port, once it is known.
     pub(super) addr: ListenAddr,
     lock: StoreLock,
+    mark: Arc<StoreMark>,
     pub(super) binary: Binary,
     pub(super) credentials: Credentials,
     status: watch::Sender<Status>,
@@ -64,11 +67,13 @@ impl Supervisor {
     pub(super) fn new(
         config: EmbeddedConfig,
         lock: StoreLock,
+        mark: Arc<StoreMark>,
         binary: Binary,
         credentials: Credentials,
         status: watch::Sender<Status>,
     ) -> Self {
-        Self { server_name: config.server_name(), addr: config.addr.clone(), config, lock, binary, credentials, status }
+        let (server_name, addr) = (config.server_name(), config.addr.clone());
+        Self { server_name, addr, config, lock, mark, binary, credentials, status }
     }
 
     /// Starts the first process, and waits for its client listener.
@@ -190,7 +195,9 @@ impl Supervisor {
                 match self.watch(&mut running, &stop).await {
                     End::Stop => {
                         let timeout = *timeout.borrow();
-                        self.finish(running, timeout).await;
+                        if self.finish(running, timeout).await {
+                            self.close_store().await;
+                        }
                         break;
                     }
                     End::SpaceIsBack => {
@@ -283,21 +290,26 @@ impl Supervisor {
             }
             if self.config.jetstream {
                 probe::jetstream_ready(&reachable(&self.addr), &self.credentials).await;
+                if let Some(system) = conf::system_credentials(&self.config) {
+                    self.status.send_modify(|status| status.state = State::CatchingUp);
+                    probe::member_is_current(&reachable(&self.addr), &system).await;
+                }
             }
         };
         tokio::pin!(ready);
         let started = Instant::now();
         if tokio::time::timeout(self.config.ready_timeout, &mut ready).await.is_err() {
-            let hint = if self.config.cluster.is_some() {
-                "; a cluster needs a majority of its (at least three) members"
+            let seconds = started.elapsed().as_secs();
+            if self.status.borrow().state == State::CatchingUp {
+                tracing::warn!(context = "enats", seconds, "the copies on this member are still catching up");
             } else {
-                ""
-            };
-            tracing::error!(
-                context = "enats",
-                seconds = started.elapsed().as_secs(),
-                "JetStream does not answer yet{hint}"
-            );
+                let hint = if self.config.cluster.is_some() {
+                    "; a cluster needs a majority of its (at least three) members"
+                } else {
+                    ""
+                };
+                tracing::error!(context = "enats", seconds, "JetStream does not answer yet{hint}");
+            }
             ready.await;
         }
         tracing::debug!(context = "enats", pid, ms = started.elapsed().as_millis() as u64, "nats-server is ready");
@@ -324,8 +336,19 @@ impl Supervisor {
         }
     }
 
-    /// Ends a process: asks, and kills it when its time is over.
-    async fn finish(&self, mut process: Process, timeout: Duration) {
+    /// Notes that the store was left in order. Whoever is cut short before that leaves it suspect, should the machine be
+    /// started anew.
+    async fn close_store(&self) {
+        let mark = self.mark.clone();
+        let closed = tokio::task::spawn_blocking(move || mark.close()).await;
+        let closed = closed.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+        if let Err(error) = closed {
+            tracing::warn!(context = "enats", %error, "cannot flush the store and note its clean end");
+        }
+    }
+
+    /// Ends a process: asks, and kills it when its time is over. True if it ended by itself.
+    async fn finish(&self, mut process: Process, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut asked = Signal::TERM;
         if self.config.cluster.is_some() {
@@ -338,7 +361,8 @@ impl Supervisor {
         if asked == Signal::TERM {
             signal(process.pid, Signal::TERM);
         }
-        if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
+        let ended = tokio::time::timeout_at(deadline, process.child.wait()).await.is_ok();
+        if !ended {
             tracing::warn!(
                 context = "enats",
                 pid = process.pid,
@@ -351,6 +375,7 @@ impl Supervisor {
         }
         // Its log has ended with it.
         let _ = process.output.await;
+        ended
     }
 }
 

@@ -100,3 +100,35 @@ async fn a_shutdown_leaves_calls_in_their_grace_to_the_others() {
     assert_eq!(cluster.app.disconnects().len(), 3);
     drop(back);
 }
+
+#[tokio::test(start_paused = true)]
+async fn ruling_30_calls_that_wait_for_the_application_are_made_by_one_node_alone() {
+    let cluster = cluster();
+    cluster.app.go_away(true);
+    for _ in 0..20 {
+        cluster.welcomed().await.0.vanish();
+    }
+    // Longer than another node waits before it takes a claimed call over.
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(cluster.app.disconnects(), []);
+    cluster.app.go_away(false);
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(cluster.app.disconnects().len(), 20);
+    assert!(is_empty(&cluster).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ruling_30_calls_that_the_application_missed_at_a_shutdown_are_made_by_the_others() {
+    let cluster = cluster();
+    cluster.app.go_away(true);
+    for _ in 0..5 {
+        cluster.welcomed().await.0.vanish();
+    }
+    tokio::time::sleep(15 * SECOND).await;
+    cluster.nodes[0].farewells.as_ref().unwrap().drain(5 * SECOND).await;
+    tokio::time::sleep(SECOND).await;
+    cluster.app.go_away(false);
+    tokio::time::sleep(120 * SECOND).await;
+    assert_eq!(cluster.app.disconnects().len(), 5);
+    assert!(is_empty(&cluster).await);
+}

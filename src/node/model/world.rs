@@ -98,14 +98,14 @@ impl Broker for NodeBroker {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log().transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         tokio::task::yield_now().await;
         let heads = self.log().open(streams).await;
         tokio::task::yield_now().await;
         heads
     }
     fn close(&self, _: &StreamName) {}
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         let heads = self.log().heads(streams).await;
         tokio::task::yield_now().await;
         heads
@@ -128,8 +128,8 @@ impl Broker for NodeBroker {
         tokio::task::yield_now().await;
         self.log().behind(stream, x).await
     }
-    async fn facts(&self) -> Result<Facts, Unavailable> {
-        self.log().facts().await
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
+        self.log().facts(stream).await
     }
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         tokio::task::yield_now().await;
@@ -176,7 +176,7 @@ impl World {
     pub fn new(shape: Shape) -> Self {
         let wires = Arc::new(Wires::default());
         let log = Arc::new(Mutex::new(new_log(shape, &wires)));
-        let nodes: Vec<_> = (0..2).map(|_| new_node(shape, &log, &wires)).collect();
+        let nodes: Vec<_> = (0..2).map(|_| new_node(&log, &wires)).collect();
         let peers = vec![
             // One stream; two subscriptions on one stream; two streams.
             Peer::new(vec![(public("a", ""), "a")]),
@@ -268,12 +268,12 @@ impl World {
         for queue in self.wires.queues.lock().unwrap().iter_mut() {
             queue.clear();
         }
-        let epoch = fresh.epoch().clone();
+        let logs = fresh.status().borrow().logs.clone();
         *self.log.lock().unwrap() = fresh;
         for node in &self.nodes {
             node.broker.status.send_modify(|status| {
                 status.generation += 1;
-                status.epoch = epoch.clone();
+                status.logs = logs.clone();
             });
         }
         for peer in &mut self.peers {
@@ -323,20 +323,19 @@ async fn turns(count: usize) {
 }
 
 fn limits(shape: Shape) -> Limits {
-    Limits {
-        history_limit: shape.history_limit,
-        history_ttl: shape.history_ttl,
-        sessions_ttl: Duration::from_secs(3_600),
-    }
+    // One stream has a log of its own: the same rules, another epoch.
+    let (limit, ttl) = (shape.history_limit, shape.history_ttl);
+    let pattern = "c".parse().expect("a pattern");
+    let policy = Policy { name: "c".into(), pattern, ..Policy::default_with(limit, ttl) };
+    Limits { table: Table::new(vec![policy], limit, ttl), sessions_ttl: Duration::from_secs(3_600) }
 }
 
 fn new_log(shape: Shape, wires: &Arc<Wires>) -> Arc<MemoryBroker> {
     MemoryBroker::new(limits(shape), Duration::from_secs(60), Arc::new(SharedFeed(wires.clone())))
 }
 
-fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
+fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
     let hub = Hub::new(HubConfig {
-        limits: limits(shape),
         snapshot_budget: 1 << 20,
         linger: Duration::from_secs(3),
         head_check: Duration::from_secs(2),
@@ -344,8 +343,8 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
     });
     wires.hubs.lock().unwrap().push(HubFeed(hub.clone()));
     wires.queues.lock().unwrap().push(VecDeque::new());
-    let epoch = log.lock().unwrap().epoch().clone();
-    let status = Status { ready: true, readable: true, generation: 1, epoch, reason: "".into() };
+    let logs = log.lock().unwrap().status().borrow().logs.clone();
+    let status = Status { ready: true, readable: true, generation: 1, logs, reason: "".into() };
     let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
     let registry = Arc::new(Registry::default());
     hub.start(broker.clone(), registry.clone());
@@ -355,7 +354,6 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
         pong_timeout: Duration::ZERO,
         native_pings: false,
         sessions_ttl: Duration::from_secs(3_600),
-        history_ttl: shape.history_ttl,
         history_hold: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
         max_pending: 1 << 20,

@@ -1,8 +1,8 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Heads, Page, ReadFrom, RemoteDisconnect, SaveError,
-    SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Facts, Features, Head, LogState, Logs, Page, ReadFrom, RemoteDisconnect,
+    SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
 use async_trait::async_trait;
@@ -40,7 +40,10 @@ struct State {
 
 impl Default for ScriptedBroker {
     fn default() -> Self {
-        let status = Status { ready: true, readable: true, generation: 1, epoch: Epoch::from("e1"), reason: "".into() };
+        let ttl = std::time::Duration::from_secs(300);
+        let state = LogState { epoch: Epoch::from("e1"), limit: 100, ttl };
+        let logs = Logs::new(Table::new(Vec::new(), 100, ttl), vec![state]);
+        let status = Status { ready: true, readable: true, generation: 1, logs, reason: "".into() };
         Self { state: Mutex::default(), status: watch::Sender::new(status) }
     }
 }
@@ -128,7 +131,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing hands transient messages to append")
     }
 
-    async fn open(&self, _: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, _: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         unreachable!("publishing opens nothing")
     }
 
@@ -136,7 +139,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing opens nothing")
     }
 
-    async fn heads(&self, _: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn heads(&self, _: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         unreachable!("publishing reads nothing")
     }
 
@@ -148,7 +151,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing reads nothing")
     }
 
-    async fn facts(&self) -> Result<Facts, Unavailable> {
+    async fn facts(&self, _: &StreamName) -> Result<Facts, Unavailable> {
         unreachable!("publishing reads nothing")
     }
 

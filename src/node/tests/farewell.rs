@@ -167,6 +167,56 @@ async fn ruling_29_calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn ruling_30_calls_wait_while_the_application_is_away_and_are_made_once() {
+    for farewells in [FarewellConfig { tell_restores: true, ..FarewellConfig::default() }, graced()] {
+        let cluster = with(farewells);
+        let mut sids = Vec::new();
+        cluster.app.go_away(true);
+        for _ in 0..20 {
+            let (browser, sid) = cluster.welcomed().await;
+            sids.push(sid);
+            browser.vanish();
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        let farewells = cluster.nodes[0].farewells.as_ref().unwrap();
+        assert_eq!((farewells.len(), cluster.app.disconnects().len()), (20, 0));
+        cluster.app.go_away(false);
+        let started = Instant::now();
+        eventually("all are told of", || farewells.is_empty()).await;
+        assert!(started.elapsed() < 7 * SECOND, "soon: {:?}", started.elapsed());
+        tokio::time::sleep(60 * SECOND).await;
+        let mut told: Vec<_> = cluster
+            .app
+            .calls()
+            .into_iter()
+            .filter_map(|call| match call {
+                Call::Disconnect(sid, _) => Some(sid),
+                _ => None,
+            })
+            .collect();
+        told.sort();
+        sids.sort();
+        assert_eq!(told, sids, "each once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_is_bounded_while_the_application_is_away() {
+    let cluster = with(FarewellConfig { backlog: 5, ..FarewellConfig::default() });
+    cluster.app.go_away(true);
+    for _ in 0..30 {
+        let (browser, _) = cluster.welcomed().await;
+        browser.vanish();
+        tokio::time::sleep(SECOND).await;
+    }
+    let farewells = cluster.nodes[0].farewells.as_ref().unwrap();
+    assert!(farewells.len() <= 5, "{}", farewells.len());
+    cluster.app.go_away(false);
+    eventually("the backlog is empty", || farewells.is_empty()).await;
+    assert!((4..=6).contains(&cluster.app.disconnects().len()), "{}", cluster.app.disconnects().len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_tells_of_everybody_without_the_rate() {
     for farewells in [FarewellConfig { rate: 1, ..FarewellConfig::default() }, FarewellConfig { rate: 1, ..graced() }] {
         let cluster = with(farewells);
@@ -202,4 +252,35 @@ async fn a_mass_departure_delays_nobody() {
         tokio::time::sleep(SECOND / 10).await;
     }
     assert!(!cluster.nodes[0].farewells.as_ref().unwrap().is_empty(), "it was busy meanwhile");
+}
+
+/// Much longer than another node waits before it takes a call over.
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_an_application_that_is_away_and_is_made_once() {
+    for (farewells, shared) in [(FarewellConfig::default(), false), (graced(), false), (graced(), true)] {
+        let cluster = Cluster::with(Script::default(), Setup { farewells, shared, ..Setup::default() });
+        let (mut browser, _) = cluster.welcomed().await;
+        browser.subscribed(CHAT).await;
+        cluster.app.away.store(true, Ordering::Relaxed);
+        browser.vanish();
+        tokio::time::sleep(120 * SECOND).await;
+        cluster.app.away.store(false, Ordering::Relaxed);
+        eventually("it is told", || !cluster.app.disconnects().is_empty()).await;
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!(cluster.app.disconnects().len(), 1, "shared: {shared}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_comes_back_while_the_application_is_away_is_not_told_of() {
+    let cluster = Cluster::with(Script::default(), Setup { farewells: graced(), shared: true, ..Setup::default() });
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    cluster.app.away.store(true, Ordering::Relaxed);
+    browser.vanish();
+    tokio::time::sleep(30 * SECOND).await;
+    let (_browser, _) = cluster.welcomed_with(1, hello(Some(&sid))).await;
+    cluster.app.away.store(false, Ordering::Relaxed);
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(cluster.app.disconnects().is_empty());
 }

@@ -21,7 +21,7 @@ async fn answer_after(lag: Duration) -> serde_json::Value {
         hidden.store(0, Ordering::Relaxed);
     });
     let (mut browser, _) = cluster.welcomed().await;
-    let epoch = cluster.broker.status().borrow().epoch.as_str().to_owned();
+    let epoch = cluster.broker.status().borrow().logs.of(&"a".into()).epoch.as_str().to_owned();
     let history = value!({"streams": {"a": {"epoch": epoch, "offset": 3}}});
     browser.send(value!({"command": "subscribe", "identifier": A, "history": history}));
     assert_eq!(browser.next().await, json(&confirm(A)));

@@ -50,6 +50,8 @@ pub struct Script {
     calls: Mutex<Vec<Call>>,
     /// Calls that were given up before they were answered.
     pub cancelled: AtomicUsize,
+    /// It cannot be reached by calls about who left or came back.
+    pub away: AtomicBool,
 }
 
 impl Default for Script {
@@ -61,6 +63,7 @@ impl Default for Script {
             knows_restore: true,
             calls: Mutex::default(),
             cancelled: AtomicUsize::new(0),
+            away: AtomicBool::new(false),
         }
     }
 }
@@ -74,6 +77,14 @@ impl Script {
 
     pub fn on_connect(connect: impl Fn(&str, &Env) -> Result<Connected, RpcError> + Send + Sync + 'static) -> Self {
         Self { connect: Box::new(connect), ..Self::default() }
+    }
+
+    pub fn go_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    fn reached(&self) -> Result<(), RpcError> {
+        if self.away.load(Ordering::Relaxed) { Err(RpcError::Unreachable("away".into())) } else { Ok(()) }
     }
 
     pub fn slow(&self, delay: Duration) {
@@ -141,10 +152,12 @@ impl Application for Script {
         (self.command)(&call)
     }
     async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+        self.reached()?;
         self.take(Call::Disconnect(sid.into(), call)).await;
         Ok(())
     }
     async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+        self.reached()?;
         self.take(Call::Restore(sid.into(), call)).await;
         if self.knows_restore { Ok(()) } else { Err(RpcError::Unimplemented("Restore")) }
     }
@@ -251,13 +264,12 @@ impl Cluster {
     }
 
     pub fn with(app: Script, setup: Setup) -> Self {
-        let limits = Limits { history_limit: 100, history_ttl: 300 * SECOND, sessions_ttl: 300 * SECOND };
+        let limits = Limits::plain(100, 300 * SECOND, 300 * SECOND);
         let app = Arc::new(app);
         let fan = Arc::new(Fan::default());
         let broker = MemoryBroker::new(limits.clone(), 60 * SECOND, fan.clone());
         let node = || {
             let hub = Hub::new(HubConfig {
-                limits: limits.clone(),
                 snapshot_budget: 1 << 20,
                 linger: 3 * SECOND,
                 head_check: 2 * SECOND,
@@ -273,7 +285,6 @@ impl Cluster {
                 pong_timeout: setup.pong_timeout,
                 native_pings: false,
                 sessions_ttl: 300 * SECOND,
-                history_ttl: 300 * SECOND,
                 history_hold: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,

@@ -18,9 +18,13 @@ pub struct Store {
 }
 
 impl Store {
-    fn lagging(&self, heads: Heads) -> Heads {
-        let up_to = heads.up_to.saturating_sub(self.lag.load(Ordering::Relaxed));
-        Heads { heads: heads.heads.into_iter().map(|head| head.min(up_to)).collect(), up_to }
+    fn lagging(&self, heads: Vec<Head>) -> Vec<Head> {
+        let lag = self.lag.load(Ordering::Relaxed);
+        let seen = |head: Head| {
+            let up_to = head.up_to.saturating_sub(lag);
+            Head { newest: head.newest.min(up_to), up_to }
+        };
+        heads.into_iter().map(seen).collect()
     }
 }
 
@@ -38,7 +42,7 @@ impl Broker for Store {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log.transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         if streams.iter().any(|stream| stream.as_str().starts_with("slow")) {
             tokio::time::sleep(super::SECOND).await;
         }
@@ -47,7 +51,7 @@ impl Broker for Store {
     fn close(&self, stream: &StreamName) {
         self.log.close(stream);
     }
-    async fn heads(&self, streams: &[StreamName]) -> Result<Heads, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
         Ok(self.lagging(self.log.heads(streams).await?))
     }
     async fn read(
@@ -63,8 +67,8 @@ impl Broker for Store {
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         self.log.behind(stream, x).await
     }
-    async fn facts(&self) -> Result<Facts, Unavailable> {
-        let facts = self.log.facts().await?;
+    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
+        let facts = self.log.facts(stream).await?;
         Ok(Facts { last_seq: facts.last_seq.saturating_sub(self.lag.load(Ordering::Relaxed)), ..facts })
     }
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {

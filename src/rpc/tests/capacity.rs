@@ -71,7 +71,7 @@ async fn it_shrinks_to_what_the_application_has_room_for() {
     eventually("then no more than there is room for", async || {
         seen.peak.store(0, Ordering::SeqCst);
         tokio::time::sleep(ms(100)).await;
-        (8..=10).contains(&seen.peak.load(Ordering::SeqCst))
+        (5..=10).contains(&seen.peak.load(Ordering::SeqCst))
     })
     .await;
 }

@@ -59,7 +59,7 @@ pub(super) async fn keep_publishing(
 async fn a_restart_of_the_server_is_a_new_generation_of_the_same_epoch() {
     let mut server = Server::start();
     let mut config = config(&server);
-    config.limits.history_limit = 100_000;
+    config.limits = Limits::plain(100_000, Duration::from_secs(300), Duration::from_secs(300));
     let node = Node::ready(config).await;
     let (epoch, generation) = (node.epoch(), node.generation());
     let stream = StreamName::from("a");
@@ -91,7 +91,7 @@ async fn a_restart_of_the_server_is_a_new_generation_of_the_same_epoch() {
     }
     assert_eq!(stored, offsets);
     let heads = node.broker.heads(&[stream]).await.unwrap();
-    assert_eq!(heads.heads, [last]);
+    assert_eq!(heads[0].newest, last);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +113,7 @@ async fn a_frozen_server_is_noticed_and_publications_wait_for_it() {
     assert_eq!(offset, 2);
     assert!(node.generation() > generation);
     assert_eq!(node.epoch(), epoch);
-    assert_eq!(node.broker.heads(&[stream]).await.unwrap().up_to, 2, "stored once");
+    assert_eq!(node.broker.heads(&[stream]).await.unwrap()[0].up_to, 2, "stored once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ async fn an_older_copy_of_the_store_has_a_new_epoch() {
     node.until_generation_after(generation).await;
     let second = node.epoch();
     assert_ne!(second, epoch);
-    assert_eq!(node.broker.heads(std::slice::from_ref(&stream)).await.unwrap().up_to, 1);
+    assert_eq!(node.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].up_to, 1);
     // A second node learns it too, and the next restart changes nothing.
     let other = Node::on(&server).await;
     assert_eq!(other.epoch(), second);
@@ -242,11 +242,11 @@ async fn a_starting_node_learns_from_its_peers_how_far_the_log_had_come() {
     let server = Server::start();
     let node = Node::on(&server).await;
     node.publish(&StreamName::from("a"), "1").await;
-    let mark = node.broker.core.witness.get().unwrap();
+    let mark = node.broker.core.witness(&node.log()).get().unwrap();
     // An acknowledgement does not tell the time; reading the log would.
     assert_eq!((mark.seq, mark.time), (1, 0));
     let other = Node::on(&server).await;
-    assert_eq!(other.broker.core.witness.get(), Some(mark));
+    assert_eq!(other.broker.core.witness(&other.log()).get(), Some(mark));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,7 +280,7 @@ async fn a_deleted_log_is_created_anew_with_a_new_epoch() {
     let stream = StreamName::from("a");
     node.publish(&stream, "1").await;
     let epoch = node.epoch();
-    let log = node.broker.core.generation().unwrap().log.clone();
+    let log = node.log();
     let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
     context.delete_stream(&log).await.unwrap();
     // A publication finds out, waits, and is stored in the new log.
@@ -296,7 +296,10 @@ async fn ruling_21c_a_new_epoch_is_noticed_by_every_node_without_a_consumer() {
     let server = Server::start();
     let (node, other) = (Node::on(&server).await, Node::on(&server).await);
     let epoch = node.epoch();
-    let reset = node.broker.reset_epoch().await.unwrap();
+    let admin = Admin::connect(NatsBrokerConfig { node: "operator".into(), ..config(&server) }).await.unwrap();
+    let (former, reset) = admin.reset_epoch("default").await.unwrap();
+    admin.close().await;
+    assert_eq!(former.as_str(), epoch);
     assert_ne!(reset.as_str(), epoch);
     eventually("all nodes know", || other.epoch() == reset.as_str() && node.epoch() == reset.as_str()).await;
 }

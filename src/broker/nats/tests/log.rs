@@ -24,7 +24,7 @@ async fn an_open_stream_hears_each_message_and_its_predecessor_on_every_node() {
     one.publish(&a, "0").await;
     for node in [&one, &two] {
         let heads = node.broker.open(&[a.clone(), b.clone()]).await.unwrap();
-        assert_eq!((heads.heads, heads.up_to), (vec![1, 0], 1));
+        assert_eq!(heads, [Head { newest: 1, up_to: 1 }, Head { newest: 0, up_to: 1 }]);
     }
     one.publish(&b, "1").await;
     two.publish(&a, "2").await;
@@ -49,16 +49,16 @@ async fn heads_of_many_streams() {
     let server = Server::start();
     let node = Node::on(&server).await;
     let streams: Vec<StreamName> = (0..1200).map(|i| StreamName::from(format!("s{i}"))).collect();
-    assert_eq!(node.broker.heads(&streams).await.unwrap().heads, vec![0; 1200]);
+    assert_eq!(node.broker.heads(&streams).await.unwrap(), vec![Head::default(); 1200]);
     let big = format!("\"{}\"", "x".repeat(20_000));
-    let mut expected = vec![0; 1200];
+    let mut expected = vec![(0, 400); 1200];
     for (i, stream) in streams.iter().enumerate().filter(|(i, _)| i % 3 == 0) {
         // Large messages make the server split its answers.
-        expected[i] = node.publish(stream, if i < 600 { &big } else { "1" }).await;
+        expected[i].0 = node.publish(stream, if i < 600 { &big } else { "1" }).await;
     }
     let heads = node.broker.open(&streams).await.unwrap();
-    assert_eq!((heads.heads, heads.up_to), (expected, 400));
-    assert_eq!(node.broker.heads(&[StreamName::from("none")]).await.unwrap().heads, [0]);
+    assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
+    assert_eq!(node.broker.heads(&[StreamName::from("none")]).await.unwrap()[0].newest, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +98,7 @@ async fn pages_by_time() {
     let stream = StreamName::from("a");
     node.publish(&stream, "1").await;
     node.publish(&stream, "2").await;
-    let now = node.broker.facts().await.unwrap().now / 1000;
+    let now = node.broker.facts(&"a".into()).await.unwrap().now / 1000;
     let read = |from| node.broker.read(&stream, ReadFrom::Time(from), 2, 10, 1 << 20);
     assert_eq!(read(now - 60).await.unwrap().messages.len(), 2);
     assert_eq!(read(now + 60).await.unwrap().messages.len(), 0);
@@ -109,7 +109,7 @@ async fn pages_by_time() {
 async fn a_stream_keeps_its_limit() {
     let server = Server::start();
     let mut config = config(&server);
-    config.limits.history_limit = 3;
+    config.limits = Limits::plain(3, Duration::from_secs(300), Duration::from_secs(300));
     let node = Node::ready(config).await;
     let stream = StreamName::from("a");
     for i in 0..10 {
@@ -156,8 +156,8 @@ async fn any_name_is_a_stream_of_its_own() {
         let page = node.broker.read(stream, ReadFrom::Offset(0), i as u64 + 1, 9, 1 << 20).await.unwrap();
         assert_eq!(page.messages.len(), 1, "{stream:?}");
     }
-    let heads = node.broker.heads(&streams).await.unwrap().heads;
-    assert_eq!(heads, (1..=streams.len() as u64).collect::<Vec<_>>());
+    let heads = node.broker.heads(&streams).await.unwrap();
+    assert!(heads.iter().map(|head| head.newest).eq(1..=streams.len() as u64));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +193,7 @@ async fn transient_messages_are_heard_but_not_kept() {
     one.broker.transient(&stream, whisper.clone()).await.unwrap();
     eventually("both heard", || two.feed.all().len() == 2).await;
     assert_eq!(two.feed.all()[1], Told::Transient(stream.clone(), Arc::new(whisper)));
-    assert_eq!(one.broker.heads(&[stream]).await.unwrap().heads, [0]);
+    assert_eq!(one.broker.heads(&[stream]).await.unwrap()[0].newest, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,13 +214,13 @@ async fn a_message_larger_than_the_store_takes_is_refused_before_it_is_sent() {
 async fn without_history_everything_is_transient() {
     let server = Server::start();
     let mut config = config(&server);
-    config.limits.history_limit = 0;
+    config.limits = Limits::plain(0, Duration::from_secs(300), Duration::from_secs(300));
     let node = Node::ready(config).await;
     assert!(!node.broker.features().history);
     let stream = StreamName::from("a");
-    assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap().heads, [0]);
+    assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].newest, 0);
     assert_eq!(node.publish(&stream, "1").await, 0);
     eventually("heard", || matches!(node.feed.all().as_slice(), [Told::Transient(..)])).await;
-    assert_eq!(node.broker.facts().await.unwrap().last_seq, 0);
+    assert_eq!(node.broker.facts(&"a".into()).await.unwrap().last_seq, 0);
     assert!(node.broker.read(&stream, ReadFrom::Offset(0), 0, 1, 1).await.unwrap().messages.is_empty());
 }

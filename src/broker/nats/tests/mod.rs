@@ -3,12 +3,13 @@
 mod cluster;
 mod faults;
 mod log;
+mod policies;
 mod remote;
 mod server;
 mod start;
 
-use super::{NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Limits, RemoteDisconnect};
+use super::{Admin, NatsBroker, NatsBrokerConfig};
+use crate::broker::{Broker, Feed, Head, Limits, RemoteDisconnect};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
@@ -69,8 +70,7 @@ impl Feed for Recorder {
 }
 
 fn config(server: &Server) -> NatsBrokerConfig {
-    let limits =
-        Limits { history_limit: 100, history_ttl: Duration::from_secs(300), sessions_ttl: Duration::from_secs(300) };
+    let limits = Limits::plain(100, Duration::from_secs(300), Duration::from_secs(300));
     NatsBrokerConfig::new(ClientConfig::for_servers(&server.url()), limits)
 }
 
@@ -114,7 +114,13 @@ impl Node {
     }
 
     fn epoch(&self) -> String {
-        self.broker.status().borrow().epoch.as_str().into()
+        self.broker.status().borrow().logs.states()[0].epoch.as_str().into()
+    }
+
+    /// The JetStream stream of the default policy.
+    fn log(&self) -> String {
+        let generation = self.broker.core.generation().unwrap();
+        generation.logs.last().unwrap().as_ref().unwrap().name.clone()
     }
 
     async fn publish(&self, stream: &StreamName, data: &str) -> u64 {

@@ -61,13 +61,24 @@ impl Server {
 
     /// A cluster of so many servers; each logs and stores on its own.
     pub fn cluster(size: usize) -> Vec<Self> {
+        let mut servers = Self::members(size, &[]);
+        servers.iter_mut().for_each(Self::run);
+        servers
+    }
+
+    /// Servers that will form a cluster once they run.
+    pub fn members(size: usize, further: &[&str]) -> Vec<Self> {
         let routes: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let urls: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
-        let start = |(number, url): (usize, &String)| {
-            let name = format!("n{number}");
-            Self::with(&["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &urls.join(",")])
+        let member = |(number, url): (usize, &String)| {
+            let (name, routes) = (format!("n{number}"), urls.join(","));
+            let known = ["--name", &name, "--cluster_name", "c", "--cluster", url, "--routes", &routes];
+            let arguments = [&known[..], further].concat();
+            let mut server = Self::stopped();
+            server.arguments = arguments.iter().map(|a| a.to_string()).collect();
+            server
         };
-        urls.iter().enumerate().map(start).collect()
+        urls.iter().enumerate().map(member).collect()
     }
 
     /// A port where nobody listens yet.

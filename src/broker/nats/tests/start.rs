@@ -76,13 +76,12 @@ async fn limits_are_updated_in_place() {
     for i in 0..20 {
         node.publish(&stream, &i.to_string()).await;
     }
-    let (epoch, facts) = (node.epoch(), node.broker.facts().await.unwrap());
+    let (epoch, facts) = (node.epoch(), node.broker.facts(&"a".into()).await.unwrap());
     assert_eq!((facts.revision, facts.raised_at), (1, 0));
     node.broker.shutdown().await;
 
     let mut lower = before.clone();
-    lower.limits.history_limit = 5;
-    lower.limits.history_ttl = Duration::from_secs(20);
+    lower.limits = Limits::plain(5, Duration::from_secs(20), Duration::from_secs(300));
     let node = Node::ready(lower).await;
     assert_eq!(node.epoch(), epoch);
     let page = node.broker.read(&stream, ReadFrom::Offset(0), 20, 100, 1 << 20).await.unwrap();
@@ -91,13 +90,13 @@ async fn limits_are_updated_in_place() {
     node.broker.shutdown().await;
 
     let node = Node::ready(before.clone()).await;
-    let facts = node.broker.facts().await.unwrap();
+    let facts = node.broker.facts(&"a".into()).await.unwrap();
     assert_eq!((facts.limit, facts.revision, facts.raised_at), (100, 3, 20));
     assert_eq!(node.publish(&stream, "x").await, 21);
     node.broker.shutdown().await;
 
     let node = Node::ready(before).await;
-    assert_eq!(node.broker.facts().await.unwrap().revision, 3);
+    assert_eq!(node.broker.facts(&"a".into()).await.unwrap().revision, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,13 +104,13 @@ async fn a_node_with_other_limits_does_not_start_beside_running_ones() {
     let server = Server::start();
     let node = Node::on(&server).await;
     let mut other = config(&server);
-    other.limits.history_limit = 7;
+    other.limits = Limits::plain(7, Duration::from_secs(300), Duration::from_secs(300));
     let error = refused(other.clone()).await;
     assert!(error.contains("100 messages") && error.contains("7 messages"), "{error}");
-    assert_eq!(node.broker.facts().await.unwrap().limit, 100);
+    assert_eq!(node.broker.facts(&"a".into()).await.unwrap().limit, 100);
     node.broker.shutdown().await;
     let node = Node::ready(other).await;
-    assert_eq!(node.broker.facts().await.unwrap().limit, 7);
+    assert_eq!(node.broker.facts(&"a".into()).await.unwrap().limit, 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +131,7 @@ async fn foreign_settings_are_a_start_error_that_names_them() {
     context.delete_stream("mine").await.unwrap();
 
     let node = Node::on(&server).await;
-    let log = node.broker.core.generation().unwrap().log.clone();
+    let log = node.log();
     node.broker.shutdown().await;
     let mut stream = context.get_stream(&log).await.unwrap();
     let mut settings = stream.info().await.unwrap().config.clone();
@@ -156,7 +155,7 @@ async fn nodes_that_start_together_share_one_log() {
     let server = Server::start();
     let configs: Vec<_> = (0..6).map(|_| config(&server)).collect();
     let nodes = futures_util::future::join_all(configs.into_iter().map(Node::ready)).await;
-    let logs: Vec<_> = nodes.iter().map(|n| n.broker.core.generation().unwrap().log.clone()).collect();
+    let logs: Vec<_> = nodes.iter().map(|n| n.log()).collect();
     assert!(logs.iter().all(|log| *log == logs[0]), "{logs:?}");
     assert!(nodes.iter().all(|n| n.epoch() == nodes[0].epoch()));
 }
