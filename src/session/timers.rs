@@ -26,6 +26,9 @@ pub enum Due {
     Touch,
 }
 
+/// How soon a hold that did not end during a command is looked at again.
+const HOLD_AGAIN: Duration = Duration::from_millis(50);
+
 #[derive(Debug)]
 pub struct Timers {
     config: TimerConfig,
@@ -69,12 +72,15 @@ impl Timers {
     }
 
     /// The next thing that is due by `now`, if any; ask again until there is none. While a command executes the pong
-    /// deadline does not fire.
+    /// deadline does not fire, and the hold does not end: the command that it waits for has come, and its answer may have
+    /// to wait for the store.
     pub fn due(&mut self, now: Instant, executing: bool) -> Option<Due> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_due(self.hold_until) {
-            self.hold_until = None;
-            return Some(Due::HoldOver);
+            self.hold_until = executing.then(|| now + HOLD_AGAIN);
+            if !executing {
+                return Some(Due::HoldOver);
+            }
         }
         if is_due(self.ping_at) {
             self.ping_at = Some(now + self.config.ping_interval);
@@ -124,6 +130,17 @@ mod tests {
         assert_eq!(timers.due(start + 3 * SECOND, false), Some(Due::Ping));
         assert_eq!(timers.due(start + 4 * SECOND, true), None);
         assert_eq!(timers.due(start + 5 * SECOND, false), Some(Due::NoPong));
+    }
+
+    #[test]
+    fn a_hold_does_not_end_during_a_command() {
+        let start = Instant::now();
+        let mut timers = timers(start);
+        timers.hold(start + 2 * SECOND);
+        assert_eq!(timers.due(start + 2 * SECOND, true), None);
+        assert_eq!(timers.next(), Some(start + 2 * SECOND + HOLD_AGAIN));
+        assert_eq!(timers.due(start + 2 * SECOND + HOLD_AGAIN, false), Some(Due::HoldOver));
+        assert_eq!(timers.next(), Some(start + 3 * SECOND));
     }
 
     #[test]

@@ -35,18 +35,30 @@ impl JetStream {
         self.runtime.block_on(future)
     }
 
-    /// Asks one server after another until one answers; `refused` answers count.
-    fn ask_as(&self, credentials: Option<&(String, String)>, subject: &str, body: &Value) -> Option<Value> {
+    /// Asks one server after another until one gives an answer that `take` can use; refusals are answers.
+    fn ask_until<T>(
+        &self,
+        credentials: Option<&(String, String)>,
+        subject: &str,
+        body: &Value,
+        take: impl Fn(Value) -> Option<T>,
+    ) -> Option<T> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.runtime.block_on(async {
             for server in &self.servers {
                 let Some(client) = connect(*server, credentials).await else { continue };
                 let ask = client.request(subject.to_owned(), body.clone().into());
                 let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), ask).await else { continue };
-                return serde_json::from_slice(&answer.payload).ok();
+                if let Some(taken) = serde_json::from_slice(&answer.payload).ok().and_then(&take) {
+                    return Some(taken);
+                }
             }
             None
         })
+    }
+
+    fn ask_as(&self, credentials: Option<&(String, String)>, subject: &str, body: &Value) -> Option<Value> {
+        self.ask_until(credentials, subject, body, Some)
     }
 
     /// An operator's request; its answer, refusals included.
@@ -62,11 +74,19 @@ impl JetStream {
         eventually(PATIENCE / 4, &format!("an answer to {subject}"), || self.ask_as(Some(&system), subject, body))
     }
 
-    /// Information on all streams, from the first server that knows.
+    /// What `take` makes of the streams, as the first server sees them that knows enough. One that is cut off from the
+    /// others may know none, or believe what was true before.
+    fn of_streams<T>(&self, take: impl Fn(Vec<Value>) -> Option<T>) -> Option<T> {
+        self.ask_until(self.credentials.as_ref(), "$JS.API.STREAM.LIST", &Value::Null, |answer| {
+            let complete = answer["missing"].as_array().is_none_or(Vec::is_empty);
+            let streams = answer["streams"].as_array().filter(|streams| complete && !streams.is_empty()).cloned();
+            streams.and_then(&take)
+        })
+    }
+
+    /// Information on all streams.
     fn streams(&self) -> Option<Vec<Value>> {
-        let answer = self.ask_as(self.credentials.as_ref(), "$JS.API.STREAM.LIST", &Value::Null)?;
-        let complete = answer["missing"].as_array().is_none_or(Vec::is_empty);
-        answer["streams"].as_array().filter(|_| complete).cloned()
+        self.of_streams(Some)
     }
 
     /// Name and time of creation of the stream whose name contains this.
@@ -79,40 +99,34 @@ impl JetStream {
     /// The server that leads the log, and since when. The time is empty on a server that is alone: it leads, and does
     /// not say so.
     pub fn leadership(&self) -> Option<(String, String)> {
-        let streams = self.streams()?;
-        let log = streams.iter().find(|stream| name(stream).contains("_log_"))?;
-        let cluster = &log["cluster"];
-        if cluster["replicas"].is_null() && cluster["leader"].is_null() {
-            return Some(("n0".to_owned(), String::new()));
-        }
-        Some((cluster["leader"].as_str()?.to_owned(), cluster["leader_since"].as_str().unwrap_or_default().to_owned()))
-    }
-
-    /// Name of the server that leads the log.
-    pub fn leader(&self) -> Option<String> {
-        self.leadership().map(|(name, _)| name)
+        self.of_streams(|streams| leadership_in(&streams))
     }
 
     /// Waits for a leader that is not this one.
     pub fn wait_leader(&self, not: Option<&str>) -> String {
-        eventually(PATIENCE, "a leader of the log", || self.leader().filter(|name| Some(name.as_str()) != not))
-            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()))
+        let other = |streams: Vec<Value>| leadership_in(&streams).filter(|(name, _)| Some(name.as_str()) != not);
+        let (name, _) = eventually(PATIENCE, "a leader of the log", || self.of_streams(other))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
+        name
     }
 
     /// Waits for a leadership that is not this one: another server's, or the same server's once more.
     pub fn wait_leadership(&self, not: &(String, String)) -> String {
-        let next = || self.leadership().filter(|now| now != not);
-        let (name, _) = eventually(PATIENCE, "a new leadership of the log", next)
+        let next = |streams: Vec<Value>| leadership_in(&streams).filter(|now| now != not);
+        let (name, _) = eventually(PATIENCE, "a new leadership of the log", || self.of_streams(next))
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
         name
     }
 
     /// The log's leader misses this follower: it counts as away, or not up to date.
     pub fn misses(&self, follower: &str) -> bool {
-        let streams = self.streams().unwrap_or_default();
-        let Some(log) = streams.iter().find(|stream| name(stream).contains("_log_")) else { return false };
-        let replicas = log["cluster"]["replicas"].as_array().cloned().unwrap_or_default();
-        replicas.iter().any(|one| one["name"] == follower && (one["offline"] == true || one["current"] != true))
+        let missed = |streams: Vec<Value>| {
+            let log = log_in(&streams)?;
+            let replicas = log["cluster"]["replicas"].as_array()?;
+            let missed = |one: &Value| one["name"] == follower && (one["offline"] == true || one["current"] != true);
+            replicas.iter().any(missed).then_some(())
+        };
+        self.of_streams(missed).is_some()
     }
 
     /// Waits until every copy of every stream is there and up to date, and stays so for a moment.
@@ -163,6 +177,18 @@ async fn connect(server: SocketAddr, credentials: Option<&(String, String)>) -> 
         None => options,
     };
     options.connect(format!("nats://{server}")).await.ok()
+}
+
+fn log_in(streams: &[Value]) -> Option<&Value> {
+    streams.iter().find(|stream| name(stream).contains("_log_"))
+}
+
+fn leadership_in(streams: &[Value]) -> Option<(String, String)> {
+    let cluster = &log_in(streams)?["cluster"];
+    if cluster["replicas"].is_null() && cluster["leader"].is_null() {
+        return Some(("n0".to_owned(), String::new()));
+    }
+    Some((cluster["leader"].as_str()?.to_owned(), cluster["leader_since"].as_str().unwrap_or_default().to_owned()))
 }
 
 fn name(stream: &Value) -> &str {

@@ -39,3 +39,33 @@ async fn a_position_that_stays_beyond_the_end_is_rejected() {
     let answer = answer_after(60 * SECOND).await;
     assert_eq!(answer, value!({"type": "reject_history", "identifier": A}));
 }
+
+/// The stock client would be sent what follows its position without positions, and once more after its next drop.
+#[tokio::test(start_paused = true)]
+async fn ruling_02_the_hold_ends_when_the_command_arrives_not_when_the_store_answers_it() {
+    let hidden = Arc::new(AtomicU64::new(0));
+    let setup = Setup { noauth: true, no_application: true, shared: true, lag: hidden.clone(), ..Setup::default() };
+    let cluster = Cluster::with(Script::default(), setup);
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(A).await;
+    let mut last = value!(null);
+    for number in ["1", "2", "3"] {
+        cluster.publish("a", number).await;
+        last = browser.next().await;
+    }
+    assert_eq!(last["offset"], 3);
+    browser.vanish();
+
+    hidden.store(1, Ordering::Relaxed);
+    let mut back = cluster.connect_with(1, hello(Some(&sid)));
+    assert_eq!(back.next().await["restored_ids"], value!([A]));
+    let history = value!({"streams": {"a": {"epoch": last["epoch"], "offset": 3}}});
+    back.send(value!({"command": "history", "identifier": A, "history": history}));
+    // Longer than the hold, shorter than the store is given to answer.
+    tokio::time::sleep(5 * SECOND / 2).await;
+    cluster.publish("a", "4").await;
+    let message = back.next().await;
+    assert_eq!((&message["message"], &message["offset"]), (&value!(4), &value!(4)), "{message}");
+    assert_eq!(back.next().await, value!({"type": "confirm_history", "identifier": A}));
+    back.silence().await;
+}
