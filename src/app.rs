@@ -1,6 +1,6 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
-mod store;
+pub mod store;
 
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
@@ -250,10 +250,12 @@ fn deciders(config: &Config) -> anyhow::Result<Deciders> {
         true => Some(Jwt::new(jwt_config(config)).context("tokens cannot be verified")?),
         false => None,
     };
-    let application = rpc::start(RpcConfig::from(&config.rpc)).context("the application cannot be called")?;
-    match (&application, config.rpc.implementation) {
-        (None, _) => tracing::info!(context = "rpc", "no RPC configured"),
-        (Some(_), kind) => tracing::info!(context = "rpc", ?kind, "the application decides about clients"),
+    let rpc_config = RpcConfig::from(&config.rpc);
+    let concurrency = rpc_config.concurrency();
+    let application = rpc::start(rpc_config).context("the application cannot be called")?;
+    match &application {
+        None => tracing::info!(context = "rpc", "no RPC configured"),
+        Some(_) => announce_application(&config.rpc, concurrency),
     }
     Ok(Deciders { application, jwt, farewells: farewell_config(config) })
 }
@@ -356,6 +358,22 @@ fn announce(config: &Config) {
     if !config.streams.pubsub_channel.is_empty() {
         tracing::info!("Using channels router: {}", config.streams.pubsub_channel);
     }
+}
+
+fn announce_application(rpc: &config::Rpc, concurrency: rpc::Concurrency) {
+    let (implementation, tls) = match rpc.implementation {
+        config::RpcKind::Http => ("http", rpc.host.starts_with("https://")),
+        _ => ("grpc", rpc.enable_tls || rpc.tls_root_ca.is_some()),
+    };
+    let list = |names: &[String], none: &str| if names.is_empty() { none.to_owned() } else { names.join(",") };
+    tracing::info!(
+        context = "rpc",
+        "RPC controller initialized: {} (concurrency: {concurrency}, impl: {implementation}, enable_tls: {tls}, \
+         proto_versions: v1, proxy_headers: {}, proxy_cookies: {})",
+        rpc.host,
+        list(&rpc.proxy_headers, "<none>"),
+        list(&rpc.proxy_cookies, "<all>"),
+    );
 }
 
 fn announce_broadcast(config: &Config, base: &str) {

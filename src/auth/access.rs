@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn of_a_repeated_key_the_last_counts() {
+        let public = StreamsConfig { public: true, ..config() };
+        let twice = r#"{"channel":"Chat","channel":"$pubsub","stream_name":"a","stream_name":"chat/7"}"#;
+        assert_eq!(resolve(public, twice), chat7(true, true));
+        let signed = format!(r#"{{"channel":"$pubsub","signed_stream_name":"{SIGNED}","signed_stream_name":"bad"}}"#);
+        assert!(is_rejected(&resolve(config(), &signed)));
+    }
+
+    #[test]
     fn renamed_channel() {
         let config = StreamsConfig { pubsub_channel: "Streams".to_owned(), public: true, ..config() };
         assert_eq!(resolve(config.clone(), r#"{"channel":"Streams","stream_name":"chat/7"}"#), chat7(true, true));

@@ -12,14 +12,11 @@ use subtle::ConstantTimeEq;
 pub struct Secrets(Vec<Secret>);
 
 impl Secrets {
-    /// From a comma list. Blanks around entries and empty entries are dropped; the literal `none` means unset.
+    /// From a comma list. Blanks around entries and empty entries are dropped, and so is the literal `none`, which means
+    /// no secret: everybody knows it.
     pub fn parse(list: &str) -> Self {
-        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        let secrets: Vec<_> = entries.map(Secret::from).collect();
-        match &secrets[..] {
-            [only] if only.expose() == "none" => Self::default(),
-            _ => Self(secrets),
-        }
+        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty() && *entry != "none");
+        Self(entries.map(Secret::from).collect())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -178,6 +175,15 @@ mod tests {
             assert_eq!(verify(unset, &signed_with_nothing), Err(InvalidName::NoSecret), "{unset:?}");
             assert_eq!(Secrets::parse(unset).sign("chat/7"), None);
         }
+    }
+
+    #[test]
+    fn none_is_no_secret_among_others_either() {
+        let signed_with_none = sign_raw("none", "ImNoYXQvNyI=");
+        for list in ["none,a", "a, none", "none,none"] {
+            assert!(verify(list, &signed_with_none).is_err(), "{list}");
+        }
+        assert_eq!(Secrets::parse("none,a").sign("chat/7"), Secrets::parse("a").sign("chat/7"));
     }
 
     #[test]

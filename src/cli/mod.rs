@@ -3,7 +3,9 @@
 //! A subcommand is a file here with `command()` and `run(&ArgMatches)`, and one line in [`subcommands!`].
 
 mod cluster;
+mod epoch;
 mod licenses;
+mod policy;
 mod publish;
 mod settings;
 mod sign;
@@ -35,7 +37,7 @@ macro_rules! subcommands {
     };
 }
 
-subcommands! { publish, tail, verify, token, sign, cluster, licenses }
+subcommands! { publish, tail, verify, token, sign, policy, epoch, cluster, licenses }
 
 /// Runs the program. `args` leaves its name out.
 ///
@@ -44,10 +46,11 @@ subcommands! { publish, tail, verify, token, sign, cluster, licenses }
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     let command = command();
     let args = config::double_dashes(&command, args);
-    let verifies = args.iter().any(|arg| arg == "verify");
+    let verifies = args.iter().any(|arg| matches!(arg.as_str(), "verify" | "policy" | "epoch"));
     let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
-        // Usage errors end with 1 like all faulty settings, not with clap's 2; but 1 is `verify`'s word for violations.
+        // Usage errors end with 1 like all faulty settings, not with clap's 2; but some subcommands have a word of their
+        // own to say with 1.
         Err(error) => {
             let status = match error.use_stderr() {
                 true if verifies => ExitCode::from(verify::EXIT_UNABLE),

@@ -1,5 +1,6 @@
 //! `carrick verify`: checks a running deployment: publishes, drops and returns clients, and counts what went wrong.
 
+use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
@@ -11,6 +12,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use url::Url;
@@ -19,6 +21,8 @@ use url::Url;
 pub const EXIT_UNABLE: u8 = 2;
 /// For all clients to connect and subscribe.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+/// Clocks jump no later than this, so that there are returns afterwards.
+const LATEST_JUMP: Duration = Duration::from_secs(5);
 /// Sources per stream: several, so that their order is not that of one connection.
 const LANES: u16 = 2;
 
@@ -54,6 +58,13 @@ pub fn command() -> Command {
                  [default: /_broadcast of each --url, on port 8090 without --secret and --key]",
         ))
         .arg(
+            Arg::new("ca-file")
+                .long("ca-file")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("PEM file of the authorities to trust with wss:// and https://, instead of the system's"),
+        )
+        .arg(
             Arg::new("secret")
                 .long("secret")
                 .value_name("SECRET")
@@ -80,6 +91,14 @@ pub fn command() -> Command {
         )
         .arg(range("stay", "0.3-3").help("Seconds that a client stays before it drops"))
         .arg(range("away", "0.1-5").help("Seconds that it is away"))
+        .arg(
+            Arg::new("clock-jump")
+                .long("clock-jump")
+                .value_name("SECONDS")
+                .value_parser(value_parser!(u32))
+                .default_value("0")
+                .help("After a third of the time (5 s at most) one client in three is ahead by this, and one behind"),
+        )
         .arg(seconds("retry-for", "25").help(
             "How long a publication is tried again with its key; keep it below the server's window for duplicates",
         ))
@@ -110,12 +129,19 @@ struct Plan {
     duration: Duration,
     patience: Duration,
     losses_may_be_told: bool,
+    /// Seconds; 0: clocks stay right.
+    clock_jump: i64,
 }
 
 /// # Errors
 /// Standard output cannot be used.
 pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let report = match check(plan(matches)?).await {
+    let plan = plan(matches).map_err(|error| Unable::new(format!("{error:#}")));
+    let outcome = match plan {
+        Ok(plan) => check(plan).await,
+        Err(error) => Err(error),
+    };
+    let report = match outcome {
         Ok(report) => report,
         Err(error) => {
             eprintln!("carrick verify: cannot check: {error}");
@@ -148,12 +174,13 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         Some("all-at-once") => Drops::AllAtOnce,
         _ => Drops::Random,
     };
+    let trust = matches.get_one::<PathBuf>("ca-file").map(|path| Trust::file(path)).transpose()?;
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
     let members = number("clients")? as usize;
     Ok(Plan {
         urls,
-        outlet: Outlet { urls: publish_urls, key, run: run.clone(), retry_for: seconds("retry-for")? },
+        outlet: Outlet { urls: publish_urls, key, trust, run: run.clone(), retry_for: seconds("retry-for")? },
         roster: Roster {
             prefix: format!("verify/{run}/"),
             seed,
@@ -169,6 +196,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         duration: seconds("duration")?,
         patience: seconds("patience")?,
         losses_may_be_told: matches.get_flag("allow-rejects"),
+        clock_jump: i64::from(number("clock-jump")?),
     })
 }
 
@@ -198,6 +226,7 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
     tokio::select! {
         () = tokio::time::sleep(plan.duration) => {}
         () = waves(&check, &plan) => {}
+        () = jump(&check, &plan) => {}
         _ = tokio::signal::ctrl_c() => eprintln!("carrick verify: interrupted, waiting for the last messages"),
     }
     let (outcome, behind) = check.finish(plan.patience).await.map_err(Unable::new)?;
@@ -223,17 +252,25 @@ async fn waves(check: &Check, plan: &Plan) {
     }
 }
 
+/// Makes clocks jump, if that is wanted; never ends.
+async fn jump(check: &Check, plan: &Plan) {
+    tokio::time::sleep((plan.duration / 3).min(LATEST_JUMP)).await;
+    check.jump_clocks(plan.clock_jump);
+    std::future::pending().await
+}
+
 /// Where the server of this client address takes publications.
 fn broadcast_url(url: &Url, has_key: bool) -> String {
     let host = url.host_str().unwrap_or("127.0.0.1");
     let port = if has_key { url.port_or_known_default().unwrap_or(80) } else { 8090 };
-    format!("http://{host}:{port}/_broadcast")
+    let scheme = if url.scheme() == "wss" { "https" } else { "http" };
+    format!("{scheme}://{host}:{port}/_broadcast")
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {
     match Url::parse(text) {
-        Ok(url) if url.scheme() == "ws" => Ok(url),
-        _ => Err("not a WebSocket address, use ws://HOST[:PORT]/PATH".to_owned()),
+        Ok(url) if matches!(url.scheme(), "ws" | "wss") => Ok(url),
+        _ => Err("not a WebSocket address, use ws://HOST[:PORT]/PATH or wss://…".to_owned()),
     }
 }
 
@@ -271,6 +308,8 @@ mod tests {
         let url = Url::parse("ws://h:81/cable").unwrap();
         assert_eq!(broadcast_url(&url, true), "http://h:81/_broadcast");
         assert_eq!(broadcast_url(&url, false), "http://h:8090/_broadcast");
+        let url = Url::parse("wss://h/cable").unwrap();
+        assert_eq!(broadcast_url(&url, true), "https://h:443/_broadcast");
     }
 
     #[test]

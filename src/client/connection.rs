@@ -1,8 +1,8 @@
 //! One WebSocket to a server, from the handshake to its end.
 
+use super::wire::{self, Route, Trust, Wire};
 use futures_util::{SinkExt, StreamExt};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -15,7 +15,7 @@ const READ_BUFFER: usize = 8 * 1024;
 
 /// An open connection. Dropping it cuts the TCP connection without a close frame, as a lost network does.
 pub struct Connection {
-    ws: WebSocketStream<TcpStream>,
+    ws: WebSocketStream<Wire>,
     subprotocol: Option<String>,
 }
 
@@ -33,7 +33,7 @@ pub enum Received {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{0} is no WebSocket address, use ws://HOST[:PORT]/PATH")]
+    #[error("{0} is no WebSocket address, use ws://HOST[:PORT]/PATH or wss://…")]
     Address(Url),
     #[error("cannot connect to {address}: {source}")]
     Tcp { address: String, source: std::io::Error },
@@ -76,9 +76,24 @@ impl Connection {
     /// Connects and shakes hands, offering these subprotocols in this order.
     ///
     /// # Errors
-    /// No `ws://` URL, nobody listening, a refused handshake, or no end of it within `timeout`.
+    /// No `ws://` or `wss://` URL, nobody listening, a certificate that the system does not trust, a refused handshake, or no end of it within `timeout`.
     pub async fn open(url: &Url, subprotocols: &[&str], timeout: Duration) -> Result<Self, ConnectError> {
-        Self::open_with_headers(url, subprotocols, &[], timeout).await
+        Self::open_trusting(url, subprotocols, None, timeout).await
+    }
+
+    /// Like [`Connection::open`], trusting these authorities instead of the system's.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub async fn open_trusting(
+        url: &Url,
+        subprotocols: &[&str],
+        trust: Option<&Trust>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        tokio::time::timeout(timeout, Self::handshake(url, subprotocols, &[], trust))
+            .await
+            .map_err(|_| ConnectError::Timeout(timeout))?
     }
 
     /// Like [`Connection::open`], with extra request headers.
@@ -91,7 +106,7 @@ impl Connection {
         headers: &[(&'static str, &str)],
         timeout: Duration,
     ) -> Result<Self, ConnectError> {
-        tokio::time::timeout(timeout, Self::handshake(url, subprotocols, headers))
+        tokio::time::timeout(timeout, Self::handshake(url, subprotocols, headers, None))
             .await
             .map_err(|_| ConnectError::Timeout(timeout))?
     }
@@ -100,8 +115,11 @@ impl Connection {
         url: &Url,
         subprotocols: &[&str],
         headers: &[(&'static str, &str)],
+        trust: Option<&Trust>,
     ) -> Result<Self, ConnectError> {
-        let (Some(host), Some(port), "ws") = (url.host_str(), url.port_or_known_default(), url.scheme()) else {
+        let (Some(host), Some(port), scheme @ ("ws" | "wss")) =
+            (url.host_str(), url.port_or_known_default(), url.scheme())
+        else {
             return Err(ConnectError::Address(url.clone()));
         };
         let refused = |error: tungstenite::Error| ConnectError::Handshake(Box::new(error));
@@ -114,13 +132,12 @@ impl Connection {
         for (name, text) in headers {
             request.headers_mut().insert(*name, value(text)?);
         }
-        let address = format!("{host}:{port}");
-        let tcp = TcpStream::connect(&address).await.map_err(|source| ConnectError::Tcp { address, source })?;
-        // Commands are small and answered at once: waiting to fill a packet only adds delay.
-        let _ = tcp.set_nodelay(true);
+        let unreachable = |source| ConnectError::Tcp { address: format!("{host}:{port}"), source };
+        let route = Route { host, port, encrypted: scheme == "wss", trust };
+        let wire = wire::dial(route).await.map_err(unreachable)?;
         let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER);
         let (ws, response) =
-            tokio_tungstenite::client_async_with_config(request, tcp, Some(config)).await.map_err(refused)?;
+            tokio_tungstenite::client_async_with_config(request, wire, Some(config)).await.map_err(refused)?;
         let subprotocol = response.headers().get("sec-websocket-protocol");
         let subprotocol = subprotocol.and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Self { ws, subprotocol })

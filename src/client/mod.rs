@@ -18,6 +18,8 @@ pub mod resumable;
 pub mod signed;
 /// The stock JavaScript client's state and decisions, without I/O.
 pub mod stock;
+/// TCP and TLS below a connection.
+mod wire;
 
 pub use command::{HistoryRequest, Since};
 pub use connection::{Connection, Received};
@@ -25,6 +27,7 @@ pub use frame::{Data, Frame, StreamPosition};
 pub use publisher::{Outgoing, Published, Publisher};
 pub use resumable::{Resumable, Update};
 pub use stock::{StockClient, StockEvent};
+pub use wire::{Trust, TrustError};
 
 /// Subprotocol of clients that resume.
 pub const EXT_JSON: &str = "actioncable-v1-ext-json";

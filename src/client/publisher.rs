@@ -1,6 +1,7 @@
 //! Publishing over HTTP with retries that are safe: every attempt of one publication carries the same
 //! `Idempotency-Key`, so a retry never becomes a second message.
 
+use super::wire::{self, Route, Trust};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderValue, Request, StatusCode};
@@ -9,7 +10,6 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use url::Url;
@@ -71,7 +71,7 @@ pub struct Published {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    #[error("{0} is no address to publish to, use http://HOST[:PORT]/PATH")]
+    #[error("{0} is no address to publish to, use http://HOST[:PORT]/PATH or https://…")]
     Address(String),
     #[error("the key cannot be sent in an HTTP header: it holds line breaks or other control characters")]
     Header,
@@ -101,7 +101,11 @@ fn reason_suffix(reason: &str) -> String {
 
 /// A publisher over one kept-alive connection; one publication at a time, so their order is the order of calls.
 pub struct Publisher {
-    authority: String,
+    host: String,
+    port: u16,
+    encrypted: bool,
+    /// `None`: the system's authorities.
+    trust: Option<Trust>,
     path: String,
     authorization: Option<HeaderValue>,
     retry_for: Duration,
@@ -131,10 +135,11 @@ impl Publisher {
     /// `key` is the bearer token of the broadcast endpoint. Attempts go on for `retry_for` after the first.
     ///
     /// # Errors
-    /// No `http://` URL, or a key that no header can carry.
+    /// No `http://` or `https://` URL, or a key that no header can carry.
     pub fn new(url: &str, key: Option<&str>, retry_for: Duration) -> Result<Self, PublishError> {
         let parsed = Url::parse(url).map_err(|_| PublishError::Address(url.to_owned()))?;
-        let (Some(host), Some(port), "http") = (parsed.host_str(), parsed.port_or_known_default(), parsed.scheme())
+        let (Some(host), Some(port), scheme @ ("http" | "https")) =
+            (parsed.host_str(), parsed.port_or_known_default(), parsed.scheme())
         else {
             return Err(PublishError::Address(url.to_owned()));
         };
@@ -150,7 +155,19 @@ impl Publisher {
             }
             None => None,
         };
-        Ok(Self { authority: format!("{host}:{port}"), path, authorization, retry_for, link: None, retries: 0 })
+        let (host, encrypted) = (host.to_owned(), scheme == "https");
+        Ok(Self { host, port, encrypted, trust: None, path, authorization, retry_for, link: None, retries: 0 })
+    }
+
+    /// Trusts these authorities instead of the system's.
+    #[must_use]
+    pub fn trusting(mut self, trust: Option<Trust>) -> Self {
+        self.trust = trust;
+        self
+    }
+
+    fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
     }
 
     /// Attempts so far that were not the first of their publication.
@@ -209,7 +226,7 @@ impl Publisher {
             },
         };
         let mut request = Request::post(&self.path)
-            .header(HOST, &self.authority)
+            .header(HOST, self.authority())
             .header(CONTENT_TYPE, "application/json")
             .header("idempotency-key", key);
         if let Some(authorization) = &self.authorization {
@@ -237,15 +254,15 @@ impl Publisher {
     }
 
     async fn connect(&self) -> Result<Link, String> {
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.authority)).await;
+        let (authority, trust) = (self.authority(), self.trust.as_ref());
+        let route = Route { host: &self.host, port: self.port, encrypted: self.encrypted, trust };
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, wire::dial(route)).await;
         let stream = connecting
-            .map_err(|_| format!("cannot connect to {} within {CONNECT_TIMEOUT:?}", self.authority))?
-            .map_err(|error| format!("cannot connect to {}: {error}", self.authority))?;
-        // Requests are small and wait for their answer: waiting to fill a packet only adds delay.
-        let _ = stream.set_nodelay(true);
+            .map_err(|_| format!("cannot connect to {authority} within {CONNECT_TIMEOUT:?}"))?
+            .map_err(|error| format!("cannot connect to {authority}: {error}"))?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| format!("connection to {} lost: {error}", self.authority))?;
+            .map_err(|error| format!("connection to {authority} lost: {error}"))?;
         // Its error reaches us through the sender.
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Link { sender, driver })
@@ -298,7 +315,7 @@ fn parse_answer(answer: &[u8]) -> Result<Vec<Published>, serde_json::Error> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     /// A peer that plays one script line per request: `""` cuts the connection without an answer. Answers with the
     /// requests it saw.

@@ -2,6 +2,7 @@
 
 use super::connection::{Connection, Received, url_with_sid};
 use super::stock::{StockClient, StockEvent};
+use super::wire::Trust;
 use super::{EXT_JSON, now_secs};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,6 +34,8 @@ pub enum Update {
 /// Drives a stock client. It does nothing by itself: everything happens within [`Resumable::next`].
 pub struct Resumable {
     url: Url,
+    /// `None`: the system's authorities.
+    trust: Option<Trust>,
     stock: StockClient,
     link: Option<Connection>,
     /// Failed attempts in a row.
@@ -47,7 +50,14 @@ pub struct Resumable {
 impl Resumable {
     pub fn new(url: Url, stock: StockClient) -> Self {
         let now = Instant::now();
-        Self { url, stock, link: None, failures: 0, retry_at: now, heard_at: now, next_tick: now }
+        Self { url, trust: None, stock, link: None, failures: 0, retry_at: now, heard_at: now, next_tick: now }
+    }
+
+    /// Trusts these authorities instead of the system's.
+    #[must_use]
+    pub fn trusting(mut self, trust: Option<Trust>) -> Self {
+        self.trust = trust;
+        self
     }
 
     pub fn stock(&self) -> &StockClient {
@@ -89,7 +99,7 @@ impl Resumable {
     async fn connect(&mut self) -> Option<Update> {
         tokio::time::sleep_until(self.retry_at).await;
         let url = url_with_sid(&self.url, self.stock.url_sid());
-        match Connection::open(&url, &[EXT_JSON], OPEN_TIMEOUT).await {
+        match Connection::open_trusting(&url, &[EXT_JSON], self.trust.as_ref(), OPEN_TIMEOUT).await {
             Ok(link) => {
                 self.link = Some(link);
                 self.heard_at = Instant::now();

@@ -16,6 +16,11 @@ impl File {
         self.values.get(key)
     }
 
+    /// The file has a table of this name, where only something else is meant.
+    pub fn has_table(&self, key: &str) -> bool {
+        self.values.keys().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    }
+
     /// Reads the explicit file, else `anycable.toml` of the working directory, else the system's one.
     ///
     /// # Errors

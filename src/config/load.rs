@@ -237,6 +237,14 @@ fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File
         }
         origins.push(origin);
     }
+    for row in rows().iter().filter(|row| row.repeated) {
+        // `[history]` for `[[history]]`: unknown keys are ignored, but this one was meant.
+        if let Some(file) = file.as_ref().filter(|file| file.has_table(&row.key)) {
+            let origin = Origin::File { path: file.path.clone(), key: row.key.clone() };
+            let (value, allowed) = (format!("[{}]", row.key), format!("tables [[{}]], with two brackets", row.key));
+            faults.push(Fault { option: row.name().to_owned(), origin, value, allowed });
+        }
+    }
     for old in DEPRECATED {
         let name = env_name(old.flag);
         let from_env = || env.get(&name).filter(|text| !text.is_empty());

@@ -5,6 +5,7 @@
 //! structs themselves. `load` reads the sources by precedence; what was given is then turned into what it means by
 //! `presets` and `resolve`. Values at fault are refused here, before a socket is bound.
 
+mod application;
 mod command;
 #[cfg(test)]
 mod docs;

@@ -79,6 +79,7 @@ const COOKIES: List = List {
     name: "NAMES",
 };
 const PEM: Text = Text { check: |_| true, allowed: "PEM text or the path of a PEM file", name: "PEM" };
+const CALLS: Int = Int { min: 1, max: 1_000_000, name: "N" };
 const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
@@ -149,12 +150,22 @@ options! {
         host: String [RPC_HOST] = "localhost:50051", "rpc_host", Rpc;
         /// How to speak to the application; by the scheme of rpc_host if not given
         implementation: RpcKind [RPC_KINDS] = "", "rpc_impl", Rpc, hidden;
-        /// Calls to the application in flight at the same time; others wait their turn
+        /// Calls to the application in flight at the same time; others wait their turn. 0: adapts to what the application can take
         concurrency: usize [COUNT] = "28", "rpc_concurrency", Rpc;
+        /// Adaptive concurrency: calls in flight at the start
+        concurrency_initial: usize [CALLS] = "25", "rpc_concurrency_initial", Rpc, hidden;
+        /// Adaptive concurrency: fewest calls in flight
+        concurrency_min: usize [CALLS] = "5", "rpc_concurrency_min", Rpc, hidden;
+        /// Adaptive concurrency: most calls in flight
+        concurrency_max: usize [CALLS] = "100", "rpc_concurrency_max", Rpc, hidden;
         /// Milliseconds for one attempt of a call; 0: no limit over gRPC, 3000 over HTTP
         request_timeout: Duration [Millis] = "0", "rpc_request_timeout", Rpc;
         /// Milliseconds for all attempts of a call, from the moment it need not wait any more; 0: no limit
         command_timeout: Duration [Millis] = "3000", "rpc_command_timeout", Rpc, hidden;
+        /// Try a call again whose connection broke after it was sent, or that was answered UNAVAILABLE: the application may then execute it twice
+        retry_sent: bool [Switch] = "true", "rpc_retry_sent", Rpc;
+        /// Watch the health of applications over gRPC (grpc.health.v1) and call those that serve
+        health_watch: bool [Switch] = "true", "rpc_health_watch", Rpc, hidden;
         /// Bearer token of calls over HTTP; derived from the secret if not given, `none`: no token
         secret: Option<Secret> [Hidden] = "", "http_rpc_secret", Rpc;
         /// Headers of the client's request that the application gets to see
@@ -189,7 +200,7 @@ options! {
         rate: u32 [RATE] = "100", "disconnect_rate", Rpc, hidden;
         /// Disconnect calls that may wait; when there are more, the oldest are dropped
         backlog: usize [RATE] = "4096", "disconnect_backlog_size", Rpc, hidden;
-        /// How long a disconnect call waits for its client to come back, which makes it needless; 0: not at all
+        /// How long a disconnect call waits for its client to come back, which makes it needless; at least 30 s below sessions_ttl. 0: not at all
         grace: Duration [ANY_TIME] = "0", "disconnect_grace", Rpc;
         derived {}
     }

@@ -2,8 +2,8 @@
 
 use super::load::{ConfigError, Fault, Given};
 use super::{
-    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, Rpc, RpcKind,
-    Secret, Streams,
+    BroadcastAdapter, BroadcastListener, BrokerKind, Config, Endpoint, HttpBroadcast, LogLevel, Nats, RpcKind, Secret,
+    Streams, application,
 };
 use crate::auth::Secrets;
 use crate::auth::keys::{Purpose, derive_list};
@@ -23,6 +23,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
     faults.extend(empty_secrets(&given));
     faults.extend(nats_methods(&given));
     faults.extend(adapters(&given));
+    faults.extend(application::faults(&given));
     let servers_are_default = given.is_default("nats.servers");
 
     let embedded_name_given = !given.config.embedded_nats.name.is_empty();
@@ -34,7 +35,7 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
         config.logging.level = LogLevel::Debug;
     }
     secrets(config);
-    rpc(config);
+    application::resolve(config);
     embedded(config, servers_are_default);
     if config.broadcast_adapters.contains(&BroadcastAdapter::Redis) {
         // `http,redis` is the usual list of the field; without a Redis it means `http`.
@@ -75,7 +76,7 @@ fn missing_files<'g>(given: &'g Given, cwd: &'g Path) -> Vec<Fault> {
     missing.map(|(key, _)| given.fault(key, "a file that exists")).collect()
 }
 
-/// Lists of secrets without a secret, such as `,`: what they should guard must not be open.
+/// Lists of secrets without a secret, such as `,`, or with `none` among secrets: what they should guard must not be open.
 fn empty_secrets(given: &Given) -> Vec<Fault> {
     let Config { secret, broadcast_key, jwt, rpc, streams, .. } = &given.config;
     let lists = [
@@ -87,9 +88,12 @@ fn empty_secrets(given: &Given) -> Vec<Fault> {
         ("streams.turbo_secret", &streams.turbo_secret),
         ("streams.cable_ready_secret", &streams.cable_ready_secret),
     ];
-    let is_empty = |text: &str| text.split(',').all(|entry| entry.trim().is_empty());
-    let empty = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| is_empty(list.expose())));
-    empty.map(|(key, _)| given.fault(key, "one or more secrets separated by commas, or `none`")).collect()
+    let is_unclear = |text: &str| {
+        let entries: Vec<_> = text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+        entries.is_empty() || (entries.len() > 1 && entries.contains(&"none"))
+    };
+    let unclear = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| is_unclear(list.expose())));
+    unclear.map(|(key, _)| given.fault(key, "one or more secrets separated by commas, or `none` alone")).collect()
 }
 
 /// Options that need each other.
@@ -183,32 +187,6 @@ fn listener(http: &HttpBroadcast, main: u16, guarded: bool) -> BroadcastListener
         port => port,
     };
     if port == main { BroadcastListener::Main } else { BroadcastListener::Own(port) }
-}
-
-fn rpc(config: &mut Config) {
-    let derived = config.secret.as_ref().and_then(|secrets| derive_list(secrets, Purpose::Rpc));
-    let rpc = &mut config.rpc;
-    // Of a list the first is sent; the application accepts all of them.
-    let keys = secret_or(&rpc.secret, &derived);
-    rpc.secret = keys.and_then(|keys| Secrets::parse(keys.expose()).first().cloned());
-    for name in &mut rpc.proxy_headers {
-        name.make_ascii_lowercase();
-    }
-    if config.norpc {
-        rpc.implementation = RpcKind::None;
-    }
-    if rpc.implementation == RpcKind::ByScheme {
-        let is_url = rpc.host.starts_with("http://") || rpc.host.starts_with("https://");
-        rpc.implementation = if is_url { RpcKind::Http } else { RpcKind::Grpc };
-    }
-    if rpc.implementation == RpcKind::Http && !rpc.http_request_timeout.is_zero() {
-        rpc.request_timeout = rpc.http_request_timeout;
-    }
-    if rpc.concurrency == 0 {
-        rpc.concurrency = Rpc::default().concurrency;
-        let text = format!("rpc_concurrency must be at least 1: {} is used", rpc.concurrency);
-        config.loaded.warnings.push(text);
-    }
 }
 
 fn embedded(config: &mut Config, servers_are_default: bool) {

@@ -231,8 +231,21 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
         ("--jwt_param a.b", ["jwt_param", "\"a.b\"", "A-Z"]),
         ("--enforce_jwt", ["enforce_jwt", "true", "jwt_secret, jwt_key_file"]),
         ("--enforce_jwt --secret a --jwt_secret none", ["enforce_jwt", "true", "only with"]),
-        ("--secret=,", ["secret", "***", "or `none`"]),
-        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none`"]),
+        ("--secret=,", ["secret", "***", "or `none` alone"]),
+        ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none` alone"]),
+        (
+            "--rpc_concurrency 0 --rpc_concurrency_initial 3",
+            ["rpc_concurrency_initial", "3", "rpc_concurrency_min (5)"],
+        ),
+        (
+            "--broker memory --disconnect_grace 5m",
+            ["disconnect_grace", "300", "at most 270s, or a longer sessions_ttl"],
+        ),
+        (
+            "--broker memory --sessions_ttl 20 --disconnect_grace 5",
+            ["disconnect_grace", "0, or a sessions_ttl above 30s", "sessions_ttl is 20s"],
+        ),
+        ("--jwt_secret none,a", ["jwt_secret", "***", "or `none` alone"]),
         ("--ready_path /health", ["ready_path", "/health", "taken"]),
         ("--path /health", ["path", "/health", "taken"]),
     ] {
@@ -418,7 +431,7 @@ fn deprecated_names_work_with_a_warning() {
 }
 
 #[test]
-fn the_usual_list_of_adapters_means_http() {
+fn ruling_31_the_usual_list_of_adapters_means_http() {
     let config = with("--broadcast_adapter http,redis").config();
     assert_eq!(config.broadcast_adapters, [BroadcastAdapter::Http]);
     assert!(config.loaded.warnings.iter().any(|warning| warning.contains("redis")));
@@ -500,9 +513,9 @@ fn old_names_of_the_calls_to_the_application_are_understood() {
     assert_eq!(config.rpc.request_timeout, Duration::from_millis(200));
     let grpc = with("--rpc_request_timeout 1 --http_rpc_timeout 200").config();
     assert_eq!(grpc.rpc.request_timeout, Duration::from_millis(1));
-    let config = with("--disable_disconnect --disconnect_timeout 5 --rpc_concurrency 0").config();
-    assert_eq!((config.app.disconnect_mode, config.rpc.concurrency), (DisconnectMode::Never, 28));
-    assert_eq!(config.loaded.warnings.len(), 3, "{:?}", config.loaded.warnings);
+    let config = with("--disable_disconnect --disconnect_timeout 5").config();
+    assert_eq!(config.app.disconnect_mode, DisconnectMode::Never);
+    assert_eq!(config.loaded.warnings.len(), 2, "{:?}", config.loaded.warnings);
 }
 
 #[test]
@@ -511,6 +524,41 @@ fn files_for_tls_with_the_application_must_exist() {
     assert!(with("--rpc_tls_client_cert a.pem").file("a.pem", "").error().contains("rpc.tls_client_key together"));
     let inline = with("--rpc_tls_root_ca -----BEGIN").config().rpc.tls_root_ca;
     assert_eq!(inline.as_deref(), Some("-----BEGIN"));
+}
+
+#[test]
+fn settings_of_the_application_without_effect_or_safety_leave_warnings() {
+    let warnings = |args: &str| with(args).file("c.pem", "").config().loaded.warnings;
+    for (args, part) in [
+        ("--norpc --noauth --rpc_restore", "rpc_restore has no effect without an application"),
+        ("--norpc --noauth --disconnect_mode always", "disconnect_mode=always has no effect"),
+        ("--norpc --noauth --disconnect_grace 5", "disconnect_grace has no effect without an application"),
+        ("--broker memory --disconnect_mode never --disconnect_grace 5", "with disconnect_mode=never"),
+        ("--disconnect_grace 5", "sessions are not saved"),
+        ("--broker memory --sessions_ttl 0 --disconnect_grace 5", "sessions are not saved"),
+        ("--rpc_restore", "none is restored"),
+        ("--rpc_enable_tls --rpc_tls_verify=false", "can pose as the application"),
+        ("--rpc_host https://app --secret a --rpc_tls_verify=false", "can pose as the application"),
+        ("--rpc_host http://app --secret a --rpc_enable_tls", "not encrypted"),
+        ("--rpc_tls_client_cert c.pem --rpc_tls_client_key c.pem", "rpc_tls_client_cert has no effect"),
+        ("--rpc_host http://app", "carry no token"),
+    ] {
+        let warnings = warnings(args);
+        assert_eq!(warnings.len(), 1, "{args}: {warnings:?}");
+        assert!(warnings[0].contains(part), "{args}: {warnings:?}");
+    }
+    for args in [
+        "",
+        "--rpc_tls_verify=false",
+        "--rpc_host http://app --secret a",
+        "--rpc_host http://app --http_rpc_secret none",
+        "--rpc_enable_tls --rpc_tls_client_cert c.pem --rpc_tls_client_key c.pem",
+        "--broker memory --disconnect_grace 270 --rpc_restore",
+        "--broker memory --sessions_ttl 10m --disconnect_grace 5m --disconnect_mode always",
+        "--rpc_concurrency 0 --rpc_concurrency_max 25",
+    ] {
+        assert_eq!(warnings(args), [""; 0], "{args}");
+    }
 }
 
 // Presets
@@ -606,6 +654,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("URL", _) => "nats://u:p@h:1".to_owned(),
             ("URLS", _) => "nats://u:p@h:1,nats://i:2".to_owned(),
             ("GATEWAYS", _) => "a:nats://h:1,nats://i:2;b:nats://j:3".to_owned(),
+            ("POLICY", _) => "pattern=chat/*,limit=5,ttl=1234ms;pattern=b,storage=memory,replicas=1".to_owned(),
             ("SYNC", _) => "250ms".to_owned(),
             ("HOST:PORT", _) => "h:1".to_owned(),
             ("NAME", default) if !row.values.is_empty() => {
@@ -622,6 +671,23 @@ fn every_option_is_printed_so_that_it_loads_back() {
         };
         reloads(&format!("--{flag}={value} {extra}"));
     }
+}
+
+#[test]
+fn history_policies_come_from_file_environment_or_repeated_flags() {
+    let names = |place: Place| {
+        let config = place.config();
+        config.history.0.iter().map(|policy| policy.name.clone()).collect::<Vec<_>>()
+    };
+    let file =
+        "[[history]]\npattern = \"chat/*\"\n[[history]]\npattern = \"news\"\nlimit = 0\n[broker]\nhistory_limit = 5";
+    assert_eq!(names(with("").toml(file)), ["chat", "news"]);
+    assert_eq!(names(with("").toml(file).env("ANYCABLE_HISTORY", "pattern=a;pattern=b")), ["a", "b"]);
+    let flags = "--history pattern=x --history=pattern=y;pattern=z";
+    assert_eq!(names(with(flags).toml(file).env("ANYCABLE_HISTORY", "pattern=a")), ["x", "y", "z"]);
+    assert_eq!(names(with("--history=").toml(file)), Vec::<String>::new());
+    let error = with("").toml("[history]\npattern = \"chat/*\"").error();
+    assert!(error.contains("[history] is not allowed; allowed: tables [[history]]"), "{error}");
 }
 
 #[test]

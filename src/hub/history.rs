@@ -1,11 +1,13 @@
 //! Reading the past on demand: is a position complete, and what follows it?
 
+use super::pages::SharedPage;
 use super::proof::{SavedProof, is_complete_after};
 use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
-use super::stream::{Cover, CursorId};
+use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
-use crate::broker::{Page, ReadFrom, Unavailable};
-use crate::protocol::Position;
+use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
+use crate::metrics;
+use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -78,37 +80,60 @@ impl Hub {
             }
             (core.cover(x), core.name().clone())
         };
-        let floor = match cover {
-            Cover::Held => return Ok(Some(Located::After(x))),
-            Cover::Beyond => {
-                if x > self.broker().facts(&name).await?.last_seq {
-                    return Ok(Some(Located::Lost));
-                }
-                // The message is on its way to this node; the comparison brings it, or shows that there is more.
-                self.compare_soon(cell);
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                return Ok(None);
+        if cover == Cover::Beyond {
+            if x > self.broker().facts(&name).await?.last_seq {
+                return Ok(Some(Located::Lost));
             }
-            Cover::Before { floor } => floor,
-        };
-        let _gate = cell.gate.lock().await;
-        if cell.lock().cover(x) != (Cover::Before { floor }) {
+            // The message is on its way to this node; the comparison brings it, or shows that there is more.
+            self.compare_soon(cell);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             return Ok(None);
         }
-        let page = self.broker().read(&name, ReadFrom::Offset(x + 1), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
-        let behind = self.broker().behind(&name, x).await?;
+        if cell.lock().is_served_from(x) {
+            return Ok(Some(Located::After(x)));
+        }
+        let is_complete = |core: &Stream, behind: Behind, facts: &Facts| {
+            let held = core.proof();
+            let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
+            proofs.into_iter().any(|proof| is_complete_after(x, behind, facts, proof))
+        };
+        let _gate = match cell.gate.try_lock() {
+            Ok(gate) => gate,
+            // Many have lost their past at once: they are told without standing in line.
+            Err(_) => {
+                let behind = self.broker().behind(&name, x).await?;
+                let facts = self.broker().facts(&name).await?;
+                {
+                    let core = cell.lock();
+                    if *core.epoch() != position.epoch || !core.is_open() {
+                        return Ok(None);
+                    }
+                    if !core.is_served_from(x) && !is_complete(&core, behind, &facts) {
+                        return Ok(Some(Located::Lost));
+                    }
+                }
+                cell.gate.lock().await
+            }
+        };
+        let floor = {
+            let core = cell.lock();
+            if *core.epoch() != position.epoch || !core.is_open() {
+                return Ok(None);
+            }
+            if core.is_served_from(x) {
+                return Ok(Some(Located::After(x)));
+            }
+            core.tail().floor()
+        };
+        let (page, behind) = self.read_behind(&name, x, floor).await?;
         let mut core = cell.lock();
         if *core.epoch() != position.epoch || !core.is_open() {
             return Ok(None);
         }
-        let held = core.proof();
-        let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
-        if !proofs.into_iter().any(|proof| is_complete_after(x, behind, &page.facts, proof)) {
+        if !is_complete(&core, behind, &page.facts) {
             return Ok(Some(Located::Lost));
         }
-        if page.remaining == 0 {
-            core.tail_mut().prepend(x, floor, &page.messages, None, Instant::now());
-        }
+        self.keep(&mut core, shared(x, floor, None, page));
         Ok(Some(Located::After(x)))
     }
 
@@ -118,53 +143,96 @@ impl Hub {
             let core = cell.lock();
             return Ok(core.is_open().then(|| Located::After(core.complete_to())));
         }
-        let (floor, name, epoch) = {
+        let (name, epoch) = {
             let mut core = cell.lock();
             if self.settle_epoch(&mut core) || !core.is_open() {
                 return Err(Unavailable("the stream is being opened anew".into()));
             }
-            match core.tail().position_at(since) {
+            match core.position_at(since) {
                 Ok(after) => return Ok(Some(Located::After(after))),
-                Err(floor) => (floor, core.name().clone(), core.epoch().clone()),
+                Err(_) => (core.name().clone(), core.epoch().clone()),
             }
         };
         let _gate = cell.gate.lock().await;
-        if cell.lock().tail().position_at(since) != Err(floor) {
-            return Ok(None);
-        }
+        let floor = {
+            let core = cell.lock();
+            match core.position_at(since) {
+                Err(floor) if *core.epoch() == epoch && core.is_open() => floor,
+                _ => return Ok(None),
+            }
+        };
+        metrics::HISTORY_PAGES.inc();
         let page = self.broker().read(&name, ReadFrom::Time(since), floor, PAGE_MESSAGES, PAGE_BYTES).await?;
+        let first = page.messages.first().map(|first| first.offset);
+        // Removal takes the oldest first: nothing was dropped from within the page while it was read.
+        let whole = match first {
+            Some(first) => self.broker().behind(&name, first).await?.kept,
+            None => true,
+        };
         let mut core = cell.lock();
         if *core.epoch() != epoch || !core.is_open() {
             return Ok(None);
         }
-        let after = page.messages.first().map_or(floor, |first| first.offset - 1);
-        if page.remaining == 0 {
-            core.tail_mut().prepend(after, floor, &page.messages, Some(since), Instant::now());
+        let after = first.map_or(floor, |first| first - 1);
+        if whole {
+            self.keep(&mut core, shared(after, floor, Some(since), page));
         }
         Ok(Some(Located::After(after)))
     }
 
-    /// Reads what a replaying cursor needs next and sends it.
+    /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log.
     pub async fn feed_page(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         cursor: CursorId,
         after: u64,
-        up_to: u64,
     ) -> Result<(), Unavailable> {
-        let (name, epoch) = {
-            let core = cell.lock();
-            (core.name().clone(), core.epoch().clone())
+        if cell.lock().supply_shared(cursor, after) {
+            return Ok(());
+        }
+        let _gate = cell.gate.lock().await;
+        let (name, epoch, floor) = {
+            let mut core = cell.lock();
+            let floor = core.tail().floor();
+            if core.supply_shared(cursor, after) || after >= floor {
+                return Ok(());
+            }
+            (core.name().clone(), core.epoch().clone(), floor)
         };
-        let read = self.broker().read(&name, ReadFrom::Offset(after + 1), up_to, PAGE_MESSAGES, PAGE_BYTES);
-        let page: Page = read.await?;
-        let behind = self.broker().behind(&name, after).await?;
+        let (page, behind) = self.read_behind(&name, after, floor).await?;
         let mut core = cell.lock();
         if *core.epoch() == epoch {
-            core.supply(cursor, after, up_to, &page, behind);
+            let complete = is_complete_after(after, behind, &page.facts, Some(&core.proof()));
+            let page = shared(after, floor, None, page);
+            core.supply(cursor, after, complete, &page);
+            if complete {
+                self.keep(&mut core, page);
+            }
         }
         Ok(())
     }
+
+    /// What the log keeps in `(x, up_to]`, and then what it keeps at and behind `x`: was anything dropped meanwhile?
+    async fn read_behind(&self, name: &StreamName, x: u64, up_to: u64) -> Result<(Page, Behind), Unavailable> {
+        metrics::HISTORY_PAGES.inc();
+        let page = self.broker().read(name, ReadFrom::Offset(x + 1), up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
+        let behind = self.broker().behind(name, x).await?;
+        Ok((page, behind))
+    }
+
+    /// Keeps a page for others while there is room.
+    fn keep(&self, core: &mut Stream, page: SharedPage) {
+        if metrics::SNAPSHOT_BYTES.get() <= self.config.snapshot_budget as i64 {
+            core.keep(page, Instant::now());
+        }
+    }
+}
+
+/// A page of what follows `from`, read up to `up_to` or as far as its limits allowed.
+fn shared(from: u64, up_to: u64, since: Option<u64>, page: Page) -> SharedPage {
+    let reached = page.messages.last().map_or(from, |last| last.offset);
+    let to = if page.remaining == 0 { up_to } else { reached };
+    SharedPage { from, to, messages: page.messages, since }
 }
 
 fn unix_seconds() -> u64 {

@@ -8,6 +8,7 @@ pub mod cursor;
 mod history;
 mod open;
 pub mod outbox;
+mod pages;
 pub mod proof;
 pub mod receiver;
 mod repair;

@@ -202,7 +202,11 @@ pub(super) async fn close_idle(hub: Arc<Hub>) {
         let now = Instant::now();
         for shard in &hub.shards {
             shard.write().unwrap_or_else(PoisonError::into_inner).retain(|name, cell| {
-                let used = cell.users.load(Ordering::Acquire) > 0 || cell.lock().has_cursors();
+                let used = {
+                    let mut core = cell.lock();
+                    core.expire_pages(now);
+                    cell.users.load(Ordering::Acquire) > 0 || core.has_cursors()
+                };
                 let mut idle = cell.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
                 if used {
                     *idle = None;

@@ -93,6 +93,14 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_proof_says_nothing_about_another_life_of_the_log() {
+        let saved = SavedProof { epoch: "e1".into(), proof: Proof::default() };
+        let position = |epoch: &str| Position { epoch: epoch.into(), offset: 5 };
+        assert!(saved.of(&position("e1")).is_some());
+        assert_eq!(saved.of(&position("e2")), None);
+    }
+
+    #[test]
     fn a_saved_proof_holds_until_something_after_it_may_have_aged_out() {
         let proof = Proof { head: 30, last: 49, revision: 1, time: 0 };
         assert!(is_complete_after(30, NOT_KEPT, &facts(), Some(&proof)), "first_seq <= last + 1");

@@ -4,6 +4,7 @@
 //! through the gap check; followers are served from it, so that replay and live meet without gap or overlap.
 
 use super::cursor::{Cursor, Fanout, Start};
+use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, margin};
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use super::sabotage::{Safeguard, off};
@@ -33,8 +34,8 @@ pub struct Gap {
 pub enum Cover {
     /// Everything after it is in the tail.
     Held,
-    /// It lies before the tail: the log must be asked for what is between it and `floor`.
-    Before { floor: u64 },
+    /// It lies before the tail: the log must be asked for what is between.
+    Before,
     /// It lies beyond what this node knows of the log.
     Beyond,
 }
@@ -48,8 +49,8 @@ pub enum Pump {
     Held,
     /// The outbox is full enough for now.
     Paced,
-    /// What follows must come from the log: messages in `(after, up_to]`.
-    NeedPage { after: u64, up_to: u64 },
+    /// What follows `after` must come from the log.
+    NeedPage { after: u64 },
 }
 
 pub type CursorId = usize;
@@ -73,6 +74,8 @@ pub struct Stream {
     pending: VecDeque<(u64, Arc<Message>)>,
     repairing: bool,
     cursors: Slab<Cursor>,
+    /// What was read from the log a moment ago and did not join the tail.
+    pages: Option<Box<Pages>>,
 }
 
 impl Stream {
@@ -95,6 +98,7 @@ impl Stream {
             pending: VecDeque::new(),
             repairing: false,
             cursors: Slab::new(),
+            pages: None,
         }
     }
 
@@ -254,6 +258,7 @@ impl Stream {
         self.opened = false;
         self.repairing = false;
         self.pending.clear();
+        self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
         self.proof = Proof::default();
@@ -340,7 +345,38 @@ impl Stream {
         } else if x >= self.tail.floor() {
             Cover::Held
         } else {
-            Cover::Before { floor: self.tail.floor() }
+            Cover::Before
+        }
+    }
+
+    /// A page with what follows `x`, read a moment ago.
+    fn shared(&self, x: u64) -> Option<&Arc<SharedPage>> {
+        self.pages.as_ref()?.after(x)
+    }
+
+    /// Nothing after `x` is missing in what the tail and the shared pages hold next.
+    pub fn is_served_from(&self, x: u64) -> bool {
+        self.cover(x) == Cover::Held || self.shared(x).is_some()
+    }
+
+    /// The position after which everything stored at `since` (Unix seconds) or later follows. `Err`: the log must be
+    /// asked for what is below this floor.
+    pub fn position_at(&self, since: u64) -> Result<u64, u64> {
+        let shared = |floor| self.pages.as_ref().and_then(|pages| pages.position_at(since)).ok_or(floor);
+        self.tail.position_at(since).or_else(shared)
+    }
+
+    /// Keeps what was read for those who need it next: in the tail if it joins it, else for a moment.
+    pub fn keep(&mut self, page: SharedPage, now: Instant) {
+        if !self.tail.prepend(page.from, page.to, &page.messages, page.since, now) {
+            self.pages.get_or_insert_default().share(page, now);
+        }
+    }
+
+    /// Lets go of pages that were read a while ago.
+    pub fn expire_pages(&mut self, now: Instant) {
+        if self.pages.as_mut().is_some_and(|pages| pages.expire(now)) {
+            self.pages = None;
         }
     }
 
@@ -457,7 +493,7 @@ impl Stream {
             if cursor.outbox().pending() >= budget {
                 return Pump::Paced;
             }
-            return Pump::NeedPage { after, up_to: self.tail.floor() };
+            return Pump::NeedPage { after };
         }
         for message in self.tail.after(after) {
             if cursor.outbox().pending() >= budget {
@@ -471,15 +507,22 @@ impl Stream {
         Pump::Live
     }
 
-    /// Hands a cursor what the log keeps in `(after, up_to]`; `behind` was asked after the page was read.
-    pub fn supply(&mut self, id: CursorId, after: u64, up_to: u64, page: &Page, behind: Behind) {
+    /// Hands a cursor what follows `after` from a shared page. `false`: there is none.
+    pub fn supply_shared(&mut self, id: CursorId, after: u64) -> bool {
+        let Some(page) = self.shared(after).cloned() else { return false };
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.set_backlog(page.after(after).iter().cloned().collect(), page.to);
+        }
+        true
+    }
+
+    /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
+    pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: &SharedPage) {
         let Some(cursor) = self.cursors.get_mut(id) else { return };
-        if !is_complete_after(after, behind, &page.facts, Some(&self.proof)) {
+        if !complete {
             cursor.hole_in_replay(after);
         }
-        let messages: VecDeque<_> = page.messages.iter().cloned().collect();
-        let reached = messages.back().map_or(after, |last| last.offset);
-        cursor.set_backlog(messages, if page.remaining == 0 { up_to } else { reached });
+        cursor.set_backlog(page.messages.iter().cloned().collect(), page.to);
     }
 }
 

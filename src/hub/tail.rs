@@ -76,12 +76,12 @@ impl Tail {
     }
 
     /// Puts what the log keeps in `(x, floor]` before the rest, if it still joins and fits. `since`: it was read from this
-    /// second on.
-    pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) {
+    /// second on. Answers whether it did.
+    pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) -> bool {
         let bytes = self.bytes + messages.iter().map(|message| message.payload.json().len()).sum::<usize>();
         let fits = self.entries.len() + messages.len() <= self.limits.messages && bytes <= self.limits.bytes;
         if floor != self.floor || x > floor || !fits {
-            return;
+            return false;
         }
         for message in messages.iter().rev() {
             self.entries.push_front(Entry { message: message.clone(), received: now });
@@ -91,6 +91,7 @@ impl Tail {
         if since.is_some() {
             self.covered_since = since;
         }
+        true
     }
 
     /// Keeps at most so many messages and bytes; what is dropped can be read from the log again.
@@ -181,7 +182,7 @@ mod tests {
         let mut tail = tail(&[(5, 11), (6, 12)]);
         assert_eq!(tail.position_at(12), Ok(5));
         assert_eq!(tail.position_at(11), Err(0), "there may be more in that second");
-        tail.prepend(0, 0, &[], Some(11), Instant::now());
+        assert!(tail.prepend(0, 0, &[], Some(11), Instant::now()));
         assert_eq!(tail.position_at(11), Ok(0));
     }
 
@@ -190,9 +191,9 @@ mod tests {
         let mut tail = tail(&[(5, 11)]);
         tail.restart(4);
         tail.append(message(5, 11), Instant::now());
-        tail.prepend(1, 3, &[message(3, 9)], None, Instant::now());
-        assert_eq!(tail.floor(), 4, "the floor has moved since it was read");
-        tail.prepend(1, 4, &[message(3, 9), message(4, 10)], None, Instant::now());
+        assert!(!tail.prepend(1, 3, &[message(3, 9)], None, Instant::now()), "the floor has moved since it was read");
+        assert_eq!(tail.floor(), 4);
+        assert!(tail.prepend(1, 4, &[message(3, 9), message(4, 10)], None, Instant::now()));
         assert_eq!((tail.floor(), offsets(&tail, 1)), (1, vec![3, 4, 5]));
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Names follow the field's existing dashboards; `ops` shows them.
 
+mod histogram;
+
+pub use histogram::{BOUNDS, Histogram, Reading};
+
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// Only ever grows.
@@ -81,6 +85,7 @@ metrics! {
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
+    Counter HISTORY_PAGES = "history_pages_read_total", "pages of history read from the store; clients that catch up together share them";
     Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";
     Counter HISTORY_REJECTED = "history_rejected_total", "history requests rejected, or gaps signalled";
     Counter SESSIONS_RESTORED = "sessions_restored_total", "sessions restored";
@@ -94,8 +99,19 @@ metrics! {
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";
     Counter RPC_RETRIES = "rpc_retries_total", "further attempts of calls to the application";
+    Counter RPC_UNCERTAIN_RETRIES = "rpc_uncertain_retries_total", "further attempts of calls that the application may have executed before their connection broke";
     Counter RPC_TIMEOUTS = "rpc_timeout_total", "calls to the application that hit a time limit";
     Counter RPC_CANCELED = "rpc_canceled_total", "calls to the application dropped because their session closed";
     Gauge RPC_PENDING = "rpc_pending_num", "calls to the application that wait for a slot";
+    Gauge RPC_CAPACITY = "rpc_capacity_num", "calls to the application that may be in flight at the same time";
     Gauge GRPC_CONNECTIONS = "grpc_active_conn_num", "open gRPC connections to the application";
+    Gauge GRPC_UNHEALTHY = "grpc_unhealthy_conn_num", "open gRPC connections whose server says that it does not serve";
+}
+
+/// How long calls to the application take, from the moment they need not wait for a slot any more, retries included.
+pub static RPC_DURATION: Histogram = Histogram::new();
+
+/// Every histogram: name, meaning, and the thing itself.
+pub fn histograms() -> [(&'static str, &'static str, &'static Histogram); 1] {
+    [("rpc_call_duration_seconds", "time from a call's start to its end, retries included", &RPC_DURATION)]
 }

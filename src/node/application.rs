@@ -5,7 +5,7 @@ use crate::broker::Unavailable;
 use crate::hub::Identifier;
 use crate::metrics;
 use crate::protocol::{Close, HistoryRequest, StreamName};
-use crate::rpc::{Application, CommandCall, CommandEffects, CommandKind, Env, Outcome, PresenceChange, State};
+use crate::rpc::{Application, CommandCall, CommandEffects, CommandKind, Env, Outcome, PresenceChange};
 use crate::session::{Session, Stop};
 use std::sync::Arc;
 
@@ -67,12 +67,14 @@ impl Client {
                 self.transmit(&transmissions);
             }
             Outcome::Success => {
-                let record = |session: &mut Session, followed| {
-                    session.express_interest();
-                    session.subscribed(identifier, followed, State::new());
-                    session.merge_istate(&identifier.text, istate);
-                    session.merge_cstate(cstate);
-                };
+                {
+                    // Before anything is waited for: the application counts the subscription in from now on.
+                    let mut state = self.state();
+                    state.session.express_interest();
+                    state.session.merge_cstate(cstate);
+                    state.session.grant(text, istate);
+                }
+                let record = |session: &mut Session, followed| session.subscribed_as_granted(identifier, followed);
                 let confirm = || self.transmit(&transmissions);
                 self.follow(identifier, &distinct(streams), record, confirm, history).await?;
                 self.keep_presence(text, presence);
@@ -119,18 +121,15 @@ impl Client {
         for stream in &stopped {
             self.detach(stream, &identifier);
         }
-        let fresh: Vec<StreamName> = {
-            let state = self.state();
-            let followed = state.session.subscription(text).map(|one| &one.streams[..]).unwrap_or_default();
-            distinct(streams).into_iter().filter(|new| followed.iter().all(|one| one.stream != *new)).collect()
-        };
-        let opened = self.open_streams(&fresh).await?;
-        {
+        let fresh = {
+            // Before anything is waited for: if the connection ends meanwhile, the session goes on with all of it.
             let mut state = self.state();
-            state.session.follow(text, opened.iter().map(|one| one.followed(None)).collect());
             state.session.merge_istate(text, effects.istate);
             state.session.merge_cstate(effects.cstate);
-        }
+            state.session.follow(text, distinct(streams))
+        };
+        let opened = self.open_streams(&fresh).await?;
+        self.state().session.opened(text, opened.iter().map(|one| one.followed(None)).collect());
         // What was taken away must not come back with a restore; what was added may, if the store is slow, not survive.
         let _ = if stopped.is_empty() { self.commit().await } else { self.commit_removal().await };
         self.transmit(&transmissions);

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio::time::Instant;
 
 /// What comes from a client.
@@ -187,6 +188,10 @@ where
                 }
             }
         }
+    }
+    // An answer of the application that is already there counts: it is told of the end of what it has granted.
+    if let Some(command) = &mut executing {
+        poll_fn(|cx| Poll::Ready(command.as_mut().poll(cx).is_ready())).await;
     }
 }
 

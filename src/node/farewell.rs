@@ -2,14 +2,15 @@
 //! slow application nor a mass departure delays anybody.
 
 mod book;
+mod tell;
 #[cfg(test)]
 mod tests;
 
 use super::client::Client;
-use crate::broker::{SaveError, SessionKey, Unavailable};
+use crate::broker::SessionKey;
 use crate::hub::Hub;
 use crate::metrics;
-use crate::rpc::{Application, DisconnectCall, RpcError};
+use crate::rpc::{Application, DisconnectCall};
 use book::Book;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -68,8 +69,9 @@ enum Kind {
     Left,
     /// Not before the note was looked for: the session may have been restored elsewhere.
     LeftUnlessRestored,
-    /// Claimed with this revision of the note by a node that seems to have died before the call was made.
-    Abandoned(u64),
+    /// Claimed with this revision of the note, and not made yet: the node seems to have died, or could not reach the
+    /// application.
+    Claimed(u64),
     Restored,
 }
 
@@ -84,6 +86,10 @@ struct Queue {
     ready: VecDeque<Notice>,
     /// In their grace period, in the order in which it ends.
     waiting: VecDeque<(Instant, Notice)>,
+    /// The application could not be reached: not before then.
+    resume_at: Option<Instant>,
+    /// How often in a row it could not.
+    outages: u32,
     /// Shutdown: no rate limit, and no grace beyond this moment.
     end: Option<Instant>,
 }
@@ -285,70 +291,12 @@ impl Farewells {
         if calls >= most || busy.contains(&front.sid) {
             return (None, grace_ends, end.is_some());
         }
-        if end.is_none() && now < next_call && !matches!(front.kind, Kind::Restored) {
-            let soonest = grace_ends.map_or(next_call, |at| at.min(next_call));
-            return (None, Some(soonest), false);
+        let by_rate = (!matches!(front.kind, Kind::Restored)).then_some(next_call);
+        if let Some(then) = by_rate.max(queue.resume_at).filter(|then| end.is_none() && now < *then) {
+            return (None, Some(grace_ends.map_or(then, |at| at.min(then))), false);
         }
         metrics::FAREWELLS.add(-1);
         (queue.ready.pop_front(), None, end.is_some())
-    }
-
-    async fn tell(self: Arc<Self>, notice: Notice) -> Arc<str> {
-        let Notice { kind, sid, call } = notice;
-        let told = match kind {
-            Kind::Restored if self.knows_no_restores.load(Ordering::Relaxed) => Ok(()),
-            Kind::Restored => self.application.restore(&sid, call).await,
-            Kind::Left => self.application.disconnect(&sid, call).await,
-            Kind::LeftUnlessRestored | Kind::Abandoned(_) => {
-                let revision = if let Kind::Abandoned(revision) = kind { revision } else { 0 };
-                let claimed = self.claim(&sid, revision).await;
-                let told = match claimed {
-                    Claim::Ours => self.application.disconnect(&sid, call).await,
-                    Claim::Restored => {
-                        metrics::FAREWELLS_SPARED.inc();
-                        Ok(())
-                    }
-                    Claim::Anothers => Ok(()),
-                };
-                match &self.book {
-                    Some(book) if claimed == Claim::Anothers => book.leave_to_others(&sid),
-                    Some(book) => book.remove(&sid),
-                    None => {}
-                }
-                told
-            }
-        };
-        match told {
-            Ok(()) => {}
-            Err(RpcError::Unimplemented(method)) if kind == Kind::Restored => {
-                if !self.knows_no_restores.swap(true, Ordering::Relaxed) {
-                    tracing::info!(
-                        context = "disconnector",
-                        method,
-                        "the application has no such method and is not told of restores"
-                    );
-                }
-            }
-            Err(error) => tracing::warn!(context = "disconnector", %error, ?kind, "the application could not be told"),
-        }
-        sid
-    }
-
-    /// Claims the right to say that this session ended; a note is in the way if it was restored, or somebody else has
-    /// claimed it (since `revision`). A store that cannot be asked leaves it open: rather one call too many than none.
-    async fn claim(&self, sid: &str, revision: u64) -> Claim {
-        let (broker, key) = (self.hub.broker(), note(sid));
-        let claiming = async {
-            match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision)).await {
-                Ok(_) | Err(SaveError::Unavailable(_)) => Claim::Ours,
-                Err(SaveError::Conflict) => match broker.load_session(&key).await {
-                    Ok(Some(note)) if note.body == LEFT => Claim::Anothers,
-                    Ok(Some(_)) => Claim::Restored,
-                    Ok(None) | Err(Unavailable(_)) => Claim::Ours,
-                },
-            }
-        };
-        tokio::time::timeout(NOTE_WAIT, claiming).await.unwrap_or(Claim::Ours)
     }
 
     async fn keep_the_book(self: Arc<Self>) {
@@ -382,7 +330,7 @@ impl Farewells {
                     match self.hub.broker().load_session(&note(&sid)).await {
                         Ok(Some(note)) if note.body == LEFT && note.revision == claim => {
                             // Whoever claimed it has had time enough for the call, and it still stands in the book.
-                            self.push(Notice { kind: Kind::Abandoned(claim), sid: sid.clone(), call });
+                            self.push(Notice { kind: Kind::Claimed(claim), sid: sid.clone(), call });
                         }
                         Ok(Some(note)) if note.body == LEFT => claim = note.revision,
                         Ok(_) => self.push(Notice { kind: Kind::LeftUnlessRestored, sid: sid.clone(), call }),
@@ -394,15 +342,6 @@ impl Farewells {
             seen = still;
         }
     }
-}
-
-/// Whose it is to say that a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Claim {
-    Ours,
-    Anothers,
-    /// It did not end.
-    Restored,
 }
 
 /// No write of the store has this revision.

@@ -137,8 +137,8 @@ impl Client {
                 match pumped {
                     Pump::Live | Pump::Held => {}
                     Pump::Paced => paced = true,
-                    Pump::NeedPage { after, up_to } => {
-                        self.fetch(&target, after, up_to).await?;
+                    Pump::NeedPage { after } => {
+                        self.fetch(&target, after).await?;
                         again = true;
                     }
                 }
@@ -153,10 +153,10 @@ impl Client {
     }
 
     /// Reads a page for a cursor; the store gets the broker timeout to answer.
-    async fn fetch(self: &Arc<Self>, target: &Following, after: u64, up_to: u64) -> Result<(), Unavailable> {
+    async fn fetch(self: &Arc<Self>, target: &Following, after: u64) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
         let reading = async {
-            while hub.feed_page(&target.cell, target.cursor, after, up_to).await.is_err() {
+            while hub.feed_page(&target.cell, target.cursor, after).await.is_err() {
                 tokio::time::sleep(RETRY).await;
             }
         };

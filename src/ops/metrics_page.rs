@@ -14,7 +14,10 @@ pub fn router(path: &str, tags: &[(String, String)]) -> Router {
     Router::new().route(
         path,
         routing::get(move || {
-            let page = page(&metrics::snapshot(), &labels);
+            let mut page = page(&metrics::snapshot(), &labels);
+            for (name, help, histogram) in metrics::histograms() {
+                page += &histogram_block(name, help, &histogram.read(), &labels);
+            }
             async { ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page) }
         }),
     )
@@ -40,6 +43,26 @@ fn page(samples: &[metrics::Sample], labels: &str) -> String {
     page
 }
 
+/// Buckets by their upper bound, then sum and count. A bucket's bound is a label beside the configured ones.
+fn histogram_block(name: &str, help: &str, reading: &metrics::Reading, labels: &str) -> String {
+    let mut block = format!("\n# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} histogram\n");
+    let others = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
+    let others = others.map_or(String::new(), |others| format!("{others}, "));
+    let bounds = metrics::BOUNDS.iter().map(|(_, shown)| *shown).chain(["+Inf"]);
+    for (bound, count) in bounds.zip(reading.cumulative) {
+        writeln!(block, "{PREFIX}{name}_bucket{{{others}le=\"{bound}\"}} {count}")
+            .expect("writing to a string cannot fail");
+    }
+    let (seconds, micros) = (reading.micros / 1_000_000, reading.micros % 1_000_000);
+    writeln!(
+        block,
+        "{PREFIX}{name}_sum{labels} {seconds}.{micros:06}\n{PREFIX}{name}_count{labels} {}",
+        reading.count()
+    )
+    .expect("writing to a string cannot fail");
+    block
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +83,26 @@ mod tests {
             anycable_go_client_msg_total{env=\"prod\", zone=\"a\\\"b\"} 7\n";
         assert_eq!(page(&samples, &labels(&tags)), expected);
         assert!(page(&samples, &labels(&[])).contains("anycable_go_clients_num 3\n"));
+    }
+
+    #[test]
+    fn a_histogram_is_a_block_of_buckets() {
+        let mut reading = metrics::RPC_DURATION.read();
+        reading.cumulative = std::array::from_fn(|place| place as u64);
+        reading.micros = 2_500_007;
+        let block = histogram_block("rpc_call_duration_seconds", "time", &reading, "{env=\"prod\"}");
+        let lines: Vec<_> = block.lines().collect();
+        assert_eq!(lines[2], "# TYPE anycable_go_rpc_call_duration_seconds histogram");
+        assert_eq!(lines[3], "anycable_go_rpc_call_duration_seconds_bucket{env=\"prod\", le=\"0.001\"} 0");
+        assert_eq!(
+            lines[15..],
+            [
+                "anycable_go_rpc_call_duration_seconds_bucket{env=\"prod\", le=\"+Inf\"} 12",
+                "anycable_go_rpc_call_duration_seconds_sum{env=\"prod\"} 2.500007",
+                "anycable_go_rpc_call_duration_seconds_count{env=\"prod\"} 12",
+            ]
+        );
+        let bare = histogram_block("x", "time", &reading, "");
+        assert!(bare.contains("\nanycable_go_x_bucket{le=\"10\"} 11\n") && bare.contains("\nanycable_go_x_count 12\n"));
     }
 }

@@ -1,9 +1,9 @@
 //! What both wire forms share: the limit of concurrency, retries, time limits, cancellation, counting.
 
 use super::RpcError;
+use super::capacity::{Capacity, Concurrency};
 use crate::metrics;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 /// First delay after the application said it is at its limit; doubled with each attempt.
@@ -16,8 +16,11 @@ const UNAVAILABLE_DELAY: Duration = Duration::from_millis(100);
 pub enum Failed {
     /// The application has no room for the call (`RESOURCE_EXHAUSTED`): soon again.
     Busy(String),
-    /// Nobody answered (`UNAVAILABLE`): again.
-    Unavailable(String),
+    /// The call has not reached the application: again.
+    Unreached(String),
+    /// The call was sent and nobody, or `UNAVAILABLE`, answered: the application may have executed it. Again, if the
+    /// operator lets us.
+    Uncertain(String),
     /// Another attempt would bring the same.
     Final(RpcError),
 }
@@ -31,46 +34,56 @@ pub struct Attempt {
     pub limit: Option<Duration>,
 }
 
+/// Rules for calls.
+#[derive(Clone, Copy, Debug)]
+pub struct CallRules {
+    pub concurrency: Concurrency,
+    /// For all attempts of a call, from the moment it has its slot; zero: no limit.
+    pub command_timeout: Duration,
+    /// For one attempt; zero: no limit.
+    pub request_timeout: Duration,
+    /// Try again what the application may have executed.
+    pub retry_sent: bool,
+}
+
 /// Calls of one node to its application.
 #[derive(Debug)]
 pub struct Calls {
-    /// First come, first served.
-    slots: Semaphore,
-    /// For all attempts of a call, from the moment it has its slot.
+    capacity: Capacity,
     command_timeout: Option<Duration>,
-    /// For one attempt.
     request_timeout: Option<Duration>,
+    retry_sent: bool,
 }
 
 impl Calls {
-    /// A timeout of zero is none.
-    pub fn new(concurrency: usize, command_timeout: Duration, request_timeout: Duration) -> Self {
+    pub fn new(rules: CallRules) -> Self {
         let some = |time: Duration| (!time.is_zero()).then_some(time);
         Self {
-            slots: Semaphore::new(concurrency),
-            command_timeout: some(command_timeout),
-            request_timeout: some(request_timeout),
+            capacity: Capacity::new(rules.concurrency),
+            command_timeout: some(rules.command_timeout),
+            request_timeout: some(rules.request_timeout),
+            retry_sent: rules.retry_sent,
         }
     }
 
     /// Makes one call: waits for a slot, then tries until there is an answer, a final failure, or no time left.
-    /// `read` makes sense of the answer. Dropping the future frees the slot.
+    /// `read` makes sense of the answer, `what` names the call in the log. Dropping the future frees the slot.
     ///
     /// # Errors
     ///
     /// The [`RpcError`] of the last attempt.
     pub async fn call<A, T, F: Future<Output = Result<A, Failed>>>(
         &self,
+        what: What<'_>,
         attempt: impl Fn(Attempt) -> F,
         read: impl FnOnce(A) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
         let mut outcome = Counted::new();
-        let slot = {
-            let _pending = Pending::new();
-            self.slots.acquire().await.expect("the semaphore is never closed")
-        };
+        let slot = self.capacity.acquire().await;
         metrics::RPC_CALLS.inc();
-        let result = self.attempts(attempt).await.and_then(read);
+        let began = Instant::now();
+        let result = self.attempts(what, attempt).await.and_then(read);
+        metrics::RPC_DURATION.observe(began.elapsed());
         drop(slot);
         outcome.done(result.as_ref().err());
         result
@@ -78,6 +91,7 @@ impl Calls {
 
     async fn attempts<A, F: Future<Output = Result<A, Failed>>>(
         &self,
+        what: What<'_>,
         attempt: impl Fn(Attempt) -> F,
     ) -> Result<A, RpcError> {
         let began = Instant::now();
@@ -90,11 +104,16 @@ impl Calls {
                 Some(limit) => timeout(limit, answer).await.unwrap_or(Err(Failed::Final(RpcError::Timeout))),
                 None => answer.await,
             };
-            let (kind, reason) = match answer {
+            let (kind, reason, uncertain) = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Busy(reason)) => (Kind::Busy, reason),
-                Err(Failed::Unavailable(reason)) => (Kind::Unavailable, reason),
+                Err(Failed::Busy(reason)) => {
+                    self.capacity.refused();
+                    (Kind::Busy, reason, false)
+                }
+                Err(Failed::Unreached(reason)) => (Kind::Unavailable, reason, false),
+                Err(Failed::Uncertain(reason)) if !self.retry_sent => return Err(RpcError::Broken(reason)),
+                Err(Failed::Uncertain(reason)) => (Kind::Unavailable, reason, true),
             };
             let delay = backoff.next(kind);
             if left().is_some_and(|left| left <= delay) {
@@ -102,9 +121,27 @@ impl Calls {
             }
             sleep(delay).await;
             metrics::RPC_RETRIES.inc();
+            if uncertain {
+                metrics::RPC_UNCERTAIN_RETRIES.inc();
+                let What { method, sid } = what;
+                tracing::warn!(
+                    context = "rpc",
+                    sid,
+                    method,
+                    %reason,
+                    "a call that the application may have executed is made again"
+                );
+            }
         }
         unreachable!("four billion attempts take longer than any process lives")
     }
+}
+
+/// Which call it is, for the log.
+#[derive(Clone, Copy, Debug)]
+pub struct What<'a> {
+    pub method: &'static str,
+    pub sid: &'a str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,22 +163,6 @@ impl Backoff {
         self.last = Some(kind);
         let first = if kind == Kind::Busy { BUSY_DELAY } else { UNAVAILABLE_DELAY };
         first.saturating_mul(1_u32.checked_shl(self.doublings).unwrap_or(u32::MAX))
-    }
-}
-
-/// Waits for a slot, as long as it lives.
-struct Pending;
-
-impl Pending {
-    fn new() -> Self {
-        metrics::RPC_PENDING.add(1);
-        Self
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        metrics::RPC_PENDING.add(-1);
     }
 }
 
@@ -181,8 +202,15 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    const WHAT: What<'static> = What { method: "command", sid: "s1" };
+
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
+    }
+
+    /// One at a time.
+    fn calls(command_timeout: Duration, request_timeout: Duration) -> Calls {
+        Calls::new(CallRules { concurrency: Concurrency::Fixed(1), command_timeout, request_timeout, retry_sent: true })
     }
 
     /// Attempts that fail as told, then succeed; the times at which they were made.
@@ -191,6 +219,7 @@ mod tests {
         let times = std::sync::Mutex::new(Vec::new());
         let result = calls
             .call(
+                WHAT,
                 |attempt| {
                     times.lock().unwrap().push(began.elapsed().as_millis());
                     std::future::ready(failures.get(attempt.number as usize).map_or(Ok(()), |failure| Err(failure())))
@@ -206,12 +235,16 @@ mod tests {
     }
 
     fn away() -> Failed {
-        Failed::Unavailable("away".into())
+        Failed::Unreached("away".into())
+    }
+
+    fn broken() -> Failed {
+        Failed::Uncertain("broken".into())
     }
 
     #[tokio::test(start_paused = true)]
     async fn delays_double_and_start_over_when_the_kind_changes() {
-        let calls = Calls::new(1, ms(3000), Duration::ZERO);
+        let calls = calls(ms(3000), Duration::ZERO);
         let (result, times) = try_with(&calls, &[busy, busy, busy, away, away, busy]).await;
         result.unwrap();
         assert_eq!(times, [0, 10, 30, 70, 170, 370, 380]);
@@ -219,12 +252,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_when_its_budget_has_no_room_for_the_next_delay() {
-        let calls = Calls::new(1, ms(3000), Duration::ZERO);
-        let (result, times) = try_with(&calls, &[away as fn() -> Failed; 9]).await;
+        let single = calls(ms(3000), Duration::ZERO);
+        let (result, times) = try_with(&single, &[away as fn() -> Failed; 9]).await;
         assert!(matches!(result, Err(RpcError::Unreachable(reason)) if reason == "away"));
         assert_eq!(times, [0, 100, 300, 700, 1500]);
 
-        let endless = Calls::new(1, Duration::ZERO, Duration::ZERO);
+        let endless = calls(Duration::ZERO, Duration::ZERO);
         let (result, times) = try_with(&endless, &[away as fn() -> Failed; 9]).await;
         result.unwrap();
         assert_eq!(times.last(), Some(&51_100));
@@ -232,21 +265,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_final_is_not_tried_again() {
-        let calls = Calls::new(1, ms(3000), Duration::ZERO);
+        let calls = calls(ms(3000), Duration::ZERO);
         let (result, times) = try_with(&calls, &[|| Failed::Final(RpcError::Garbage("x".into()))]).await;
         assert!(matches!(result, Err(RpcError::Garbage(_))));
         assert_eq!(times, [0]);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_may_have_been_executed_is_tried_again_and_counted_unless_switched_off() {
+        let default = calls(ms(3000), Duration::ZERO);
+        let before = metrics::RPC_UNCERTAIN_RETRIES.get();
+        let (result, times) = try_with(&default, &[broken, away, broken]).await;
+        result.unwrap();
+        assert_eq!(times, [0, 100, 300, 700], "one kind of failure for the delays");
+        assert!(metrics::RPC_UNCERTAIN_RETRIES.get() >= before + 2);
+
+        let careful = Calls { retry_sent: false, ..calls(ms(3000), Duration::ZERO) };
+        let (result, times) = try_with(&careful, &[away, busy, broken]).await;
+        assert!(matches!(result, Err(RpcError::Broken(reason)) if reason == "broken"));
+        assert_eq!(times, [0, 100, 110], "what has not been executed is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn time_limits_hold_for_one_attempt_and_for_all() {
         let began = Instant::now();
         for (command, request, after) in [(3000, 500, 500), (300, 500, 300), (0, 700, 700)] {
-            let calls = Calls::new(1, ms(command), ms(request));
+            let calls = calls(ms(command), ms(request));
             let begin = began.elapsed();
             let attempts = AtomicU32::new(0);
             let result = calls
                 .call(
+                    WHAT,
                     |attempt| {
                         attempts.fetch_add(1, Ordering::Relaxed);
                         assert_eq!(attempt.limit, Some(ms(after)));
@@ -262,7 +311,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiters_are_served_in_order_and_the_wait_takes_nothing_from_the_budget() {
-        let calls = std::sync::Arc::new(Calls::new(1, ms(3000), Duration::ZERO));
+        let calls = std::sync::Arc::new(calls(ms(3000), Duration::ZERO));
         let (sender, mut order) = tokio::sync::mpsc::channel(8);
         for number in 0..5 {
             let (calls, sender) = (calls.clone(), sender.clone());
@@ -272,7 +321,7 @@ mod tests {
                     sleep(ms(2000)).await;
                     Ok(())
                 };
-                calls.call(work, Ok).await.unwrap();
+                calls.call(WHAT, work, Ok).await.unwrap();
                 sender.send(number).await.unwrap();
             });
             tokio::task::yield_now().await;
@@ -284,9 +333,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_call_frees_its_slot_and_is_counted() {
-        let calls = Calls::new(1, Duration::ZERO, Duration::ZERO);
+        let calls = calls(Duration::ZERO, Duration::ZERO);
         let before = metrics::RPC_CANCELED.get();
-        let hanging = calls.call(|_| std::future::pending::<Result<(), _>>(), Ok);
+        let hanging = calls.call(WHAT, |_| std::future::pending::<Result<(), _>>(), Ok);
         assert!(timeout(ms(10), hanging).await.is_err(), "it hangs");
         assert!(metrics::RPC_CANCELED.get() > before);
         let (result, _) = try_with(&calls, &[]).await;

@@ -2,6 +2,7 @@
 //! the same meaning; both implement [`Application`].
 
 mod calls;
+mod capacity;
 mod dial;
 mod grpc;
 mod http;
@@ -13,7 +14,7 @@ mod tests;
 mod tls;
 mod wire;
 
-pub use start::{Implementation, RpcConfig, RpcStartError, TlsFiles, start};
+pub use start::{Concurrency, ConcurrencyRange, Implementation, RpcConfig, RpcStartError, TlsFiles, start};
 
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -109,6 +110,9 @@ pub enum RpcError {
     /// Nobody answered within the budget, retries included.
     #[error("the application cannot be reached: {0}")]
     Unreachable(String),
+    /// The call was sent and got no answer; it is not tried again lest it is executed twice (`rpc_retry_sent=false`).
+    #[error("the connection broke during the call, which the application may have executed: {0}")]
+    Broken(String),
     #[error("no answer within the time limit")]
     Timeout,
     /// The answer makes no sense.

@@ -1,6 +1,6 @@
 //! The application behind a wire: shared rules around what differs between gRPC and HTTP.
 
-use super::calls::{Attempt, Calls, Failed};
+use super::calls::{Attempt, Calls, Failed, What};
 use super::proto::{
     CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse,
 };
@@ -47,21 +47,37 @@ impl<W: Wire> Remote<W> {
 impl<W: Wire> Application for Remote<W> {
     async fn connect(&self, sid: &str, env: Env) -> Result<Connected, RpcError> {
         let request = wire::connection_request(env);
-        self.calls.call(|attempt| self.wire.connect(sid, &request, attempt), wire::connected).await
+        self.calls
+            .call(What { method: "connect", sid }, |attempt| self.wire.connect(sid, &request, attempt), wire::connected)
+            .await
     }
 
     async fn command(&self, sid: &str, call: CommandCall) -> Result<CommandEffects, RpcError> {
         let request = wire::command_message(call);
-        self.calls.call(|attempt| self.wire.command(sid, &request, attempt), wire::effects).await
+        self.calls
+            .call(What { method: "command", sid }, |attempt| self.wire.command(sid, &request, attempt), wire::effects)
+            .await
     }
 
     async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        self.calls.call(|attempt| self.wire.disconnect(sid, &request, attempt), wire::acknowledged).await
+        self.calls
+            .call(
+                What { method: "disconnect", sid },
+                |attempt| self.wire.disconnect(sid, &request, attempt),
+                wire::acknowledged,
+            )
+            .await
     }
 
     async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        self.calls.call(|attempt| self.wire.restore(sid, &request, attempt), wire::acknowledged).await
+        self.calls
+            .call(
+                What { method: "restore", sid },
+                |attempt| self.wire.restore(sid, &request, attempt),
+                wire::acknowledged,
+            )
+            .await
     }
 }

@@ -1,7 +1,8 @@
 //! From the configuration to the application: which wire, with which limits.
 
 use super::Application;
-use super::calls::Calls;
+use super::calls::{CallRules, Calls};
+pub use super::capacity::{Concurrency, ConcurrencyRange};
 use super::dial::{Dialer, HostPort};
 use super::grpc::{Balancer, DEFAULT_MAX_RECV, Grpc, Target};
 use super::http::{Breaker, Http, Pool};
@@ -34,12 +35,17 @@ pub struct RpcConfig {
     pub implementation: Implementation,
     /// `host:port`, `dns:///host:port`, `grpc-list://h1:p,h2:p`, or a URL for HTTP.
     pub host: String,
-    /// Calls in flight at the same time, at least 1.
+    /// Calls in flight at the same time; 0: adaptive, within `range`.
     pub concurrency: usize,
+    pub range: ConcurrencyRange,
     /// Limit of one attempt; zero: none over gRPC, 3 s over HTTP.
     pub request_timeout: Duration,
     /// Limit of all attempts of a call; zero: none.
     pub command_timeout: Duration,
+    /// Try a call again that the application may have executed before its connection broke.
+    pub retry_sent: bool,
+    /// Ask applications over gRPC whether they serve.
+    pub health_watch: bool,
     /// Bearer token over HTTP.
     pub http_secret: Option<Secret>,
     pub tls: TlsFiles,
@@ -66,8 +72,15 @@ impl From<&config::Rpc> for RpcConfig {
             },
             host: rpc.host.clone(),
             concurrency: rpc.concurrency,
+            range: ConcurrencyRange {
+                initial: rpc.concurrency_initial,
+                min: rpc.concurrency_min,
+                max: rpc.concurrency_max,
+            },
             request_timeout: rpc.request_timeout,
             command_timeout: rpc.command_timeout,
+            retry_sent: rpc.retry_sent,
+            health_watch: rpc.health_watch,
             http_secret: rpc.secret.clone(),
             tls: TlsFiles {
                 enabled: rpc.enable_tls,
@@ -82,6 +95,25 @@ impl From<&config::Rpc> for RpcConfig {
     }
 }
 
+impl RpcConfig {
+    /// How many calls may be in flight.
+    pub fn concurrency(&self) -> Concurrency {
+        match self.concurrency {
+            0 => Concurrency::Adaptive(self.range),
+            fixed => Concurrency::Fixed(fixed),
+        }
+    }
+
+    fn calls(&self, request_timeout: Duration) -> Calls {
+        Calls::new(CallRules {
+            concurrency: self.concurrency(),
+            command_timeout: self.command_timeout,
+            request_timeout,
+            retry_sent: self.retry_sent,
+        })
+    }
+}
+
 /// The application cannot be reached the way it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcStartError {
@@ -89,6 +121,10 @@ pub enum RpcStartError {
     GrpcHost(String),
     #[error("rpc_host {0:?} is no URL for HTTP RPC: use http://host:port/path or https://host:port/path")]
     HttpHost(String),
+    #[error(
+        "rpc_host holds a user or a password, which is not sent: calls over HTTP carry http_rpc_secret as a bearer token"
+    )]
+    Credentials,
     #[error("http_rpc_secret cannot be sent: it may only contain printable ASCII characters")]
     Secret,
     #[error(transparent)]
@@ -116,21 +152,24 @@ fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
     let target = Target::parse(&config.host).ok_or_else(bad)?;
     let with_tls = config.tls.enabled || config.tls.root_ca.is_some();
     let scheme = if with_tls { "https" } else { "http" };
-    let origin = format!("{scheme}://{}", target.authority()).parse().map_err(|_| bad())?;
+    let origin: http::Uri = format!("{scheme}://{}", target.authority()).parse().map_err(|_| bad())?;
     let tls = if with_tls { Some(config.tls.client(b"h2")?) } else { None };
     let wire = Grpc {
-        balancer: Balancer::start(target, Dialer { tls }),
+        balancer: Balancer::start(target, Dialer { tls }, config.health_watch.then(|| origin.clone())),
         origin,
         max_recv: or_default(config.max_recv_size),
         max_send: limit(config.max_send_size),
     };
-    let calls = Calls::new(config.concurrency, config.command_timeout, config.request_timeout);
+    let calls = config.calls(config.request_timeout);
     Ok(Arc::new(Remote::new(calls, wire)))
 }
 
 fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
     let bad = || RpcStartError::HttpHost(config.host.clone());
     let url = url::Url::parse(&config.host).map_err(|_| bad())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(RpcStartError::Credentials);
+    }
     let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
     let port = url.port_or_known_default().ok_or_else(bad)?;
     let named = &url[url::Position::BeforeHost..url::Position::AfterPort];
@@ -154,7 +193,7 @@ fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
         max_send: limit(config.max_send_size),
     };
     let request_timeout = if config.request_timeout.is_zero() { HTTP_REQUEST_TIMEOUT } else { config.request_timeout };
-    let calls = Calls::new(config.concurrency, config.command_timeout, request_timeout);
+    let calls = config.calls(request_timeout);
     Ok(Arc::new(Remote::new(calls, wire)))
 }
 

@@ -1,8 +1,11 @@
 //! What the application's answers change in a session, and what it is told of one that ends.
 
 use super::{Followed, Session, State};
-use crate::protocol::StreamName;
+use crate::hub::Identifier;
+use crate::protocol::{Epoch, Position, StreamName};
 use crate::rpc::{DisconnectCall, Env, PresenceChange};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Which streams of a subscription an answer drops.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,19 @@ impl Session {
         self.version += u64::from(merge(&mut subscription.istate, changes));
     }
 
+    /// The application has granted a subscription, with this state.
+    pub fn grant(&mut self, identifier: &Arc<str>, istate: State) {
+        let mut state = State::new();
+        merge(&mut state, istate);
+        self.granted = Some((identifier.clone(), state));
+    }
+
+    /// Records the subscription that was granted last.
+    pub fn subscribed_as_granted(&mut self, identifier: &Arc<Identifier>, streams: Vec<Followed>) {
+        let granted = self.granted.take().filter(|(text, _)| *text == identifier.text);
+        self.subscribed(identifier, streams, granted.map(|(_, istate)| istate).unwrap_or_default());
+    }
+
     /// Takes streams from a subscription; answers with those that it had.
     pub fn stop(&mut self, identifier: &str, stop: &Stop) -> Vec<StreamName> {
         let Some(subscription) = self.subscriptions.get_mut(identifier) else { return Vec::new() };
@@ -57,11 +73,31 @@ impl Session {
         stopped
     }
 
-    /// Gives a subscription further streams.
-    pub fn follow(&mut self, identifier: &str, streams: Vec<Followed>) {
+    /// Gives a subscription those of the streams that it does not follow yet; answers with them. Until
+    /// [`Self::opened`] says where they stand, they begin at an unknown position.
+    pub fn follow(&mut self, identifier: &str, streams: Vec<StreamName>) -> Vec<StreamName> {
+        let Some(subscription) = self.subscriptions.get_mut(identifier) else { return Vec::new() };
+        let followed = &mut subscription.streams;
+        let fresh: Vec<_> = streams.into_iter().filter(|new| followed.iter().all(|one| one.stream != *new)).collect();
+        followed.extend(
+            fresh.iter().map(|stream| Followed {
+                stream: stream.clone(),
+                began: Position { epoch: Epoch::from(""), offset: 0 },
+            }),
+        );
+        self.version += u64::from(!fresh.is_empty());
+        fresh
+    }
+
+    /// Streams of a subscription are open now, and begin there.
+    pub fn opened(&mut self, identifier: &str, streams: Vec<Followed>) {
         let Some(subscription) = self.subscriptions.get_mut(identifier) else { return };
-        self.version += u64::from(!streams.is_empty());
-        subscription.streams.extend(streams);
+        for opened in streams {
+            if let Some(followed) = subscription.streams.iter_mut().find(|one| one.stream == opened.stream) {
+                *followed = opened;
+                self.version += 1;
+            }
+        }
     }
 
     /// The client thinks that it has left this subscription, the application does not: when the client asks for it again
@@ -83,15 +119,17 @@ impl Session {
     /// What the application is told of the whole session: every subscription, and its state as JSON text.
     pub fn call_about_all(&self, mut env: Env) -> DisconnectCall {
         env.cstate = self.cstate.clone();
-        let stateful = self.subscriptions.iter().filter(|(_, subscription)| !subscription.istate.is_empty());
+        let recorded = self.subscriptions.iter().map(|(text, subscription)| (text, &subscription.istate));
+        let granted = self.granted.iter().map(|(text, istate)| (text, istate));
+        let all: BTreeMap<&Arc<str>, &State> = recorded.chain(granted).collect();
+        let stateful = all.iter().filter(|(_, istate)| !istate.is_empty());
         env.istate = stateful
-            .map(|(text, subscription)| {
-                let json = serde_json::to_string(&subscription.istate).expect("a map of texts is always JSON");
+            .map(|(text, istate)| {
+                let json = serde_json::to_string(istate).expect("a map of texts is always JSON");
                 (text.to_string(), json)
             })
             .collect();
-        let mut subscriptions: Vec<_> = self.subscriptions.keys().map(|text| text.to_string()).collect();
-        subscriptions.sort_unstable();
+        let subscriptions = all.keys().map(|text| text.to_string()).collect();
         DisconnectCall { identifiers: self.identifiers.to_string(), subscriptions, env }
     }
 }
@@ -99,8 +137,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Identifier;
-    use crate::protocol::{Position, Subprotocol};
+    use crate::protocol::Subprotocol;
 
     fn state(pairs: &[(&str, &str)]) -> State {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
@@ -155,5 +192,31 @@ mod tests {
         assert_eq!(call.subscriptions, ["bare", "chat"]);
         assert_eq!(call.env.cstate, state(&[("plan", "pro")]));
         assert_eq!(call.env.istate, state(&[("chat", r#"{"$w":"a","room":"7"}"#)]));
+    }
+
+    #[test]
+    fn what_was_granted_is_counted_in_before_it_is_recorded_but_not_saved() {
+        let mut session = session();
+        let identifier = Identifier::new("lounge".into());
+        session.grant(&identifier.text, state(&[("seat", "4"), ("gone", "")]));
+        let told = session.call_about_all(Env::default());
+        assert_eq!(told.subscriptions, ["chat", "lounge"]);
+        assert_eq!(told.env.istate["lounge"], r#"{"seat":"4"}"#);
+        let saved = session.save(std::iter::empty(), 0);
+        assert!(!String::from_utf8_lossy(&saved).contains("lounge"));
+        session.subscribed_as_granted(&identifier, vec![]);
+        assert_eq!(session.subscription("lounge").unwrap().istate, state(&[("seat", "4")]));
+        assert_eq!(session.call_about_all(Env::default()), told);
+    }
+
+    #[test]
+    fn further_streams_are_followed_before_they_are_open() {
+        let mut session = session();
+        assert_eq!(session.follow("chat", vec!["b".into(), "c".into()]), ["c".into()]);
+        let followed = |session: &Session| session.subscription("chat").unwrap().streams.last().unwrap().clone();
+        assert_eq!((followed(&session).stream, followed(&session).began.offset), ("c".into(), 0));
+        let opened = Followed { stream: "c".into(), began: Position { epoch: "e".into(), offset: 7 } };
+        session.opened("chat", vec![opened.clone()]);
+        assert_eq!(followed(&session), opened);
     }
 }

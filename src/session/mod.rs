@@ -103,6 +103,9 @@ pub struct Session {
     /// The application wants to hear when the client leaves. Never goes back; inherited on restore.
     interest: bool,
     subscriptions: HashMap<Arc<str>, Subscription>,
+    /// A subscription that the application has granted and that is not recorded yet, with its state: the application
+    /// counts it in, also if the connection ends before its streams are open. Not saved: the client asks for it again.
+    granted: Option<(Arc<str>, State)>,
     /// Counts changes of what is saved.
     version: u64,
 }
@@ -119,6 +122,7 @@ impl Session {
             exp: None,
             interest: false,
             subscriptions: HashMap::new(),
+            granted: None,
             version: 1,
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::harness::carrick::Builder;
 use crate::harness::client::{messages, offsets};
-use crate::harness::patience::let_pass;
+use crate::harness::patience::{let_pass, unix_now};
 use crate::harness::*;
 use serde_json::json;
 use std::time::Duration;
@@ -27,6 +27,7 @@ with_own_server_on_every_backend!(
     an_open_stream_proves_that_nothing_was_missed,
     a_saved_session_proves_that_nothing_was_missed,
     offsets_are_not_used_again_after_expiry,
+    a_herd_that_is_far_behind_shares_its_reading,
 );
 
 /// A server that keeps five messages per stream, for two seconds.
@@ -213,4 +214,42 @@ async fn offsets_are_not_used_again_after_expiry(backend: Backend) {
     let after = server.publish("chat", json!(4)).await;
     assert_eq!(after.epoch, before[2].epoch);
     assert!(after.offset > before[2].offset, "{after:?} after {before:?}");
+}
+
+/// Sixty clients come back at once, a thousand messages behind: each gets all of them, and the store is read once, not
+/// sixty times.
+async fn a_herd_that_is_far_behind_shares_its_reading(backend: Backend) {
+    const HERD: usize = 60;
+    let server = Server::on(backend).option("history_limit", 5_000).option("metrics_http", "/metrics").start();
+    let first = server.publish("chat", json!(0)).await;
+    for hundred in 0..15 {
+        let numbers = hundred * 100 + 1..=hundred * 100 + 100;
+        let body: Vec<_> = numbers.map(|n| json!({"stream": "chat", "data": n.to_string()})).collect();
+        server.accepted(json!(body)).await;
+    }
+    // Two thirds of them name a position, the others a time; some are a little further than the rest.
+    let mut clients = Vec::new();
+    for _ in 0..HERD {
+        clients.push(server.subscriber("chat").await);
+    }
+    let replays = clients.iter_mut().enumerate().map(async |(number, client)| {
+        let asked = match number % 3 {
+            0 => after(&first),
+            1 => after_offset(&first, first.offset + 7),
+            _ => since(unix_now() - 100),
+        };
+        (number, messages(&client.history(&public("chat"), asked).await))
+    });
+    for (number, replayed) in futures_util::future::join_all(replays).await {
+        let expected: Vec<u64> = match number % 3 {
+            0 => (1..=1_500).collect(),
+            1 => (8..=1_500).collect(),
+            _ => (0..=1_500).collect(),
+        };
+        assert!(replayed == expected, "client {number} got {} of {}", replayed.len(), expected.len());
+    }
+    let page = server.get("/metrics").await.body;
+    let read = page.lines().find_map(|line| line.strip_prefix("anycable_go_history_pages_read_total "));
+    let read: usize = read.expect("the metric is there").parse().unwrap();
+    assert!((4..HERD).contains(&read), "{read} pages were read");
 }

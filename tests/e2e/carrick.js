@@ -31,19 +31,25 @@ const KEY = 'e2e-broadcast-key'
 export const DURABLE = ['--broker=nats', '--embed_nats', '--enats_addr=nats://127.0.0.1:-1', '--enats_store_dir=store']
 export const MEMORY = ['--broker=memory']
 
+/** Everybody may connect and follow any stream. */
+const OPEN = ['--noauth', '--public_streams']
+
 export class Carrick {
   #options
+  #access
   #folder = mkdtempSync(join(tmpdir(), 'carrick-e2e-'))
   #process
   #port = 0
   #failure
 
-  constructor(options = DURABLE) {
+  /** `access`: options that say who decides about clients. */
+  constructor(options = DURABLE, access = OPEN) {
     this.#options = options
+    this.#access = access
   }
 
-  static async start(options) {
-    const server = new Carrick(options)
+  static async start(options, access) {
+    const server = new Carrick(options, access)
     await server.start()
     return server
   }
@@ -54,8 +60,8 @@ export class Carrick {
     rmSync(portFile, { force: true })
     const log = openSync(this.#logFile, 'a')
     const common = ['--host=127.0.0.1', `--port=${this.#port}`, `--port_file=${portFile}`, '--ping_interval=1']
-    const open = ['--noauth', '--public_streams', `--broadcast_key=${KEY}`]
-    this.#process = spawn(BINARY, [...common, ...open, ...this.#options], {
+    const access = [...this.#access, `--broadcast_key=${KEY}`]
+    this.#process = spawn(BINARY, [...common, ...access, ...this.#options], {
       cwd: this.#folder,
       stdio: ['ignore', log, log]
     })
@@ -100,6 +106,13 @@ export class Carrick {
     } catch {
       return undefined // nobody listens
     }
+  }
+
+  /** A counter or gauge, by the end of its name. */
+  async metric(name) {
+    const answer = await this.get('/metrics')
+    const line = (await answer.text()).split('\n').find(line => !line.startsWith('#') && line.split(' ')[0].endsWith(name))
+    return Number(line.split(' ').at(-1))
   }
 
   async #post(body) {

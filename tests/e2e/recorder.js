@@ -2,8 +2,8 @@
 
 import WebSocket from 'ws'
 
-/** A class of its own per client, so that each client has its own record. */
-export function recorder() {
+/** A class of its own per client, so that each client has its own record. `headers` go with its handshakes. */
+export function recorder(headers = {}) {
   return class Recorder extends WebSocket {
     static sockets = []
     /** Commands that the client sent, over all its connections. */
@@ -11,8 +11,8 @@ export function recorder() {
     /** Frames that the server sent, over all its connections. */
     static received = []
 
-    constructor(...args) {
-      super(...args)
+    constructor(url, protocols, options = {}) {
+      super(url, protocols, { ...options, headers: { ...options.headers, ...headers } })
       Recorder.sockets.push(this)
       this.on('message', data => Recorder.received.push(JSON.parse(data)))
     }

@@ -46,7 +46,7 @@ impl Checker {
         let folder = tempfile::Builder::new().prefix("verify-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let folder = folder.expect("a folder can be created");
         let file = |name: &str| File::create(folder.path().join(name)).expect("a file can be created");
-        let child = Command::new(env!("CARGO_BIN_EXE_carrick"))
+        let child = Command::new(crate::deployment::program())
             .args(["verify", "--json"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -69,6 +69,11 @@ impl Checker {
             self.read("errors").contains("publishing for").then_some(())
         });
         begun.unwrap_or_else(|error| panic!("{error}\n{}", self.read("errors")));
+    }
+
+    /// Ends publishing; the last messages are waited for.
+    pub fn end_publishing(&self) {
+        crate::harness::process::signal(self.child.id(), "INT");
     }
 
     /// Waits for its end, at most that long.

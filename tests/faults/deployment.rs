@@ -1,14 +1,20 @@
 //! Deployments of real processes, one per set-up of the table.
 
+use crate::disk::Disk;
 use crate::harness::carrick::Builder;
+use crate::harness::nats;
 use crate::harness::proxy::NatsProxy;
 use crate::harness::{Backend, Server};
 use crate::jetstream::JetStream;
 use crate::nats_cluster::NatsCluster;
-use crate::proc;
+use crate::network::Network;
+use crate::{counters, proc};
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
 
 /// User and password of the embedded servers, so that the tests can ask them.
 const USER: &str = "operator";
@@ -27,7 +33,7 @@ pub enum Setup {
 }
 
 impl Setup {
-    pub const ALL: [Self; 4] = [Self::EmbeddedSingle, Self::ExternalSingle, Self::EmbeddedR3, Self::ExternalR3];
+    pub const ALL: [Self; 4] = [Self::EmbeddedSingle, Self::ExternalSingle, Self::ExternalR3, Self::EmbeddedR3];
 
     pub fn is_embedded(self) -> bool {
         matches!(self, Self::EmbeddedSingle | Self::EmbeddedR3)
@@ -49,19 +55,40 @@ impl fmt::Display for Setup {
     }
 }
 
+/// Fields end in this order: disks before the folders that they are mounted in.
 pub struct Deployment {
+    /// Of embedded servers, if they can be filled.
+    disks: Vec<Disk>,
     nodes: Vec<Server>,
     /// Between the first node and each external nats-server.
     pub proxies: Vec<NatsProxy>,
     pub nats: Option<NatsCluster>,
-    jetstream: JetStream,
+    jetstream: Arc<JetStream>,
+    /// Between embedded servers, if it can be cut.
+    network: Option<Network>,
+    /// The program that nodes run, by a link that an upgrade changes.
+    program: PathBuf,
+    _folder: TempDir,
 }
 
-/// How a deployment's first node differs; the others always run the binary under test.
+/// How a deployment differs from an ordinary one.
 #[derive(Default)]
 pub struct Variant {
+    /// What all nodes run, until [`Deployment::upgrade_to`].
+    pub program: Option<PathBuf>,
+    /// Another program for the first node alone.
     pub binary: Option<PathBuf>,
+    /// Options of the first node.
     pub options: Vec<(&'static str, String)>,
+    /// The network between the nats-servers can be cut.
+    pub split: bool,
+    /// The disks of the nats-servers can be filled.
+    pub small_disks: bool,
+}
+
+/// The program under test: the one that `CARRICK_BIN` names, else the one that was built with the tests.
+pub fn program() -> PathBuf {
+    std::env::var_os("CARRICK_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_carrick")), PathBuf::from)
 }
 
 impl Deployment {
@@ -71,25 +98,46 @@ impl Deployment {
 
     /// Starts everything and waits until all nodes are ready and all copies are up to date.
     pub fn start_variant(setup: Setup, variant: &Variant) -> Self {
-        let deployment = match setup {
-            Setup::EmbeddedSingle => Self::embedded(1, variant),
-            Setup::EmbeddedR3 => Self::embedded(3, variant),
-            Setup::ExternalSingle => Self::external(1, variant),
-            Setup::ExternalR3 => Self::external(3, variant),
+        let folder = tempfile::Builder::new().prefix("faults-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+        let folder = folder.expect("a folder can be created");
+        let link = folder.path().join("carrick");
+        std::os::unix::fs::symlink(variant.program.clone().unwrap_or_else(program), &link).expect("a link can be made");
+        let size = if setup.is_cluster() { 3 } else { 1 };
+        let deployment = match setup.is_embedded() {
+            true => Self::embedded(size, variant, link, folder),
+            false => Self::external(size, variant, link, folder),
         };
         deployment.jetstream.wait_whole();
         deployment
     }
 
-    fn embedded(size: usize, variant: &Variant) -> Self {
+    fn embedded(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
         let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
-        let routes: Vec<String> = ports.iter().map(|(_, port)| format!("nats://127.0.0.1:{port}")).collect();
+        let listeners: Vec<SocketAddr> = ports.iter().map(|(_, port)| local(*port)).collect();
+        let network = variant.split.then(|| {
+            let servers = listeners.iter().enumerate().map(|(number, address)| (format!("n{number}"), *address));
+            Network::between(&servers.collect::<Vec<_>>())
+        });
+        let mut disks = Vec::new();
         let builders = ports.iter().enumerate().map(|(number, (client, route))| {
             let mut builder = Backend::EmbeddedNats
                 .builder()
                 .replace("enats_addr", format!("nats://{USER}:{PASSWORD}@127.0.0.1:{client}"))
                 .option("enats_server_name", format!("n{number}"));
+            if variant.small_disks {
+                let store = folder.path().join(format!("store-{number}"));
+                std::fs::create_dir(&store).expect("a folder can be created");
+                disks.push(Disk::mount(&store).unwrap_or_else(|error| panic!("{error}")));
+                builder = builder.replace("enats_store_dir", store.display());
+            }
+            if let Some(network) = &network {
+                let advertised = network.addresses[number];
+                builder = builder.option("enats_bin", advertising(folder.path(), number, advertised).display());
+            }
             if size > 1 {
+                let reachable = network.as_ref().map_or(&listeners, |network| &network.addresses);
+                let routes = reachable.iter().enumerate().filter(|(other, _)| network.is_none() || *other != number);
+                let routes: Vec<String> = routes.map(|(_, address)| format!("nats://{address}")).collect();
                 builder = builder
                     .option("enats_cluster", format!("nats://127.0.0.1:{route}"))
                     .option("enats_cluster_name", "c")
@@ -97,21 +145,23 @@ impl Deployment {
             }
             builder
         });
-        let nodes = start_all(builders.collect(), variant);
-        let addresses = ports.iter().map(|(client, _)| SocketAddr::from(([127, 0, 0, 1], *client)));
-        let jetstream = JetStream::new(addresses.collect(), Some((USER.to_owned(), PASSWORD.to_owned())));
-        Self { nodes, proxies: Vec::new(), nats: None, jetstream }
+        let nodes = start_all(builders.collect(), variant, &program);
+        let addresses = ports.iter().map(|(client, _)| local(*client)).collect();
+        let jetstream = Arc::new(JetStream::new(addresses, Some((USER.to_owned(), PASSWORD.to_owned()))));
+        Self { disks, nodes, proxies: Vec::new(), nats: None, jetstream, network, program, _folder: folder }
     }
 
-    fn external(size: usize, variant: &Variant) -> Self {
-        let nats = NatsCluster::start(size);
+    fn external(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
+        let nats = NatsCluster::start(size, variant.split, variant.small_disks);
         let addresses: Vec<SocketAddr> = nats.members.iter().map(|member| member.address).collect();
         let proxies: Vec<NatsProxy> = addresses.iter().map(|address| NatsProxy::start(*address)).collect();
         let direct: Vec<String> = addresses.iter().map(|address| format!("nats://{address}")).collect();
         let through: Vec<String> = proxies.iter().map(NatsProxy::url).collect();
         let node = |urls: &[String]| Backend::on_nats(&urls.join(","), "t").option("nats_replicas", size);
-        let nodes = start_all(vec![node(&through), node(&direct)], variant);
-        Self { nodes, proxies, nats: Some(nats), jetstream: JetStream::new(addresses, None) }
+        let nodes = start_all(vec![node(&through), node(&direct)], variant, &program);
+        let jetstream = Arc::new(JetStream::new(addresses, None));
+        let disks = Vec::new();
+        Self { disks, nodes, proxies, nats: Some(nats), jetstream, network: None, program, _folder: folder }
     }
 
     pub fn nodes(&self) -> &[Server] {
@@ -122,37 +172,103 @@ impl Deployment {
         &mut self.nodes[number]
     }
 
-    pub fn jetstream(&self) -> &JetStream {
+    pub fn jetstream(&self) -> &Arc<JetStream> {
         &self.jetstream
     }
 
-    /// Process id of the nats-server of this name (`n0` …).
-    pub fn nats_pid(&self, name: &str) -> u32 {
-        let number = number_of(name);
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.jetstream.block_on(future)
+    }
+
+    /// Several nats-servers.
+    pub fn is_cluster(&self) -> bool {
+        self.nats.as_ref().map_or(self.nodes.len(), |nats| nats.members.len()) > 1
+    }
+
+    /// Between its nats-servers; only in a [`Variant::split`] deployment.
+    pub fn network(&self) -> &Network {
+        let network = self.nats.as_ref().map_or(&self.network, |nats| &nats.network);
+        network.as_ref().expect("the variant has a network that can be cut")
+    }
+
+    /// Of this nats-server; only in a deployment with [`Variant::small_disks`].
+    pub fn disk(&self, number: usize) -> &Disk {
         match &self.nats {
-            Some(nats) => nats.members[number].pid(),
+            Some(nats) => nats.members[number].disk.as_ref().expect("the variant has disks that can be filled"),
+            None => &self.disks[number],
+        }
+    }
+
+    /// Nodes that start from now on run this program.
+    pub fn upgrade_to(&self, program: &Path) {
+        std::fs::remove_file(&self.program).expect("the link is there");
+        std::os::unix::fs::symlink(program, &self.program).expect("a link can be made");
+    }
+
+    /// Process id of the nats-server of this name (`n0` …), if it runs.
+    pub fn find_nats(&self, name: &str) -> Option<u32> {
+        let number = number_of(name);
+        let pid = match &self.nats {
+            Some(nats) => Some(nats.members[number].pid()),
             None => {
                 let children = proc::children(self.nodes[number].pid());
-                let found = children.into_iter().find(|pid| proc::command_line(*pid).contains("nats"));
-                found.expect("an embedded nats-server is a child of its Carrick")
+                children.into_iter().find(|pid| proc::command_line(*pid).contains("nats"))
             }
-        }
+        };
+        pid.filter(|pid| proc::is_alive(*pid))
+    }
+
+    /// The same; it must run.
+    pub fn nats_pid(&self, name: &str) -> u32 {
+        self.find_nats(name).unwrap_or_else(|| panic!("no nats-server {name} runs"))
+    }
+
+    /// Kills nodes in one moment.
+    pub fn kill_nodes(&mut self, numbers: &[usize]) {
+        numbers.iter().for_each(|number| self.nodes[*number].kill());
+    }
+
+    /// Starts nodes in one moment, and waits until they are ready: members of a cluster may be ready only together.
+    pub fn start_nodes(&mut self, numbers: &[usize]) {
+        std::thread::scope(|scope| {
+            for (number, node) in self.nodes.iter_mut().enumerate() {
+                if numbers.contains(&number) {
+                    scope.spawn(|| node.start());
+                }
+            }
+        });
     }
 }
 
 /// Number in a server's name.
 pub fn number_of(name: &str) -> usize {
-    name.trim_start_matches('n').parse().expect("servers are named n0, n1, …")
+    let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("servers are named n0, n1, …")
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// The pinned nats-server, told to advertise another route listener than its own. Carrick has no option for that: in
+/// earnest nobody puts a proxy there.
+fn advertising(folder: &Path, number: usize, address: SocketAddr) -> PathBuf {
+    let path = folder.join(format!("nats-server-{number}"));
+    let script = format!("#!/bin/sh\nexec {:?} \"$@\" --cluster_advertise {address}\n", nats::binary());
+    std::fs::write(&path, script).expect("a script can be written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    path
 }
 
 /// Starts nodes at the same time: members of a cluster are ready only together.
-fn start_all(builders: Vec<Builder>, variant: &Variant) -> Vec<Server> {
+fn start_all(builders: Vec<Builder>, variant: &Variant, program: &Path) -> Vec<Server> {
     std::thread::scope(|scope| {
         let starting: Vec<_> = builders
             .into_iter()
             .enumerate()
             .map(|(number, builder)| {
-                let mut builder = builder.option("history_limit", 10_000);
+                let builder = builder.option("history_limit", 10_000).option("metrics_http", counters::PATH);
+                let mut builder = builder.binary(program);
                 if number == 0 {
                     for (name, value) in &variant.options {
                         builder = builder.replace(name, value);

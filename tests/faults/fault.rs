@@ -1,19 +1,13 @@
-//! What is done to a deployment, and the proof that it acted.
+//! The faults of the table: where they apply, what they need, and what may come of them.
 
-use crate::deployment::{Deployment, Setup, number_of};
-use crate::harness::process::signal;
-use crate::proc::{self, eventually};
+use crate::checker::Checked;
+use crate::deployment::{Setup, Variant};
+use crate::old_build;
+use crate::proof::Proof;
 use std::fmt;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-/// Longer than every timeout between Carrick and NATS.
-const FREEZE: Duration = Duration::from_secs(6);
-const CUT: Duration = Duration::from_secs(5);
-/// A cut connection is cut again as soon as it is made.
-const CUT_AGAIN: Duration = Duration::from_millis(50);
-/// How long a killed process stays away.
-const AWAY: Duration = Duration::from_secs(2);
+/// Clocks of clients go wrong by so many seconds.
+const CLOCK_JUMP: u32 = 3 * 3_600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -27,58 +21,128 @@ pub enum Fault {
     FreezeFollower,
     /// No connection between one Carrick and NATS.
     CutNode,
+    /// Live messages that never reach one Carrick.
+    DropLive,
+    /// The leader reaches no other nats-server, and none reaches it.
+    IsolateLeader,
+    IsolateFollower,
+    /// A member's store is deleted; once it is whole again, the leader dies.
+    WipeMember,
+    /// Two of three nats-servers gone at once.
+    LoseQuorum,
+    /// The disk of the log's leader is full.
+    FillDisk,
+    /// Two clients in three have a wrong clock from one moment on.
+    JumpClocks,
     /// SIGTERM and start of each Carrick, one after the other.
     RollingRestart,
+    /// SIGTERM and start of each external nats-server.
+    RollingNats,
+    /// A rolling restart with another program.
+    RollingUpgrade,
+    DeleteSessions,
+    DeleteMeta,
+    /// An operator wants to purge the log, and to delete a message of it.
+    Purge,
+    DeleteLog,
+}
+
+/// What a row must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Everything arrives, nobody is told of a loss.
+    Whole,
+    /// The past is gone, for this reason, and everybody who misses something is told.
+    Signalled(&'static str),
 }
 
 impl Fault {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 20] = [
         Self::None,
         Self::KillNode,
         Self::KillLeader,
         Self::FreezeLeader,
         Self::FreezeFollower,
         Self::CutNode,
+        Self::DropLive,
+        Self::IsolateLeader,
+        Self::IsolateFollower,
+        Self::WipeMember,
+        Self::LoseQuorum,
+        Self::FillDisk,
+        Self::JumpClocks,
         Self::RollingRestart,
+        Self::RollingNats,
+        Self::RollingUpgrade,
+        Self::DeleteSessions,
+        Self::DeleteMeta,
+        Self::Purge,
+        Self::DeleteLog,
     ];
 
     pub fn applies_to(self, setup: Setup) -> bool {
         match self {
-            Self::FreezeFollower => setup.is_cluster(),
-            Self::CutNode => !setup.is_embedded(),
+            Self::FreezeFollower | Self::IsolateLeader | Self::IsolateFollower => setup.is_cluster(),
+            Self::WipeMember | Self::LoseQuorum => setup.is_cluster(),
+            Self::CutNode | Self::DropLive => !setup.is_embedded(),
+            Self::RollingNats => setup == Setup::ExternalR3,
             _ => true,
         }
     }
 
-    /// How long it takes, roughly: the checker must publish for longer.
-    pub fn span(self) -> Duration {
-        Duration::from_secs(match self {
-            Self::None => 0,
-            Self::KillNode | Self::KillLeader => 6,
-            Self::FreezeLeader | Self::FreezeFollower | Self::CutNode => 8,
-            Self::RollingRestart => 25,
-        })
+    /// The deployment that it needs.
+    pub fn variant(self) -> Variant {
+        Variant {
+            program: (self == Self::RollingUpgrade).then(old_build::path),
+            split: matches!(self, Self::IsolateLeader | Self::IsolateFollower),
+            small_disks: self == Self::FillDisk,
+            ..Variant::default()
+        }
     }
 
-    /// Does the harm, undoes it, and waits until all is whole again; answers with what proves it.
-    pub fn strike(self, deployment: &mut Deployment) -> String {
-        let proof = match self {
-            Self::None => "–".to_owned(),
-            Self::KillNode => kill_node(deployment),
-            Self::KillLeader => kill_leader(deployment),
-            Self::FreezeLeader => {
-                let leader = deployment.jetstream().wait_leader(None);
-                freeze(deployment, &leader)
+    pub fn expected(self) -> Expected {
+        match self {
+            Self::DeleteLog => Expected::Signalled("the log is gone"),
+            Self::DeleteMeta => Expected::Signalled("which life of the log it is was recorded there"),
+            _ => Expected::Whole,
+        }
+    }
+
+    /// No client may have to subscribe anew: sessions outlive it.
+    pub fn keeps_sessions(self) -> bool {
+        matches!(self, Self::None | Self::RollingRestart | Self::RollingUpgrade | Self::RollingNats)
+    }
+
+    /// Options of the checker.
+    pub fn arguments(self) -> Vec<String> {
+        let mut all = Vec::new();
+        if matches!(self.expected(), Expected::Signalled(_)) {
+            all.push("--allow-rejects".to_owned());
+        }
+        if self == Self::JumpClocks {
+            all.push(format!("--clock-jump={CLOCK_JUMP}"));
+        }
+        all
+    }
+
+    /// What the checker's report must show.
+    pub fn prove_by_report(self, checked: &Checked, proof: &mut Proof) {
+        let count = |name: &str| checked.count(name);
+        match self {
+            Self::KillNode | Self::RollingRestart | Self::RollingUpgrade => {
+                let lost = count("connections_lost");
+                proof.require(lost > 0, format!("{lost} connections lost"));
             }
-            Self::FreezeFollower => {
-                let leader = number_of(&deployment.jetstream().wait_leader(None));
-                freeze(deployment, &format!("n{}", (leader + 1) % 3))
+            Self::JumpClocks => {
+                let (returns, hours) = (count("skewed_returns"), CLOCK_JUMP / 3_600);
+                proof.require(returns > 0, format!("{returns} returns with a clock {hours} hours ahead or behind"));
             }
-            Self::CutNode => cut(deployment),
-            Self::RollingRestart => restart_all(deployment),
-        };
-        deployment.jetstream().wait_whole();
-        proof
+            Self::DeleteSessions => {
+                let anew = count("resubscribed");
+                proof.require(anew > 0, format!("{anew} sessions gone, subscribed anew"));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -91,82 +155,20 @@ impl fmt::Display for Fault {
             Self::FreezeLeader => "leader frozen",
             Self::FreezeFollower => "follower frozen",
             Self::CutNode => "node cut off from NATS",
+            Self::DropLive => "live messages dropped",
+            Self::IsolateLeader => "leader cut off from the other servers",
+            Self::IsolateFollower => "follower cut off from the other servers",
+            Self::WipeMember => "member wiped, then the leader killed",
+            Self::LoseQuorum => "two of three servers down",
+            Self::FillDisk => "disk of the log full",
+            Self::JumpClocks => "clients' clocks jump",
             Self::RollingRestart => "rolling restart",
+            Self::RollingNats => "rolling restart of nats-server",
+            Self::RollingUpgrade => "rolling upgrade",
+            Self::DeleteSessions => "bucket of sessions deleted",
+            Self::DeleteMeta => "bucket of records deleted",
+            Self::Purge => "purge by an operator",
+            Self::DeleteLog => "log deleted",
         })
     }
-}
-
-fn kill_node(deployment: &mut Deployment) -> String {
-    let last = deployment.nodes().len() - 1;
-    let node = deployment.node_mut(last);
-    let old = node.pid();
-    node.kill();
-    sleep(AWAY);
-    node.start();
-    format!("process {old} ⇒ {}", node.pid())
-}
-
-fn kill_leader(deployment: &mut Deployment) -> String {
-    let leader = deployment.jetstream().wait_leader(None);
-    let number = number_of(&leader);
-    let old = deployment.nats_pid(&leader);
-    signal(old, "KILL");
-    let is_alone = deployment.nats.as_ref().is_some_and(|nats| nats.members.len() == 1)
-        || deployment.nats.is_none() && deployment.nodes().len() == 1;
-    let next = if is_alone { leader.clone() } else { deployment.jetstream().wait_leader(Some(&leader)) };
-    if let Some(nats) = &mut deployment.nats {
-        // Reaps it.
-        nats.members[number].kill();
-        sleep(AWAY);
-        nats.members[number].start();
-    }
-    eventually(Duration::from_secs(20), "a new nats-server", || {
-        let children = || proc::children(deployment.nodes()[number].pid());
-        let new = match &deployment.nats {
-            Some(nats) => Some(nats.members[number].pid()),
-            None => children().into_iter().find(|pid| proc::command_line(*pid).contains("nats")),
-        };
-        new.filter(|pid| *pid != old && proc::is_alive(*pid))
-    })
-    .unwrap_or_else(|error| panic!("{error} in place of {old}"));
-    if is_alone { format!("process {old} replaced") } else { format!("leader {leader} ⇒ {next}") }
-}
-
-fn freeze(deployment: &Deployment, name: &str) -> String {
-    let pid = deployment.nats_pid(name);
-    let before = deployment.jetstream().wait_leader(None);
-    signal(pid, "STOP");
-    sleep(FREEZE);
-    // Its supervisor may have replaced it meanwhile.
-    let went_on = proc::is_alive(pid);
-    if went_on {
-        signal(pid, "CONT");
-    }
-    let after = deployment.jetstream().wait_leader(None);
-    let end = if went_on { "went on" } else { "was replaced" };
-    format!("{name} stopped {} s, {end}; leader {before} ⇒ {after}", FREEZE.as_secs())
-}
-
-fn cut(deployment: &Deployment) -> String {
-    let until = Instant::now() + CUT;
-    let mut cuts = 0;
-    while Instant::now() < until {
-        deployment.proxies.iter().for_each(crate::harness::proxy::NatsProxy::cut);
-        cuts += 1;
-        sleep(CUT_AGAIN);
-    }
-    format!("{} s, {cuts} cuts", CUT.as_secs())
-}
-
-fn restart_all(deployment: &mut Deployment) -> String {
-    let mut steps = Vec::new();
-    for number in 0..deployment.nodes().len() {
-        let begun = Instant::now();
-        let node = deployment.node_mut(number);
-        node.stop();
-        node.start();
-        deployment.jetstream().wait_whole();
-        steps.push(format!("{:.1} s", begun.elapsed().as_secs_f64()));
-    }
-    format!("steps {}", steps.join(", "))
 }

@@ -1,71 +1,135 @@
-//! Three nats-servers of the tests' own that keep three copies of everything.
+//! nats-servers of the tests' own: one, or three that keep three copies of everything.
 
 use crate::deployment::free_port;
+use crate::disk::Disk;
 use crate::harness::nats::binary;
 use crate::harness::process::Process;
+use crate::network::Network;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
 
+/// User and password of the system account, which removes members from a cluster.
+pub const SYSTEM: (&str, &str) = ("system", "for-tests-only");
+
 pub struct NatsCluster {
     pub members: Vec<Member>,
+    /// Between the members, if it can be cut.
+    pub network: Option<Network>,
 }
 
 pub struct Member {
+    /// Of its own, if it can be filled. Unmounted before its folder is removed.
+    pub disk: Option<Disk>,
     folder: TempDir,
+    name: String,
     pub address: SocketAddr,
+    /// Its cluster block; empty for a server that is alone, which would wait for a majority for ever.
+    cluster: String,
     process: Option<Process>,
 }
 
 impl NatsCluster {
-    pub fn start(size: usize) -> Self {
+    /// `split`: the network between them can be cut; `small_disks`: their disks can be filled.
+    pub fn start(size: usize, split: bool, small_disks: bool) -> Self {
         let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
-        let routes: Vec<String> = ports.iter().map(|(_, port)| format!("\"nats://127.0.0.1:{port}\"")).collect();
-        let members = ports.iter().enumerate().map(|(number, (client, route))| {
+        let listeners: Vec<SocketAddr> =
+            ports.iter().map(|(_, port)| SocketAddr::from(([127, 0, 0, 1], *port))).collect();
+        let network = split.then(|| {
+            let servers = listeners.iter().enumerate().map(|(number, address)| (format!("n{number}"), *address));
+            Network::between(&servers.collect::<Vec<_>>())
+        });
+        let reachable = network.as_ref().map_or(&listeners, |network| &network.addresses);
+        let members = ports.iter().enumerate().map(|(number, (client, _))| {
             let folder = tempfile::Builder::new().prefix("nats-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
             let folder = folder.expect("a folder can be created");
             let store = folder.path().join("store");
-            // A cluster of one has no routes, and would wait for a majority for ever.
+            std::fs::create_dir(&store).expect("a folder can be created");
+            let disk = small_disks.then(|| Disk::mount(&store).unwrap_or_else(|error| panic!("{error}")));
+            let routes = reachable.iter().enumerate().filter(|(other, _)| *other != number);
+            let routes: Vec<String> = routes.map(|(_, address)| format!("\"nats://{address}\"")).collect();
             let cluster = if size == 1 {
                 String::new()
             } else {
                 format!(
-                    "cluster {{ name: c, listen: \"127.0.0.1:{route}\", no_advertise: true, ping_interval: \"1s\", \
+                    "cluster {{ name: c, listen: \"{}\", advertise: \"{}\", no_advertise: true, ping_interval: \"1s\", \
                      ping_max: 2, routes: [{}] }}\n",
+                    listeners[number],
+                    reachable[number],
                     routes.join(", ")
                 )
             };
-            let config = format!(
-                "server_name: n{number}\nlisten: \"127.0.0.1:{client}\"\nping_interval: \"2s\"\n\
-                 jetstream {{ store_dir: {store:?} }}\n{cluster}"
-            );
-            std::fs::write(folder.path().join("server.conf"), config).expect("the configuration can be written");
-            let mut member = Member { folder, address: SocketAddr::from(([127, 0, 0, 1], *client)), process: None };
+            let address = SocketAddr::from(([127, 0, 0, 1], *client));
+            let mut member = Member { disk, folder, name: format!("n{number}"), address, cluster, process: None };
             member.start();
             member
         });
-        Self { members: members.collect() }
+        Self { members: members.collect(), network }
     }
 }
 
 impl Member {
     /// Starts it (again) on the same ports and store.
     pub fn start(&mut self) {
+        let Self { name, address, cluster, .. } = &*self;
+        let (user, password) = SYSTEM;
+        let config = format!(
+            "server_name: {name}\nlisten: \"{address}\"\nping_interval: \"2s\"\n\
+             jetstream {{ store_dir: {:?} }}\n\
+             accounts {{ APP {{ jetstream: enabled, users: [{{user: app, password: app}}] }}, \
+             $SYS {{ users: [{{user: {user}, password: {password:?}}}] }} }}\nno_auth_user: app\n{cluster}",
+            self.store()
+        );
+        std::fs::write(self.folder.path().join("server.conf"), config).expect("the configuration can be written");
         let mut command = Command::new(binary());
         command.arg("-c").arg(self.folder.path().join("server.conf"));
         self.process = Some(Process::spawn(command, &self.log()));
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
     }
 
     fn log(&self) -> PathBuf {
         self.folder.path().join("nats.log")
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it has been started").pid()
+        self.process().pid()
+    }
+
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("it has been started")
     }
 
     pub fn kill(&mut self) {
         self.process.as_mut().expect("it has been started").kill();
+    }
+
+    /// Stops it gracefully.
+    pub fn stop(&mut self) {
+        let process = self.process.as_mut().expect("it has been started");
+        process.signal("TERM");
+        process.wait(crate::harness::PATIENCE);
+    }
+
+    /// Deletes its store and gives it a name that the cluster does not know, which a removed member needs. Answers with
+    /// the number of files deleted.
+    pub fn wipe(&mut self) -> usize {
+        self.name.push('w');
+        let files = crate::disk::files(&self.store());
+        std::fs::remove_dir_all(self.store()).expect("the store can be deleted");
+        std::fs::create_dir(self.store()).expect("a folder can be created");
+        files
+    }
+
+    /// What it has written.
+    pub fn said(&self, text: &str) -> bool {
+        self.process().log().contains(text)
     }
 }

@@ -13,7 +13,7 @@ fn broken(name: &str) -> PathBuf {
 
 fn check(binary: Option<PathBuf>, setup: Setup, lose: bool) -> Checked {
     let options = vec![("head_check_interval", "1".to_owned())];
-    let deployment = Deployment::start_variant(setup, &Variant { binary, options });
+    let deployment = Deployment::start_variant(setup, &Variant { binary, options, ..Variant::default() });
     let arguments = [
         "--duration=12".to_owned(),
         "--clients=60".to_owned(),

@@ -2,10 +2,16 @@
 
 use crate::checker::{Checked, Checker};
 use crate::deployment::{Deployment, Setup};
-use crate::fault::Fault;
+use crate::fault::{Expected, Fault};
+use crate::jetstream::Elections;
+use crate::proof::Proof;
+use crate::pulse::Pulse;
+use crate::strike::strike;
 use std::fmt;
 use std::time::Duration;
 
+/// The checker publishes until it is told to end; this long at most.
+const DURATION: Duration = Duration::from_secs(300);
 /// For the last messages, the longest absence, and the report.
 const END_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -30,43 +36,52 @@ impl Size {
 
     /// `CARRICK_FAULTS_SECONDS`, `_CLIENTS`, `_RATE`, `_SEED`.
     pub fn from_environment() -> Self {
-        let number = |name: &str, default: u64| {
-            let text = std::env::var(format!("CARRICK_FAULTS_{name}")).ok();
-            text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("CARRICK_FAULTS_{name}: {text}")))
-        };
-        let small = |name: &str, default: u64| u32::try_from(number(name, default)).expect("a small number");
         Self {
-            seconds: number("SECONDS", 20),
-            clients: small("CLIENTS", 100),
-            rate: small("RATE", 400),
+            seconds: number("SECONDS", 4),
+            clients: number("CLIENTS", 80),
+            rate: number("RATE", 400),
             seed: number("SEED", 1),
         }
+    }
+}
+
+/// A number of the long form, or its default.
+pub fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match std::env::var(format!("CARRICK_FAULTS_{name}")) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("CARRICK_FAULTS_{name}: {text} is no number")),
+        Err(_) => default,
     }
 }
 
 pub struct Row {
     setup: Setup,
     fault: Fault,
-    proof: String,
+    proof: Proof,
     checked: Checked,
 }
 
 /// Starts the deployment and the checker, strikes a third into the run, and waits for the report.
 pub fn cell(setup: Setup, fault: Fault, size: &Size) -> Row {
-    let mut deployment = Deployment::start(setup);
-    let seconds = size.seconds + fault.span().as_secs();
-    let arguments = [
-        format!("--duration={seconds}"),
+    let mut deployment = Deployment::start_variant(setup, &fault.variant());
+    let mut arguments = vec![
+        format!("--duration={}", DURATION.as_secs()),
         format!("--clients={}", size.clients),
         format!("--rate={}", size.rate),
         format!("--seed={}", size.seed),
         "--away=0.1-2".to_owned(),
     ];
+    arguments.extend(fault.arguments());
+    let pulse = Pulse::start(&deployment);
+    let elections = setup.is_cluster().then(|| Elections::watch(deployment.jetstream()));
     let mut checker = Checker::start(&deployment, &arguments);
     checker.wait_publishing();
-    std::thread::sleep(Duration::from_secs(size.seconds) / 3);
-    let proof = fault.strike(&mut deployment);
-    let checked = checker.wait(Duration::from_secs(seconds) + END_PATIENCE);
+    let third = Duration::from_secs(size.seconds) / 3;
+    std::thread::sleep(third);
+    let mut proof = strike(fault, &mut deployment, &pulse, elections.as_ref());
+    std::thread::sleep(third * 2);
+    checker.end_publishing();
+    let checked = checker.wait(END_PATIENCE);
+    fault.prove_by_report(&checked, &mut proof);
     let row = Row { setup, fault, proof, checked };
     if !row.passed() {
         deployment.nodes().iter().for_each(crate::harness::Server::report);
@@ -76,9 +91,42 @@ pub fn cell(setup: Setup, fault: Fault, size: &Size) -> Row {
 
 impl Row {
     pub fn passed(&self) -> bool {
-        let zero = |name: &str| self.checked.count(name) == 0;
-        let kept = zero("lost") && zero("unacknowledged") && zero("rejects") && zero("disconnects");
-        self.checked.status == Some(0) && kept && self.checked.count("epochs") == 1
+        self.failures().is_empty()
+    }
+
+    /// Why the row fails, in words.
+    pub fn failures(&self) -> Vec<String> {
+        let count = |name: &str| self.checked.count(name);
+        let mut failures = self.proof.gaps();
+        if self.checked.status != Some(0) {
+            failures.push(format!(
+                "the checker ended with {:?}: {}",
+                self.checked.status, self.checked.report["violations"]
+            ));
+        }
+        let (must_be_none, epochs): (&[&str], u64) = match self.fault.expected() {
+            Expected::Whole => (&["lost", "rejects"], 1),
+            Expected::Signalled(_) => {
+                if count("rejects") == 0 {
+                    failures.push("nobody was told of a loss".to_owned());
+                }
+                (&["unsignalled"], 2)
+            }
+        };
+        let always = ["duplicated", "reordered", "wrong_positions", "unacknowledged", "disconnects", "surprises"];
+        for name in must_be_none.iter().chain(&always).filter(|name| count(name) > 0) {
+            failures.push(format!("{name}: {}", count(name)));
+        }
+        if count("epochs") != epochs {
+            failures.push(format!("{} epochs, expected {epochs}", count("epochs")));
+        }
+        if count("delivered") == 0 {
+            failures.push("nothing was delivered".to_owned());
+        }
+        if self.fault.keeps_sessions() && count("resubscribed") > 0 {
+            failures.push(format!("{} clients had to subscribe anew", count("resubscribed")));
+        }
+        failures
     }
 
     pub fn delivered(&self) -> u64 {
@@ -86,7 +134,8 @@ impl Row {
     }
 
     pub fn details(&self) -> String {
-        format!("{:?}\n{}\n{}", self.checked.status, self.checked.report, self.checked.errors)
+        let failures = self.failures().join("\n  ");
+        format!("  {failures}\n{:?}\n{}\n{}", self.checked.status, self.checked.report, self.checked.errors)
     }
 }
 
@@ -98,7 +147,12 @@ impl fmt::Display for Row {
         for name in ["acked", "delivered", "lost", "unsignalled", "duplicated", "reordered", "rejects", "excused"] {
             write!(f, "| {} ", count(name))?;
         }
-        let verdict = if self.passed() { "pass" } else { "**FAIL**" };
+        let failures = self.failures();
+        let verdict = match (failures.is_empty(), self.fault.expected()) {
+            (true, Expected::Whole) => "pass".to_owned(),
+            (true, Expected::Signalled(why)) => format!("pass: losses are told, {why}"),
+            (false, _) => format!("**FAIL**: {}", failures.join("; ")),
+        };
         let (p50, p99, max) = (&resume["p50"], &resume["p99"], &resume["max"]);
         let (gap, anew) = (count("longest_ack_gap_ms"), count("resubscribed"));
         write!(f, "| {gap} ms | {p50} / {p99} / {max} ms | {anew} | {verdict} |")

@@ -75,3 +75,16 @@ fn a_healthy_server_passes_with_every_pattern() {
         assert!(checked.count("delivered") > 100, "{pattern}: {checked:?}");
     }
 }
+
+#[test]
+fn clocks_that_jump_cost_nothing_on_a_healthy_server() {
+    let server = Backend::Memory.builder().option("history_limit", 10_000).start();
+    let options =
+        ["--secret=orchid-lantern-42", "--clock-jump=7200", "--duration=4", "--away=0.1-0.5", "--stay=0.2-0.6"];
+    let url = format!("--url=ws://{}/cable", server.address());
+    let publish = format!("--publish-url=http://{}/_broadcast", server.broadcast_address());
+    let options = options.map(str::to_owned);
+    let checked = verify(&[&[url, publish, "--clients=12".to_owned()], options.as_slice()].concat());
+    assert_eq!(checked.status, Some(0), "{checked:?}");
+    assert!(checked.count("skewed_returns") > 4 && checked.count("lost") == 0, "{checked:?}");
+}

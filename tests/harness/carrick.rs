@@ -46,10 +46,15 @@ impl Builder {
     }
 
     /// Gives an option another value.
-    pub fn replace(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn replace(self, name: &str, value: impl ToString) -> Self {
+        self.without(name).option(name, value)
+    }
+
+    /// Leaves an option at its default.
+    pub fn without(mut self, name: &str) -> Self {
         let prefix = format!("--{name}=");
         self.options.retain(|option| !option.starts_with(&prefix));
-        self.option(name, value)
+        self
     }
 
     /// Starts the server and waits until it is ready.
@@ -137,7 +142,25 @@ impl Server {
         (status.code(), process.log())
     }
 
+    /// Runs a subcommand with this server's settings and further arguments; its exit code and all that it said.
+    #[allow(dead_code, reason = "the suites that share this file do not all run subcommands")]
+    pub fn tool(&self, words: &[&str], more: &[&str]) -> (Option<i32>, String) {
+        let mut command = self.bare_command();
+        command.args(words).args(&self.builder.options).args(more);
+        let output = command.output().expect("the program can be run");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code(), said.concat())
+    }
+
     fn command(&self) -> Command {
+        let mut command = self.bare_command();
+        command.arg(format!("--port={}", self.http.port()));
+        command.arg(format!("--port_file={}", self.folder.path().join("ports.json").display()));
+        command.args(&self.builder.options);
+        command
+    }
+
+    fn bare_command(&self) -> Command {
         let mut command = Command::new(&self.builder.binary);
         for (name, _) in std::env::vars_os() {
             let foreign = name.to_str().is_some_and(|name| name.starts_with("ANYCABLE_"));
@@ -146,9 +169,6 @@ impl Server {
             }
         }
         command.current_dir(self.folder.path());
-        command.arg(format!("--port={}", self.http.port()));
-        command.arg(format!("--port_file={}", self.folder.path().join("ports.json").display()));
-        command.args(&self.builder.options);
         command
     }
 
@@ -310,6 +330,20 @@ impl Server {
 
     pub async fn get(&self, path: &str) -> Response {
         http::request(self.http, "GET", path, &[], b"").await
+    }
+
+    /// The present value of a metric; the server needs `--metrics_http=/metrics`.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let page = self.get("/metrics").await.body;
+        let start = format!("anycable_go_{name} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name} in {page}"))
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn metric_becomes(&self, name: &str, value: i64) {
+        super::eventually(&format!("{name} is {value}"), async || (self.metric(name).await == value).then_some(()))
+            .await;
     }
 
     pub async fn is_ready(&self) -> bool {

@@ -312,6 +312,11 @@ impl Client {
         }
     }
 
+    /// Sends a `message` command with this as its data; whatever comes is left to read.
+    pub async fn perform(&mut self, identifier: &str, data: Value) {
+        self.send(json!({"command": "message", "identifier": identifier, "data": data.to_string()})).await;
+    }
+
     pub async fn whisper(&mut self, identifier: &str, data: Value) {
         self.send(json!({"command": "whisper", "identifier": identifier, "data": data})).await;
     }

@@ -64,12 +64,11 @@ impl NatsProxy {
         self.state.loss.lock().expect("no thread panics with the lock").lost
     }
 
-    /// Cuts all connections; new ones are taken.
-    pub fn cut(&self) {
-        for connection in self.state.connections.lock().expect("no thread panics with the lock").drain(..) {
-            // It may be gone already.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
+    /// Cuts all connections; new ones are taken. Answers with the number that still stood.
+    pub fn cut(&self) -> usize {
+        let mut connections = self.state.connections.lock().expect("no thread panics with the lock");
+        // Both ends of a connection are kept; one that is gone already cannot be shut down.
+        connections.drain(..).filter(|end| end.shutdown(Shutdown::Both).is_ok()).count().div_ceil(2)
     }
 }
 

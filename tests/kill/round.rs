@@ -98,6 +98,7 @@ fn run_in(plan: &Plan, binary: &Path, dir: &Path) -> Result<Outcome, String> {
     let outlet = Outlet {
         urls: vec![format!("http://{}/_broadcast", server.broadcast())],
         key: None,
+        trust: None,
         run: plan.seed.to_string(),
         retry_for: RETRY_FOR,
     };

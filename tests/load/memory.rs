@@ -15,8 +15,31 @@ impl Memory {
     }
 }
 
+/// Watches for the most that the server holds at any time.
+pub struct Peak {
+    /// `None` where the system does not tell.
+    pid: Option<u32>,
+}
+
+impl Peak {
+    /// From now on.
+    pub fn watch(target: &Target) -> Self {
+        let forget = |pid: &u32| std::fs::write(format!("/proc/{pid}/clear_refs"), "5").is_ok();
+        Self { pid: target.pid().filter(forget) }
+    }
+
+    /// Bytes.
+    pub fn reached(&self) -> Option<u64> {
+        field(self.pid?, "VmHWM:")
+    }
+}
+
 fn resident(pid: u32) -> Option<u64> {
+    field(pid, "VmRSS:")
+}
+
+fn field(pid: u32, name: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }

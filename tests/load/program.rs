@@ -1,19 +1,27 @@
 //! The load program: what one server does on this machine. Run by `scripts/load`; the client's side is written to cost
 //! little, because it shares the machine with the server.
 
+mod application;
+mod connects;
+mod crowd;
 mod fanout;
 mod frames;
 mod idle;
+mod leavers;
 mod memory;
+mod metrics;
 mod post;
 #[path = "../kill/proc.rs"]
 mod proc;
 mod publish;
+mod replay;
 mod report;
 #[path = "../kill/server.rs"]
 #[expect(dead_code, reason = "the kill tests restart the server, we do not")]
 mod server;
 mod socket;
+mod spread;
+mod steady;
 mod streams;
 mod swarm;
 mod target;
@@ -24,6 +32,14 @@ use std::process::ExitCode;
 
 fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u64)).default_value(default).help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn broker() -> Arg {
+    Arg::new("broker").long("broker").value_parser(["nats", "memory"]).default_value("nats").help("Where it stores")
 }
 
 fn command() -> Command {
@@ -89,6 +105,39 @@ fn command() -> Command {
                 .arg(number("connections", "16", "Kept-alive connections"))
                 .arg(number("payload", "100", "Bytes of data per message")),
         )
+        .subcommand(
+            Command::new("connects")
+                .about("Clients that connect at once while the application is slow, and half of them that give up")
+                .arg(broker())
+                .arg(number("clients", "1000", "Clients"))
+                .arg(number("answer", "500", "Milliseconds that the application takes to let one in"))
+                .arg(number("concurrency", "28", "Calls to the application at a time"))
+                .arg(number("give-up", "2000", "Milliseconds after which half of them leave, in the second burst")),
+        )
+        .subcommand(
+            Command::new("leavers")
+                .about("Thousands that leave at once: what those who stay notice, and what the application is told")
+                .arg(broker())
+                .arg(number("leavers", "5000", "Clients that leave, with two subscriptions each"))
+                .arg(switch("together", "One of the two follows the others' stream"))
+                .arg(number("others", "200", "Clients that stay and receive"))
+                .arg(number("rate", "100", "Messages per second to them"))
+                .arg(number("farewells", "500", "Disconnect calls per second"))
+                .arg(seconds("5"))
+                .arg(number("payload", "100", "Bytes of data per message")),
+        )
+        .subcommand(
+            Command::new("replay")
+                .about("Clients that come back far behind, one alone and many at once, while live messages arrive")
+                .arg(broker())
+                .arg(number("kept", "100000", "Messages kept in the stream of the one"))
+                .arg(number("behind", "50000", "Messages that it has missed"))
+                .arg(number("clients", "500", "Clients that come back at once"))
+                .arg(number("clients-behind", "1000", "Messages that each of them has missed"))
+                .arg(number("rate", "200", "Live messages per second"))
+                .arg(switch("follower", "Another client follows the stream all the time"))
+                .arg(number("payload", "100", "Bytes of data per message")),
+        )
 }
 
 fn main() -> ExitCode {
@@ -98,6 +147,9 @@ fn main() -> ExitCode {
         Some(("fanout", options)) => fanout::run(options),
         Some(("publish", options)) => publish::run(options),
         Some(("streams", options)) => streams::run(options),
+        Some(("connects", options)) => connects::run(options),
+        Some(("leavers", options)) => leavers::run(options),
+        Some(("replay", options)) => replay::run(options),
         _ => Err("no such command, see --help".to_owned()),
     };
     match result {
@@ -109,6 +161,14 @@ fn main() -> ExitCode {
             eprintln!("load: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What the server is told of its broker.
+fn broker_options(options: &ArgMatches) -> Vec<String> {
+    match options.get_one::<String>("broker").map(String::as_str) {
+        Some("memory") => vec!["--broker=memory".to_owned(), "--embed_nats=false".to_owned()],
+        _ => Vec::new(),
     }
 }
 

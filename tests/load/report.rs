@@ -1,6 +1,7 @@
 //! Figures as a table for people and a line of JSON for programs.
 
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub struct Report {
@@ -24,8 +25,20 @@ impl Report {
         self.row(key, label, grouped(value), value);
     }
 
+    /// For programs alone.
+    pub fn number(&mut self, key: &str, value: u64) {
+        self.json.insert(key.to_owned(), value.into());
+    }
+
     pub fn rate(&mut self, key: &str, label: &str, per_second: f64) {
         self.row(key, label, format!("{}/s", grouped(per_second.round() as u64)), per_second.round());
+    }
+
+    /// In microseconds for programs.
+    pub fn time(&mut self, key: &str, label: &str, time: Duration) {
+        let millis = time.as_secs_f64() * 1000.0;
+        let text = if millis < 10_000.0 { format!("{millis:.1} ms") } else { format!("{:.2} s", millis / 1000.0) };
+        self.row(key, label, text, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Memory in bytes; absent where there is no process to look at.
@@ -39,6 +52,11 @@ impl Report {
     /// A promise that the run saw broken: the program fails.
     pub fn broken(&mut self, what: impl Into<String>) {
         self.broken.push(what.into());
+    }
+
+    /// Several of them; a few are enough to know.
+    pub fn broken_all(&mut self, what: &[String]) {
+        self.broken.extend(what.iter().take(5).cloned());
     }
 
     pub fn passed(&self) -> bool {

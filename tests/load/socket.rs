@@ -16,17 +16,42 @@ const CONNECTORS: usize = 8;
 pub struct Subscribed {
     pub stream: TcpStream,
     pub rest: Vec<u8>,
+    /// Id of its session.
+    pub sid: String,
+}
+
+/// A client as it is to be.
+pub struct Wish {
+    /// Query of its URL, such as `?client=7`.
+    pub query: String,
+    /// What it subscribes to, in this order.
+    pub identifiers: Vec<String>,
+}
+
+/// The request for an upgrade.
+pub fn handshake(address: &str, query: &str) -> String {
+    format!(
+        "GET /cable{query} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Protocol: {EXT_JSON}\r\n\r\n"
+    )
 }
 
 /// Opens one socket per identifier; in the order given.
 pub fn subscribe_all(address: &str, identifiers: &[String]) -> std::result::Result<Vec<Subscribed>, String> {
+    let wish = |identifier: &String| Wish { query: String::new(), identifiers: vec![identifier.clone()] };
+    fulfil(address, &identifiers.iter().map(wish).collect::<Vec<_>>())
+}
+
+/// Opens one socket per wish; in the order given.
+pub fn fulfil(address: &str, wishes: &[Wish]) -> std::result::Result<Vec<Subscribed>, String> {
     let next = AtomicUsize::new(0);
     let connect = || {
         let mut mine = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(identifier) = identifiers.get(index) else { return Ok(mine) };
-            match subscribe(address, identifier) {
+            let Some(wish) = wishes.get(index) else { return Ok(mine) };
+            match subscribe(address, wish) {
                 Ok(socket) => mine.push((index, socket)),
                 Err(error) => return Err(format!("connection {index}: {error}")),
             }
@@ -44,23 +69,22 @@ pub fn subscribe_all(address: &str, identifiers: &[String]) -> std::result::Resu
     Ok(all.into_iter().map(|(_, socket)| socket).collect())
 }
 
-fn subscribe(address: &str, identifier: &str) -> Result<Subscribed> {
+fn subscribe(address: &str, wish: &Wish) -> Result<Subscribed> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET /cable HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Protocol: {EXT_JSON}\r\n\r\n"
-    )?;
+    stream.write_all(handshake(address, &wish.query).as_bytes())?;
     let mut reader = Reader { stream, buffer: Vec::new() };
     reader.handshake()?;
-    reader.until(|frame| matches!(frame, Frame::Welcome { .. }))?;
-    reader.stream.write_all(&frames::text(&command::subscribe(identifier, None)))?;
-    reader.until(|frame| matches!(frame, Frame::ConfirmSubscription(_)))?;
+    let Frame::Welcome { sid: Some(sid), .. } = reader.until(|frame| matches!(frame, Frame::Welcome { .. }))? else {
+        return Err(Error::other("a welcome without a session id"));
+    };
+    for identifier in &wish.identifiers {
+        reader.stream.write_all(&frames::text(&command::subscribe(identifier, None)))?;
+        reader.until(|frame| matches!(frame, Frame::ConfirmSubscription(_)))?;
+    }
     reader.stream.set_read_timeout(None)?;
-    Ok(Subscribed { stream: reader.stream, rest: reader.buffer })
+    Ok(Subscribed { stream: reader.stream, rest: reader.buffer, sid })
 }
 
 struct Reader {
@@ -95,7 +119,7 @@ impl Reader {
     }
 
     /// Reads frames until this one; pings may come between.
-    fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<()> {
+    fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
         loop {
             let Some(frame) = frames::first(&self.buffer) else {
                 self.more()?;
@@ -104,7 +128,7 @@ impl Reader {
             let text = String::from_utf8_lossy(&self.buffer[frame.start..frame.end]).into_owned();
             self.buffer.drain(..frame.end);
             match Frame::parse(&text) {
-                Ok(frame) if wanted(&frame) => return Ok(()),
+                Ok(frame) if wanted(&frame) => return Ok(frame),
                 Ok(Frame::Ping(_)) => {}
                 other => return Err(Error::other(format!("unexpected frame {text}: {other:?}"))),
             }

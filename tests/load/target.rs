@@ -26,9 +26,22 @@ impl Target {
                 started: None,
             });
         }
+        Self::start(options, &[])
+    }
+
+    /// A server that we start ourselves, because it needs these arguments.
+    pub fn own(options: &ArgMatches, needed: &[String]) -> Result<Self, String> {
+        if options.contains_id("http") {
+            return Err("this needs a server of its own: leave --http away".to_owned());
+        }
+        Self::start(options, needed)
+    }
+
+    fn start(options: &ArgMatches, needed: &[String]) -> Result<Self, String> {
         let binary = options.get_one::<PathBuf>("server").cloned();
         let binary = binary.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_carrick")));
-        let extra: Vec<String> = options.get_many("server-arg").into_iter().flatten().cloned().collect();
+        let given = options.get_many("server-arg").into_iter().flatten();
+        let extra: Vec<String> = needed.iter().chain(given).cloned().collect();
         let dir = tempfile::Builder::new().prefix("carrick-load-").tempdir().map_err(|error| error.to_string())?;
         let server = Server::start(&binary, dir.path(), &extra)
             .map_err(|error| format!("{error}\n{}", Server::log_tail(dir.path(), 20)))?;

@@ -185,8 +185,21 @@ fn identifiers_are_a_string() {
     assert_eq!(verify(others).unwrap().ext, "é\0");
 }
 
+/// RFC 7519 §4 lets a reader choose between refusing and the last one; the SDKs' readers take the last one. In the header,
+/// which says how to verify, nothing is ambiguous.
 #[test]
-fn an_expired_session_is_restored_only_if_asked_for() {
+fn of_a_repeated_claim_the_last_counts_and_a_repeated_header_field_is_refused() {
+    assert_eq!(verify(r#"{"ext":"a","ext":"b"}"#).unwrap().ext, "b");
+    assert_eq!(verify(r#"{"ext":"a","exp":1800000000,"exp":1}"#), Err(TokenFault::Expired));
+    assert_eq!(verify(r#"{"ext":"a","ext":null}"#), Err(TokenFault::NoIdentifiers));
+    let signer = Signer::hmac(hmac::HMAC_SHA256, ORCHID);
+    for header in [r#"{"alg":"HS256","alg":"HS256"}"#, r#"{"alg":"HS256","kid":"a","kid":"b"}"#] {
+        assert!(is_unauthorized(&hmac_only(ORCHID).verify(&signer.token(header, EXT), NOW)), "{header}");
+    }
+}
+
+#[test]
+fn ruling_24_an_expired_session_is_restored_only_if_asked_for() {
     let config = JwtConfig { secrets: Secrets::parse("a"), ..JwtConfig::default() };
     let strict = Jwt::new(config.clone()).unwrap();
     assert!(strict.may_restore(None, NOW) && strict.may_restore(Some(NOW + 1), NOW));
@@ -350,6 +363,17 @@ fn a_public_key_is_no_hmac_secret() {
     let (signer, ..) = &SIGNERS[0];
     for name in ["HS256", "ES256", "EdDSA"] {
         assert!(is_unauthorized(&jwks().verify(&signer.token(&format!(r#"{{"alg":"{name}"}}"#), EXT), NOW)), "{name}");
+    }
+}
+
+#[test]
+fn a_token_of_another_family_than_the_keys_is_refused() {
+    let (rsa, ..) = &SIGNERS[0];
+    let rs256 = rsa.token(r#"{"alg":"RS256"}"#, EXT);
+    assert!(is_unauthorized(&hmac_only(ORCHID).verify(&rs256, NOW)), "no public key");
+    assert_eq!(pem("rsa.pem").verify(&rs256, NOW), Ok(claims(None)));
+    for file in ["rsa.pem", "ec.pem", "ed25519.pem"] {
+        assert!(is_unauthorized(&pem(file).verify(VALID, NOW)), "{file} is no secret");
     }
 }
 

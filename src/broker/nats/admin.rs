@@ -17,6 +17,8 @@ use tokio::time::Instant;
 
 /// How long somebody else's change may take before we give up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long JetStream may take to answer.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection of an operator's.
 pub struct Admin {
@@ -90,7 +92,17 @@ impl Admin {
             let connection = connection.clone();
             async move { connection.api.mux.run(inbox, &connection.link).await }
         });
-        Ok(Self { core, connection })
+        let admin = Self { core, connection };
+        let deadline = Instant::now() + READY_PATIENCE;
+        // A server that was started just now takes a moment.
+        while let Err(error) = admin.connection.api.call::<serde_json::Value>("INFO", &serde_json::Value::Null).await {
+            if Instant::now() > deadline {
+                admin.close().await;
+                return Err(AdminError(format!("JetStream does not answer: {error}")));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(admin)
     }
 
     /// Ends the connection and its tasks.

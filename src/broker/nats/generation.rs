@@ -440,6 +440,10 @@ impl Core {
     /// Says that this node is running, so that another one does not change the policies beneath it; and which ones it
     /// follows, and what it is prepared for.
     pub(super) async fn renew_lease(&self, connection: &Connection) -> Result<(), SetupError> {
+        let leaving = self.leaving.lock().await;
+        if *leaving {
+            return Ok(());
+        }
         let bucket = self.names.meta_bucket();
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_TTL, LEASE.as_secs().to_string());
@@ -452,7 +456,13 @@ impl Core {
         Ok(())
     }
 
-    /// At a clean stop.
+    /// For good: no renewal that is under way outlives it.
+    pub(super) async fn leave(&self, connection: &Connection) -> Result<(), ApiError> {
+        let mut leaving = self.leaving.lock().await;
+        *leaving = true;
+        self.end_lease(connection).await
+    }
+
     pub(super) async fn end_lease(&self, connection: &Connection) -> Result<(), ApiError> {
         let subject = key_subject(&self.names.meta_bucket(), &self.lease_key());
         let marker = super::api::marker_headers(Duration::from_secs(1));

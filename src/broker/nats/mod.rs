@@ -95,6 +95,8 @@ struct Core {
     storage_full: AtomicBool,
     /// The disk under the store is full, as whoever runs the server says: it does not answer writes itself then.
     disk_full: watch::Sender<bool>,
+    /// This node stops and has taken back its lease. Held while a lease is written, so that they stay in order.
+    leaving: tokio::sync::Mutex<bool>,
     /// Look at the log now.
     nudge: Notify,
     /// Batch reads under way.
@@ -200,7 +202,7 @@ impl NatsBroker {
     pub async fn shutdown(&self) {
         let core = &self.core;
         if let Some(generation) = core.generation()
-            && let Err(error) = core.end_lease(&generation.connection).await
+            && let Err(error) = core.leave(&generation.connection).await
         {
             tracing::debug!(%error, "cannot end this node's lease");
         }
@@ -253,6 +255,7 @@ impl Core {
             settled: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
             disk_full: watch::Sender::new(false),
+            leaving: tokio::sync::Mutex::default(),
             nudge: Notify::new(),
             batches: Semaphore::new(read::MAX_BATCHES),
             stop: CancellationToken::new(),

@@ -105,6 +105,8 @@ pub(super) fn fingerprint(table: &Table) -> String {
 /// What became of a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
+    /// How the former table differed.
+    pub differences: Vec<String>,
     /// Number of the table that holds now.
     pub revision: u64,
     /// Policies whose log got a new epoch, because streams come (back) to it.
@@ -203,7 +205,9 @@ impl Core {
                     None => rows(configured),
                 };
                 let record = Record { format: FORMAT, revision: 1, policies: first, next: None };
-                self.write_policies(connection, &record, 0).await?;
+                // Somebody may have deleted it by hand, which leaves a marker.
+                let marker = connection.api.entry(&self.names.meta_bucket(), POLICIES_KEY).await?;
+                self.write_policies(connection, &record, marker.map_or(0, |marker| marker.seq)).await?;
                 continue;
             };
             if record.next.is_some() {
@@ -293,7 +297,7 @@ impl Core {
         let revision = if *have == *want { record.revision } else { record.revision + 1 };
         let done = Record { format: FORMAT, revision, policies: rows(want), next: None };
         match self.write_policies(connection, &done, proposal).await? {
-            Some(_) => Ok(Change { revision, new_epochs }),
+            Some(_) => Ok(Change { differences: differences(&have, want), revision, new_epochs }),
             None => Err(SetupError::retry("the change of the history policies was withdrawn meanwhile")),
         }
     }
@@ -312,13 +316,13 @@ impl Core {
             if missing.is_empty() {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            // Nodes of an earlier version say nothing of policies, and never will.
+            if Instant::now() > deadline || missing.iter().any(|lease| lease.table.is_none()) {
                 let names: Vec<_> = missing.into_iter().map(|lease| lease.node).collect();
                 return Err(SetupError::fatal(format!(
-                    "nothing was changed: {} did not get ready for other history policies in {} s. Upgrade nodes of an \
-                     earlier version, or stop them",
-                    names.join(", "),
-                    ANSWER_PATIENCE.as_secs()
+                    "nothing was changed: {} cannot get ready for other history policies. Upgrade nodes of an earlier \
+                     version, or stop them",
+                    names.join(", ")
                 )));
             }
             tokio::time::sleep(POLL).await;

@@ -62,6 +62,8 @@ pub struct Verdict {
     pub restored: u64,
     pub fresh: u64,
     pub silences: u64,
+    /// Returns with a clock that is wrong.
+    pub skewed: u64,
 }
 
 impl Verdict {
@@ -144,6 +146,7 @@ fn judge_member(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict:
     verdict.restored += u64::from(record.restored);
     verdict.fresh += u64::from(record.fresh);
     verdict.silences += u64::from(record.silences);
+    verdict.skewed += u64::from(record.skewed);
     verdict.disconnects += record.disconnects;
     for surprise in &record.surprises {
         verdict.surprises.add(|| format!("client {client}: {surprise}"));

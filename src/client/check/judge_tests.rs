@@ -14,6 +14,7 @@ fn published(follower: &Follower) -> Vec<Published> {
         id: Id { lane: 0, n },
         position: Some((Arc::from("e"), n * 10)),
         duplicate: false,
+        begun: tokio::time::Instant::now(),
         at: tokio::time::Instant::now(),
     };
     let acks: Vec<_> = (1..=3).map(ack).collect();
@@ -25,7 +26,7 @@ fn published(follower: &Follower) -> Vec<Published> {
 fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
     let arrival = |&(follow, n): &(usize, u64)| {
         let position = Some((Arc::from("e"), n * 10));
-        Arrival { follow, id: Id { lane: 0, n }, position, connection: 1 }
+        Arrival { follow, id: Id { lane: 0, n }, position, connection: 1, at: tokio::time::Instant::now() }
     };
     Record {
         follower: follower.clone(),
@@ -38,6 +39,7 @@ fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
         resumes: vec![],
         disconnects: 0,
         silences: 0,
+        skewed: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use super::source::Id;
 use super::{Drops, Phase};
 use crate::client::connection::url_with_sid;
 use crate::client::frame::Data;
-use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, now_secs};
+use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, Trust, now_secs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub struct Arrival {
     pub position: Option<(Arc<str>, u64)>,
     /// Counts the client's connections.
     pub connection: u32,
+    pub at: Instant,
 }
 
 /// The server said that messages of a subscription are lost.
@@ -65,6 +66,8 @@ pub struct Record {
     pub disconnects: u32,
     /// Connections that heard nothing for two ping intervals.
     pub silences: u32,
+    /// Returns with a clock that is wrong.
+    pub skewed: u32,
 }
 
 /// What the run watches while it runs.
@@ -102,11 +105,14 @@ pub struct Habits {
 pub struct Member {
     /// It comes back through any of them.
     urls: Vec<Url>,
+    trust: Option<Trust>,
     dice: Dice,
     habits: Habits,
     phase: watch::Receiver<Phase>,
     /// Counts the moments in which all drop.
     waves: watch::Receiver<u64>,
+    /// By how many seconds its clock is wrong, from the next connection on.
+    skew: watch::Receiver<i64>,
     silent: Option<Arc<Silent>>,
     progress: Arc<Progress>,
     stock: StockClient,
@@ -130,15 +136,17 @@ enum End {
 /// What a [`Member`] is given to work with.
 pub struct Surroundings {
     pub urls: Vec<Url>,
+    pub trust: Option<Trust>,
     pub phase: watch::Receiver<Phase>,
     pub waves: watch::Receiver<u64>,
+    pub skew: watch::Receiver<i64>,
     pub silent: Option<Arc<Silent>>,
     pub progress: Arc<Progress>,
 }
 
 impl Member {
     pub fn new(follower: Follower, habits: Habits, surroundings: Surroundings) -> Self {
-        let Surroundings { urls, phase, waves, silent, progress } = surroundings;
+        let Surroundings { urls, trust, phase, waves, skew, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
         let record = Record {
@@ -152,13 +160,16 @@ impl Member {
             resumes: Vec::new(),
             disconnects: 0,
             silences: 0,
+            skewed: 0,
         };
         Self {
             urls,
+            trust,
             dice,
             habits,
             phase,
             waves,
+            skew,
             silent,
             progress,
             stock,
@@ -222,7 +233,7 @@ impl Member {
         loop {
             let url = &self.urls[self.dice.below(self.urls.len() as u64) as usize];
             let url = url_with_sid(url, self.stock.url_sid());
-            match Connection::open(&url, &[EXT_JSON], OPEN_TIMEOUT).await {
+            match Connection::open_trusting(&url, &[EXT_JSON], self.trust.as_ref(), OPEN_TIMEOUT).await {
                 Ok(link) => return link,
                 // Nobody listens while the server is away.
                 Err(_) => tokio::time::sleep(self.dice.within(&(PAUSE.0..PAUSE.1))).await,
@@ -233,6 +244,10 @@ impl Member {
     async fn stay(&mut self, mut link: Connection, first_absence: bool) -> End {
         self.connection += 1;
         let returning = self.stock.url_sid().is_some_and(|sid| !sid.is_empty());
+        // Read once: the stock client measures its waiting by another clock, which does not jump.
+        let skew = *self.skew.borrow() * self.record.follower.clock();
+        let now_secs = || now_secs().saturating_add_signed(skew);
+        self.record.skewed += u32::from(returning && skew != 0);
         self.stock.on_open(now_secs());
         let mut heard = Instant::now();
         let mut tick = Instant::now();
@@ -358,7 +373,7 @@ impl Member {
             (Arc::clone(&self.epoch), at.offset)
         });
         self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
-        self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection });
+        self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection, at: Instant::now() });
     }
 }
 

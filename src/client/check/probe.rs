@@ -4,7 +4,7 @@ use super::source::Outlet;
 use crate::client::connection::ConnectError;
 use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{
-    Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Update,
+    Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Trust, Update,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -66,11 +66,11 @@ impl Unable {
 pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str) -> Result<Features, Unable> {
     let mut features = Features::default();
     for url in urls {
-        greet(url).await?;
+        greet(url, outlet.trust.as_ref()).await?;
     }
     let mut watchers = Vec::new();
     for url in urls {
-        let mut watcher = Watcher::new(url, identifier);
+        let mut watcher = Watcher::new(url, identifier, outlet.trust.clone());
         watcher.subscribe().await?;
         watchers.push(watcher);
     }
@@ -94,13 +94,14 @@ pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str
 }
 
 /// Connects and waits for `welcome`.
-async fn greet(url: &Url) -> Result<(), Unable> {
-    let mut link = Connection::open(url, &[EXT_JSON], STEP).await.map_err(|error| {
+async fn greet(url: &Url, trust: Option<&Trust>) -> Result<(), Unable> {
+    let mut link = Connection::open_trusting(url, &[EXT_JSON], trust, STEP).await.map_err(|error| {
         let hint = match error.status() {
             Some(404) => "nothing answers WebSockets at this path: check --url",
             Some(401 | 403) => "the server wants other credentials, or does not allow this origin",
             Some(_) => "is that an Action Cable server? check --url",
             None if matches!(error, ConnectError::Handshake(_)) => "does the server speak actioncable-v1-ext-json?",
+            None if error.to_string().contains("certificate") => "give its authority's certificate with --ca-file",
             None => "is the server running? check --url",
         };
         Unable(format!("{url}: {error}; {hint}"))
@@ -141,7 +142,8 @@ async fn publish(url: &str, outlet: &Outlet, stream: &str, n: usize) -> Result<b
         };
         Unable(format!("{url}: {error}; {hint}"))
     };
-    let mut publisher = Publisher::new(url, outlet.key.as_deref(), STEP / 2).map_err(|error| unable(&error))?;
+    let publisher = Publisher::new(url, outlet.key.as_deref(), STEP / 2).map_err(|error| unable(&error))?;
+    let mut publisher = publisher.trusting(outlet.trust.clone());
     let data = format!(r#"{{"probe":{n}}}"#);
     let body = Outgoing { stream, data: &data, meta: OutgoingMeta::default() }.to_body();
     let key = format!("{}-probe-{n}", outlet.run);
@@ -156,8 +158,9 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(url: &Url, identifier: &str) -> Self {
-        Self { url: url.clone(), client: Resumable::new(url.clone(), StockClient::new([identifier])) }
+    fn new(url: &Url, identifier: &str, trust: Option<Trust>) -> Self {
+        let client = Resumable::new(url.clone(), StockClient::new([identifier])).trusting(trust);
+        Self { url: url.clone(), client }
     }
 
     /// The next event; `None` at the deadline.

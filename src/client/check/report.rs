@@ -53,6 +53,8 @@ pub struct Report {
     pub restored: u64,
     /// Returns with everything subscribed anew.
     pub resubscribed: u64,
+    /// Returns with a clock that was wrong on purpose.
+    pub skewed_returns: u64,
     pub resume_ms: Percentiles,
     /// Some of what was found, by kind.
     pub examples: BTreeMap<&'static str, Vec<String>>,
@@ -124,6 +126,7 @@ impl Report {
             disconnects: u64::from(v.disconnects),
             restored: v.restored,
             resubscribed: v.fresh,
+            skewed_returns: v.skewed,
             resume_ms: Percentiles::of(&outcome.resumes()),
             examples: v
                 .findings()
@@ -160,6 +163,9 @@ impl fmt::Display for Report {
         line(f, "without position", self.unpositioned, "")?;
         let how = format!("{} restored, {} subscribed anew", self.restored, self.resubscribed);
         line(f, "drops by clients", self.drops, &how)?;
+        if self.skewed_returns > 0 {
+            line(f, "with a wrong clock", self.skewed_returns, "returns")?;
+        }
         line(f, "connections lost", self.connections_lost, &format!("{} disconnect messages", self.disconnects))?;
         let Percentiles { count, p50, p99, max } = self.resume_ms;
         line(f, "resumed", count as u64, &format!("p50 {p50} ms, p99 {p99} ms, max {max} ms"))?;

@@ -39,6 +39,17 @@ pub struct Follower {
     pub seed: u64,
 }
 
+impl Follower {
+    /// Where clocks jump: one client in three stays right (0), one is ahead (1), one behind (-1).
+    pub fn clock(&self) -> i64 {
+        match self.id % 3 {
+            0 => 0,
+            1 => 1,
+            _ => -1,
+        }
+    }
+}
+
 /// One subscription.
 #[derive(Clone, Debug)]
 pub struct Follow {

@@ -34,6 +34,7 @@ pub struct Pace {
 pub struct Check {
     phase: watch::Sender<Phase>,
     waves: watch::Sender<u64>,
+    skew: watch::Sender<i64>,
     members: Vec<JoinHandle<Record>>,
     progress: Vec<Arc<Progress>>,
     /// Streams of each member's subscriptions, as in its plan.
@@ -56,11 +57,13 @@ impl Check {
     pub fn start(roster: &Roster, pace: &Pace, habits: &Habits, urls: &[Url], outlet: &Outlet) -> Self {
         let (phase, watching) = watch::channel(Phase::Setup);
         let (waves, waving) = watch::channel(0);
+        let (skew, clocks) = watch::channel(0);
         let followers = roster.followers();
         let silents = silent_streams(&followers);
         let mut check = Self {
             phase,
             waves,
+            skew,
             members: Vec::new(),
             progress: Vec::new(),
             follows: Vec::new(),
@@ -77,8 +80,9 @@ impl Check {
             let silent = (follower.kind == Kind::Silent).then(|| Arc::clone(&silents[follower.id % SILENT_STREAMS]));
             check.follows.push(follower.follows.iter().map(|follow| follow.stream.clone()).collect());
             check.progress.push(Arc::clone(&progress));
-            let (phase, waves) = (watching.clone(), waving.clone());
-            let surroundings = Surroundings { urls: urls.to_vec(), phase, waves, silent, progress };
+            let (phase, waves, skew) = (watching.clone(), waving.clone(), clocks.clone());
+            let surroundings =
+                Surroundings { urls: urls.to_vec(), trust: outlet.trust.clone(), phase, waves, skew, silent, progress };
             check.members.push(tokio::spawn(Member::new(follower, habits.clone(), surroundings).run()));
         }
         let count = roster.streams * usize::from(pace.lanes);
@@ -124,6 +128,11 @@ impl Check {
     /// All members drop now ([`Drops::AllAtOnce`]).
     pub fn drop_all(&self) {
         self.waves.send_modify(|wave| *wave += 1);
+    }
+
+    /// From their next connection on the clocks of some clients are ahead by so many seconds, of others behind.
+    pub fn jump_clocks(&self, seconds: i64) {
+        self.skew.send_replace(seconds);
     }
 
     /// Acknowledged so far.

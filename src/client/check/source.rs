@@ -3,7 +3,7 @@
 use super::Phase;
 use super::member::Silent;
 use crate::client::publisher::{OutgoingMeta, PublishError};
-use crate::client::{Outgoing, Publisher};
+use crate::client::{Outgoing, Publisher, Trust};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,8 @@ pub struct Ack {
     /// Epoch and offset; `None` from servers that do not tell.
     pub position: Option<(Arc<str>, u64)>,
     pub duplicate: bool,
+    /// When its first attempt began.
+    pub begun: Instant,
     pub at: Instant,
 }
 
@@ -56,6 +58,8 @@ pub struct Outlet {
     pub urls: Vec<String>,
     /// Bearer key.
     pub key: Option<String>,
+    /// Authorities to trust, of clients too; `None`: the system's.
+    pub trust: Option<Trust>,
     /// Makes idempotency keys differ between runs.
     pub run: String,
     /// How long one publication is tried. Zero: once.
@@ -132,6 +136,7 @@ impl Source {
             r#"{{"lane":{lane},"n":{n},"text":"the quick brown fox jumps over the lazy dog, again and again and again"}}"#
         );
         let message = Outgoing { stream: &self.stream, data: &data, meta: OutgoingMeta::default() };
+        let begun = Instant::now();
         let key = format!("{}-{}-{lane}-{n}", self.outlet.run, self.stream);
         let answer = match publishers.publish(&message, &key, self.outlet.retry_for).await {
             Ok(answer) => answer,
@@ -148,7 +153,7 @@ impl Source {
             },
             other => return published.errors.push(format!("{} {id:?}: strange answer {other:?}", self.stream)),
         };
-        published.acks.push(Ack { id, position, duplicate, at: Instant::now() });
+        published.acks.push(Ack { id, position, duplicate, begun, at: Instant::now() });
         self.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -164,8 +169,11 @@ impl Publishers {
     fn new(outlet: &Outlet, first: usize) -> Result<Self, PublishError> {
         // A single server is asked again by its publisher; several are asked once each, in turn.
         let retry_for = if outlet.urls.len() == 1 { outlet.retry_for } else { Duration::ZERO };
-        let all: Result<Vec<_>, _> =
-            outlet.urls.iter().map(|url| Publisher::new(url, outlet.key.as_deref(), retry_for)).collect();
+        let publisher = |url: &String| {
+            let publisher = Publisher::new(url, outlet.key.as_deref(), retry_for)?;
+            Ok(publisher.trusting(outlet.trust.clone()))
+        };
+        let all: Result<Vec<_>, PublishError> = outlet.urls.iter().map(publisher).collect();
         Ok(Self { all: all?, turn: first, retries: 0 })
     }
 

@@ -30,7 +30,7 @@ async fn is_empty(cluster: &Cluster) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
+async fn ruling_30_the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
     let cluster = cluster();
     dead_node(&cluster, &["one", "two"]).await;
     tokio::time::sleep(10 * SECOND).await;
@@ -43,7 +43,7 @@ async fn the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_died_during_the_call_has_it_made_again() {
+async fn ruling_30_a_node_that_died_during_the_call_has_it_made_again() {
     let cluster = cluster();
     dead_node(&cluster, &["one"]).await;
     cluster.broker.save_session(&note("one"), Bytes::from_static(LEFT), None).await.unwrap();
@@ -99,4 +99,36 @@ async fn a_shutdown_leaves_calls_in_their_grace_to_the_others() {
     tokio::time::sleep(120 * SECOND).await;
     assert_eq!(cluster.app.disconnects().len(), 3);
     drop(back);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ruling_30_calls_that_wait_for_the_application_are_made_by_one_node_alone() {
+    let cluster = cluster();
+    cluster.app.go_away(true);
+    for _ in 0..20 {
+        cluster.welcomed().await.0.vanish();
+    }
+    // Longer than another node waits before it takes a claimed call over.
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(cluster.app.disconnects(), []);
+    cluster.app.go_away(false);
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(cluster.app.disconnects().len(), 20);
+    assert!(is_empty(&cluster).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ruling_30_calls_that_the_application_missed_at_a_shutdown_are_made_by_the_others() {
+    let cluster = cluster();
+    cluster.app.go_away(true);
+    for _ in 0..5 {
+        cluster.welcomed().await.0.vanish();
+    }
+    tokio::time::sleep(15 * SECOND).await;
+    cluster.nodes[0].farewells.as_ref().unwrap().drain(5 * SECOND).await;
+    tokio::time::sleep(SECOND).await;
+    cluster.app.go_away(false);
+    tokio::time::sleep(120 * SECOND).await;
+    assert_eq!(cluster.app.disconnects().len(), 5);
+    assert!(is_empty(&cluster).await);
 }

@@ -254,3 +254,45 @@ async fn streams_of_our_own_are_none_of_the_applications_business() {
     assert_eq!(browser.next().await["type"], "reject_subscription");
     assert_eq!(cluster.app.commands(), []);
 }
+
+/// The socket closes between the application's answer and our recording of it.
+#[tokio::test(start_paused = true)]
+async fn a_subscription_whose_streams_are_not_open_yet_is_in_the_farewell() {
+    let app =
+        Script::on_command(|call| Ok(CommandEffects { istate: state(&[("room", "7")]), ..confirmed(call, &["slow"]) }));
+    let cluster = Cluster::new(app);
+    let (browser, _) = cluster.welcomed().await;
+    browser.subscribe(CHAT);
+    eventually("the application has answered", || cluster.app.commands().len() == 1).await;
+    tokio::time::sleep(SECOND / 10).await;
+    browser.vanish();
+    eventually("the application hears of it", || cluster.app.disconnects().len() == 1).await;
+    let told = &cluster.app.disconnects()[0];
+    assert_eq!(told.subscriptions, [CHAT]);
+    assert_eq!(told.env.istate, state(&[(CHAT, r#"{"room":"7"}"#)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_on_with_streams_and_state_that_an_action_has_just_added() {
+    let app = Script::on_command(|call| match call.kind {
+        CommandKind::Subscribe => Ok(confirmed(call, &["a"])),
+        _ => {
+            Ok(CommandEffects { streams: vec!["slow".into()], istate: state(&[("room", "7")]), ..confirmed(call, &[]) })
+        }
+    });
+    let cluster = Cluster::new(app);
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.perform(CHAT, "{}");
+    eventually("the application has answered", || cluster.app.commands().len() == 2).await;
+    tokio::time::sleep(SECOND / 10).await;
+    browser.vanish();
+    eventually("the application hears of it", || cluster.app.disconnects().len() == 1).await;
+    assert_eq!(cluster.app.disconnects()[0].env.istate, state(&[(CHAT, r#"{"room":"7"}"#)]));
+    let (mut browser, _) = cluster.welcomed_with(1, hello(Some(&sid))).await;
+    cluster.publish("slow", "x").await;
+    assert_eq!(delivered(&browser.next().await), (CHAT, &value!("x")));
+    browser.perform(CHAT, "{}");
+    eventually("another action", || cluster.app.commands().len() == 3).await;
+    assert_eq!(cluster.app.commands()[2].env.istate, state(&[("room", "7")]));
+}

@@ -80,7 +80,7 @@ async fn interest_survives_a_restore() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_grace_a_short_drop_is_not_told_and_leaving_is_told_once() {
+async fn ruling_30_with_grace_a_short_drop_is_not_told_and_leaving_is_told_once() {
     for node in [0, 1] {
         let cluster = with(graced());
         let (browser, sid) = cluster.welcomed().await;
@@ -148,7 +148,7 @@ async fn an_application_without_the_method_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() {
+async fn ruling_29_calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() {
     let cluster = with(FarewellConfig { rate: 1, backlog: 5, ..FarewellConfig::default() });
     let mut browsers = Vec::new();
     for _ in 0..10 {
@@ -164,6 +164,56 @@ async fn calls_keep_to_the_rate_and_a_full_backlog_drops_the_oldest() {
     assert!((5..=6).contains(&told), "{told}");
     assert!(started.elapsed() >= 4 * SECOND);
     assert!(crate::metrics::FAREWELLS_DROPPED.get() >= dropped + 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ruling_30_calls_wait_while_the_application_is_away_and_are_made_once() {
+    for farewells in [FarewellConfig { tell_restores: true, ..FarewellConfig::default() }, graced()] {
+        let cluster = with(farewells);
+        let mut sids = Vec::new();
+        cluster.app.go_away(true);
+        for _ in 0..20 {
+            let (browser, sid) = cluster.welcomed().await;
+            sids.push(sid);
+            browser.vanish();
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        let farewells = cluster.nodes[0].farewells.as_ref().unwrap();
+        assert_eq!((farewells.len(), cluster.app.disconnects().len()), (20, 0));
+        cluster.app.go_away(false);
+        let started = Instant::now();
+        eventually("all are told of", || farewells.is_empty()).await;
+        assert!(started.elapsed() < 7 * SECOND, "soon: {:?}", started.elapsed());
+        tokio::time::sleep(60 * SECOND).await;
+        let mut told: Vec<_> = cluster
+            .app
+            .calls()
+            .into_iter()
+            .filter_map(|call| match call {
+                Call::Disconnect(sid, _) => Some(sid),
+                _ => None,
+            })
+            .collect();
+        told.sort();
+        sids.sort();
+        assert_eq!(told, sids, "each once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_is_bounded_while_the_application_is_away() {
+    let cluster = with(FarewellConfig { backlog: 5, ..FarewellConfig::default() });
+    cluster.app.go_away(true);
+    for _ in 0..30 {
+        let (browser, _) = cluster.welcomed().await;
+        browser.vanish();
+        tokio::time::sleep(SECOND).await;
+    }
+    let farewells = cluster.nodes[0].farewells.as_ref().unwrap();
+    assert!(farewells.len() <= 5, "{}", farewells.len());
+    cluster.app.go_away(false);
+    eventually("the backlog is empty", || farewells.is_empty()).await;
+    assert!((4..=6).contains(&cluster.app.disconnects().len()), "{}", cluster.app.disconnects().len());
 }
 
 #[tokio::test(start_paused = true)]

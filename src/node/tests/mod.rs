@@ -49,6 +49,8 @@ pub struct Script {
     calls: Mutex<Vec<Call>>,
     /// Calls that were given up before they were answered.
     pub cancelled: AtomicUsize,
+    /// It cannot be reached by calls about who left or came back.
+    pub away: AtomicBool,
 }
 
 impl Default for Script {
@@ -60,6 +62,7 @@ impl Default for Script {
             knows_restore: true,
             calls: Mutex::default(),
             cancelled: AtomicUsize::new(0),
+            away: AtomicBool::new(false),
         }
     }
 }
@@ -73,6 +76,14 @@ impl Script {
 
     pub fn on_connect(connect: impl Fn(&str, &Env) -> Result<Connected, RpcError> + Send + Sync + 'static) -> Self {
         Self { connect: Box::new(connect), ..Self::default() }
+    }
+
+    pub fn go_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    fn reached(&self) -> Result<(), RpcError> {
+        if self.away.load(Ordering::Relaxed) { Err(RpcError::Unreachable("away".into())) } else { Ok(()) }
     }
 
     pub fn slow(&self, delay: Duration) {
@@ -140,10 +151,12 @@ impl Application for Script {
         (self.command)(&call)
     }
     async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+        self.reached()?;
         self.take(Call::Disconnect(sid.into(), call)).await;
         Ok(())
     }
     async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+        self.reached()?;
         self.take(Call::Restore(sid.into(), call)).await;
         if self.knows_restore { Ok(()) } else { Err(RpcError::Unimplemented("Restore")) }
     }

@@ -39,11 +39,12 @@ pub enum Phase {
 }
 
 impl Balancer {
-    /// Starts the owning task; needs a Tokio runtime.
-    pub fn start(target: Target, dialer: Dialer) -> Self {
+    /// Starts the owning task; needs a Tokio runtime. `health`: the origin of questions for the application's health,
+    /// if it is to be asked.
+    pub fn start(target: Target, dialer: Dialer, health: Option<http::Uri>) -> Self {
         let wanted = Arc::new(Notify::new());
         let (publish, view) = watch::channel(Arc::new(View { ready: Vec::new(), phase: Phase::Connecting }));
-        let owner = Owner::new(target, dialer, publish).run(wanted.clone());
+        let owner = Owner::new(target, dialer, health, publish).run(wanted.clone());
         let owner = tokio::spawn(owner).abort_handle();
         Self { view, wanted, turn: AtomicUsize::new(0), recovering: AtomicBool::new(false), owner }
     }
@@ -64,13 +65,13 @@ impl Balancer {
                 Phase::Failed(reason) if !self.recovering.swap(true, Ordering::Relaxed) => {
                     warn!(%reason, "connection is lost, trying to reconnect immediately");
                     self.wanted.notify_one();
-                    return Err(Failed::Unavailable(reason.clone()));
+                    return Err(Failed::Unreached(reason.clone()));
                 }
                 Phase::Failed(reason) if new => {
                     let reason = format!("grpc connection is not ready: {reason}");
                     return Err(Failed::Final(RpcError::Unreachable(reason)));
                 }
-                Phase::Failed(reason) => return Err(Failed::Unavailable(reason.clone())),
+                Phase::Failed(reason) => return Err(Failed::Unreached(reason.clone())),
                 Phase::Connecting => {
                     self.wanted.notify_one();
                     if updates.changed().await.is_err() {

@@ -11,6 +11,7 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::Status;
@@ -18,6 +19,9 @@ use tower_service::Service;
 
 /// How long a keepalive may stay unanswered before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often an idle connection is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Handle of an open connection; cheap to clone. The connection ends when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -29,6 +33,11 @@ pub struct Channel {
 #[derive(Debug, thiserror::Error)]
 #[error("the connection has just ended")]
 pub struct Unsent;
+
+/// The server says that it did nothing with the request (RFC 9113 §8.7).
+#[derive(Debug, thiserror::Error)]
+#[error("the server has not processed the request")]
+pub struct Unprocessed;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -56,7 +65,7 @@ pub async fn open(
         .map_err(|error| describe(&error))?;
     let open = Open::new();
     let driven = async move {
-        let result = connection.await;
+        let result = driven(connection).await;
         drop(open);
         match result {
             Ok(()) => Ended { reason: "the connection was closed".to_owned(), too_many_pings: false },
@@ -64,6 +73,18 @@ pub async fn open(
         }
     };
     Ok((Channel { sender }, driven))
+}
+
+/// Drives the connection until it takes no more requests. That the server wants no more (GOAWAY) is noticed only when the
+/// connection is looked at, and as long as the question for its health stands it would not end by itself; a server that
+/// stops gracefully waits for that.
+async fn driven<F: Future<Output = T>, T>(connection: F) -> T {
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        if let Ok(result) = tokio::time::timeout(LOOK, connection.as_mut()).await {
+            return result;
+        }
+    }
 }
 
 impl Channel {
@@ -98,14 +119,25 @@ impl Service<http::Request<tonic::body::Body>> for Channel {
 
 /// A call's failure below gRPC, in gRPC's terms: connections break, and servers reset single calls.
 fn status(error: hyper::Error) -> Status {
-    let reset = cause::<h2::Error>(&error).filter(|error| error.is_reset()).and_then(h2::Error::reason);
     let text = describe(&error);
+    let http2 = cause::<h2::Error>(&error);
+    // On a call, the other side's GOAWAY is about those that came after the last one it cares for.
+    let refused = http2.is_some_and(|error| error.is_go_away() && error.is_remote());
+    let reset = http2.filter(|error| error.is_reset()).and_then(h2::Error::reason);
     match reset {
-        None | Some(h2::Reason::REFUSED_STREAM) => Status::unavailable(text),
         Some(h2::Reason::ENHANCE_YOUR_CALM) => Status::resource_exhausted(text),
         Some(h2::Reason::CANCEL) => Status::cancelled(text),
+        Some(h2::Reason::REFUSED_STREAM) => unprocessed(text),
+        None if refused => unprocessed(text),
+        None => Status::unavailable(text),
         Some(_) => Status::internal(text),
     }
+}
+
+fn unprocessed(text: String) -> Status {
+    let mut status = Status::unavailable(text);
+    status.set_source(Arc::new(Unprocessed));
+    status
 }
 
 fn is_too_many_pings(error: &hyper::Error) -> bool {

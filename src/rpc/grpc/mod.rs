@@ -2,6 +2,7 @@
 
 mod balancer;
 mod channel;
+mod health;
 mod owner;
 mod target;
 
@@ -17,7 +18,7 @@ use super::proto::{
 use super::remote::Wire;
 use super::wire::PROTOCOL_VERSION;
 use async_trait::async_trait;
-use channel::{Channel, Unsent};
+use channel::{Channel, Unprocessed, Unsent};
 use std::error::Error;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Response, Status};
@@ -80,10 +81,16 @@ fn is_unsent(status: &Status) -> bool {
     status.source().is_some_and(|source| source.is::<Unsent>())
 }
 
+fn is_unprocessed(status: &Status) -> bool {
+    status.source().is_some_and(|source| source.is::<Unprocessed>())
+}
+
 fn failed(method: &'static str, status: &Status) -> Failed {
     let message = status.message();
     Failed::Final(match status.code() {
-        Code::Unavailable => return Failed::Unavailable(message.to_owned()),
+        Code::Unavailable if is_unprocessed(status) => return Failed::Unreached(message.to_owned()),
+        // Also where the application says so itself: what stands between may say it of a connection that it lost.
+        Code::Unavailable => return Failed::Uncertain(message.to_owned()),
         Code::ResourceExhausted => return Failed::Busy(message.to_owned()),
         Code::DeadlineExceeded => RpcError::Timeout,
         Code::Unimplemented => RpcError::Unimplemented(method),

@@ -4,6 +4,7 @@
 use super::Target;
 use super::balancer::{Phase, View};
 use super::channel::{self, Channel, Ended};
+use super::health::{Health, Question, Word};
 use crate::rpc::dial::{Dialer, HostPort};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// Time without a sign of life before a ping. Ruby's servers forbid less than 10 s, and timers jitter.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -41,9 +42,18 @@ enum State {
     /// To be dialled.
     Idle,
     Dialling,
-    Ready(Channel, Instant),
+    Ready(Connection),
     /// To be dialled then.
     Waiting(Instant),
+}
+
+/// An open connection.
+struct Connection {
+    channel: Channel,
+    since: Instant,
+    health: Health,
+    /// Tells it from earlier connections to the same address.
+    number: u64,
 }
 
 impl Slot {
@@ -75,6 +85,8 @@ enum Event {
     Resolved(Result<Vec<SocketAddr>, String>),
     Dialled(u64, Result<(Channel, Driven), String>),
     Ended(u64, Ended),
+    /// Slot and connection.
+    Heard(u64, u64, Word, Box<Question>),
 }
 
 pub struct Owner {
@@ -86,16 +98,19 @@ pub struct Owner {
     dialer: Arc<Dialer>,
     slots: Vec<Slot>,
     next_id: u64,
-    /// At most one resolution, and one task per slot and open connection.
+    /// At most one resolution, and per slot and open connection one task and one question for its health.
     tasks: JoinSet<Event>,
     publish: watch::Sender<Arc<View>>,
     keepalive: Duration,
+    /// Origin of questions for the connections' health; `None`: they are not asked.
+    health: Option<http::Uri>,
+    connections: u64,
     /// The last one, for those who ask why there is no connection.
     error: String,
 }
 
 impl Owner {
-    pub fn new(target: Target, dialer: Dialer, publish: watch::Sender<Arc<View>>) -> Self {
+    pub fn new(target: Target, dialer: Dialer, health: Option<http::Uri>, publish: watch::Sender<Arc<View>>) -> Self {
         let (name, list) = match target {
             Target::Name(name) => (Some(name), Vec::new()),
             Target::List(list) => (None, list),
@@ -110,6 +125,8 @@ impl Owner {
             tasks: JoinSet::new(),
             publish,
             keepalive: KEEPALIVE,
+            health,
+            connections: 0,
             error: String::new(),
         };
         for to in list {
@@ -130,6 +147,8 @@ impl Owner {
                 () = wanted.notified() => self.hurry(),
                 Some(event) = self.tasks.join_next() => match event {
                     Ok(event) => self.apply(event),
+                    // A question for the health of a connection that is over.
+                    Err(error) if error.is_cancelled() => {}
                     Err(error) => warn!(%error, "a task of the connections to the application failed"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -209,6 +228,7 @@ impl Owner {
             }
             Event::Dialled(id, result) => self.dialled(id, result),
             Event::Ended(id, ended) => self.ended(id, ended),
+            Event::Heard(id, number, word, question) => self.heard(id, number, word, question),
         }
     }
 
@@ -230,14 +250,42 @@ impl Owner {
         match result {
             Ok((channel, driven)) => {
                 debug!(address = %slot.to.authority(), "connected to the application");
-                slot.state = State::Ready(channel, Instant::now());
                 self.tasks.spawn(async move { Event::Ended(id, driven.await) });
+                self.connections += 1;
+                let number = self.connections;
+                let mut health = Health::default();
+                if let Some(origin) = &self.health {
+                    let question = Question::new(channel.clone(), origin.clone());
+                    health.asking(self.tasks.spawn(listen(id, number, Box::new(question))));
+                }
+                slot.state = State::Ready(Connection { channel, since: Instant::now(), health, number });
             }
             Err(error) => {
                 slot.fail();
                 self.error = error;
                 self.doubt_addresses();
             }
+        }
+    }
+
+    /// The application behind a connection says how it is.
+    fn heard(&mut self, id: u64, number: u64, word: Word, question: Box<Question>) {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return };
+        let State::Ready(connection) = &mut slot.state else { return };
+        if connection.number != number {
+            return;
+        }
+        if connection.health.hear(word) {
+            let address = slot.to.authority();
+            match connection.health.is_unwell() {
+                true => {
+                    warn!(context = "rpc", address, "the application says that it does not serve; others are called")
+                }
+                false => info!(context = "rpc", address, "the application says that it serves again"),
+            }
+        }
+        if word != Word::NoHealth {
+            connection.health.asking(self.tasks.spawn(listen(id, number, question)));
         }
     }
 
@@ -248,8 +296,8 @@ impl Owner {
         }
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return };
         debug!(address = %slot.to.authority(), reason = %ended.reason, "connection to the application ended");
-        match slot.state {
-            State::Ready(_, since) if since.elapsed() >= SHORT_LIFE => {
+        match &slot.state {
+            State::Ready(connection) if connection.since.elapsed() >= SHORT_LIFE => {
                 slot.failures = 0;
                 slot.state = State::Idle;
             }
@@ -269,20 +317,25 @@ impl Owner {
     }
 
     fn publish(&self) {
-        let ready: Vec<_> = self
-            .slots
-            .iter()
-            .filter_map(|slot| match &slot.state {
-                State::Ready(channel, _) => Some(channel.clone()),
-                _ => None,
-            })
-            .collect();
+        let open = self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Ready(connection) => Some(connection),
+            _ => None,
+        });
+        let (unwell, well): (Vec<_>, Vec<_>) = open.partition(|connection| connection.health.is_unwell());
+        // Where all are unwell it is better to ask one of them than nobody.
+        let called = if well.is_empty() { unwell } else { well };
+        let ready = called.into_iter().map(|connection| connection.channel.clone()).collect();
         // Redialling what has failed before is no reason to wait: it may take long.
         let hopeful = |slot: &Slot| slot.failures == 0 || matches!(slot.state, State::Ready(..));
         let hopeful = self.slots.iter().any(hopeful) || (self.slots.is_empty() && self.resolution_failures == 0);
         let phase = if hopeful { Phase::Connecting } else { Phase::Failed(self.error.clone()) };
         self.publish.send_replace(Arc::new(View { ready, phase }));
     }
+}
+
+async fn listen(id: u64, number: u64, mut question: Box<Question>) -> Event {
+    let word = question.next().await;
+    Event::Heard(id, number, word, question)
 }
 
 async fn resolved(name: HostPort) -> Event {
@@ -302,7 +355,7 @@ mod tests {
     fn owner() -> (Owner, watch::Receiver<Arc<View>>) {
         let (publish, view) = watch::channel(Arc::new(View { ready: Vec::new(), phase: Phase::Connecting }));
         let target = Target::parse("app.test:50051").unwrap();
-        (Owner::new(target, Dialer { tls: None }, publish), view)
+        (Owner::new(target, Dialer { tls: None }, None, publish), view)
     }
 
     fn addresses(last: &[u8]) -> Vec<SocketAddr> {

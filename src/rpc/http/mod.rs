@@ -88,7 +88,8 @@ fn unanswered(error: PoolError) -> Failed {
     let reason = error.to_string();
     match error {
         PoolError::Dial(DialError::Tls { .. }) => Failed::Final(RpcError::Unreachable(reason)),
-        PoolError::Dial(_) | PoolError::Broken(_) => Failed::Unavailable(reason),
+        PoolError::Dial(_) | PoolError::Unsent(_) => Failed::Unreached(reason),
+        PoolError::Broken(_) => Failed::Uncertain(reason),
         PoolError::TooLarge(_) => Failed::Final(RpcError::Garbage(reason)),
     }
 }

@@ -23,8 +23,12 @@ pub type Body = Full<Bytes>;
 pub enum PoolError {
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// Before any of the request had left.
     #[error("{}", crate::rpc::dial::describe(.0))]
-    Broken(#[from] hyper::Error),
+    Unsent(hyper::Error),
+    /// After some or all of the request had left.
+    #[error("{}", crate::rpc::dial::describe(.0))]
+    Broken(hyper::Error),
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
 }
@@ -56,7 +60,7 @@ impl Pool {
                 Ok(response) => return self.whole(response, sender).await,
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(error.into_error().into()),
+                    None => return Err(PoolError::Broken(error.into_error())),
                 },
             }
         }
@@ -74,7 +78,7 @@ impl Pool {
 
     async fn open(&self) -> Result<http1::SendRequest<Body>, PoolError> {
         let stream = self.dialer.dial(&self.to, None).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(PoolError::Unsent)?;
         {
             let mut connections = self.connections.lock().expect("no panic while it is held");
             while connections.try_join_next().is_some() {}
@@ -83,7 +87,7 @@ impl Pool {
                 let _ = connection.await;
             });
         }
-        sender.ready().await?;
+        sender.ready().await.map_err(PoolError::Unsent)?;
         Ok(sender)
     }
 

@@ -1,11 +1,15 @@
 //! The messages of both wire forms, and gRPC's client and server halves (the server half serves tests).
 //!
-//! `generated.rs` comes from `rpc.proto`; it is committed, so that nobody needs a compiler of protocol buffers. After a
-//! change: `UPDATE_PROTO=1 cargo test --lib proto`.
+//! `generated.rs` comes from `rpc.proto`, `health.rs` from `health.proto`; they are committed, so that nobody needs a
+//! compiler of protocol buffers. After a change: `UPDATE_PROTO=1 cargo test --lib proto`.
 
 #[expect(clippy::all, clippy::doc_markdown, missing_docs, reason = "generated")]
 #[rustfmt::skip]
 mod generated;
+
+#[expect(clippy::all, clippy::doc_markdown, missing_docs, reason = "generated")]
+#[rustfmt::skip]
+pub mod health;
 
 pub use generated::*;
 
@@ -24,37 +28,44 @@ fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(fro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
-    /// The generated code, regenerated in memory.
-    fn generate() -> String {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rpc/proto");
-        let descriptors = protox::compile(["rpc.proto"], [&sources]).unwrap();
+    fn directory() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rpc/proto")
+    }
+
+    /// The generated code of a definition with this package, regenerated in memory.
+    fn generate(definition: &str, package: &str, json: bool) -> String {
+        let descriptors = protox::compile([definition], [directory()]).unwrap();
         let out = tempfile::tempdir().unwrap();
-        let mut builder = tonic_prost_build::configure()
-            .build_transport(false)
-            .btree_map(".")
-            .message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");
+        let mut builder = tonic_prost_build::configure().build_transport(false).btree_map(".");
+        if json {
+            builder = builder.message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");
+        }
         // By name, because the variants of an enum would be meant, too.
-        for message in descriptors.file.iter().flat_map(|file| &file.message_type) {
+        for message in descriptors.file.iter().flat_map(|file| &file.message_type).filter(|_| json) {
             builder = builder.field_attribute(
                 format!(".anycable.{}", message.name()),
                 "#[serde(default, skip_serializing_if = \"super::is_default\", deserialize_with = \"super::null_is_default\")]",
             );
         }
         builder.emit_rerun_if_changed(false).out_dir(out.path()).compile_fds(descriptors).unwrap();
-        std::fs::read_to_string(out.path().join("anycable.rs")).unwrap()
+        std::fs::read_to_string(out.path().join(format!("{package}.rs"))).unwrap()
     }
 
     #[test]
-    fn the_generated_code_is_that_of_the_definition() {
-        let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rpc/proto/generated.rs");
-        let current = generate();
-        if std::env::var_os("UPDATE_PROTO").is_some() {
-            std::fs::write(&committed, &current).unwrap();
+    fn the_generated_code_is_that_of_the_definitions() {
+        for (definition, package, json, file) in
+            [("rpc.proto", "anycable", true, "generated.rs"), ("health.proto", "grpc.health.v1", false, "health.rs")]
+        {
+            let committed = directory().join(file);
+            let current = generate(definition, package, json);
+            if std::env::var_os("UPDATE_PROTO").is_some() {
+                std::fs::write(&committed, &current).unwrap();
+            }
+            let stale = std::fs::read_to_string(&committed).unwrap_or_default() != current;
+            assert!(!stale, "{file} is not what {definition} gives: run UPDATE_PROTO=1 cargo test --lib proto");
         }
-        let stale = std::fs::read_to_string(&committed).unwrap() != current;
-        assert!(!stale, "generated.rs is not what rpc.proto gives: run UPDATE_PROTO=1 cargo test --lib proto");
     }
 
     #[test]

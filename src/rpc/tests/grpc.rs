@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use tower_service::Service;
 
 /// How one command is answered.
-enum Step {
+pub enum Step {
     Answer(Box<CommandResponse>),
     Fail(Code),
     Hang,
@@ -35,7 +35,7 @@ pub struct Stub {
 }
 
 impl Stub {
-    fn with(steps: impl IntoIterator<Item = Step>) -> Self {
+    pub fn with(steps: impl IntoIterator<Item = Step>) -> Self {
         Self { script: Arc::new(Mutex::new(steps.into_iter().collect())), ..Self::default() }
     }
 
@@ -50,11 +50,11 @@ impl Stub {
         })
     }
 
-    async fn serve(&self) -> Server {
+    pub async fn serve(&self) -> Server {
         Server::start(Version::Http2, self.handler()).await
     }
 
-    fn asked(&self) -> usize {
+    pub fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 }

@@ -114,7 +114,7 @@ async fn sizes_are_limited_in_both_directions() {
 }
 
 /// Reads one request of each connection, then does as told: `None` closes without an answer.
-async fn blunt(answers: Vec<Option<&'static str>>) -> String {
+pub async fn blunt(answers: Vec<Option<&'static str>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -1,7 +1,10 @@
 //! Calls against real servers: one of gRPC and one of HTTP, each scripted by its test.
 
+mod capacity;
 mod grpc;
+mod health;
 mod http;
+mod sent;
 mod server;
 mod tls;
 
@@ -62,9 +65,10 @@ async fn the_wire_follows_from_the_implementation_and_the_scheme() {
         ("http://localhost:1/x", Implementation::Grpc, "is no gRPC address"),
         ("localhost:50051", Implementation::Http, "is no URL for HTTP RPC"),
         ("http://", Implementation::ByScheme, "is no URL for HTTP RPC"),
+        ("http://ann:pa55@localhost:1", Implementation::ByScheme, "holds a user or a password"),
     ] {
         let error = start(with(host, implementation)).err().expect(host).to_string();
-        assert!(error.contains(fault), "{error}");
+        assert!(error.contains(fault) && !error.contains("pa55"), "{error}");
     }
     for host in ["localhost:1", "dns:///localhost:1", "grpc-list://localhost:1,localhost:2", "http://localhost:1/_x"] {
         assert!(start(with(host, Implementation::ByScheme)).unwrap().is_some(), "{host}");

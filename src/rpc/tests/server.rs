@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -36,6 +37,7 @@ pub enum Version {
 pub struct Server {
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
+    retire: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -49,29 +51,36 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = connections.clone();
+        let retire = Arc::new(Notify::new());
+        let retiring = retire.clone();
         let task = tokio::spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::SeqCst);
-                let (handler, tls) = (handler.clone(), tls.clone());
+                let (handler, tls, retire) = (handler.clone(), tls.clone(), retiring.clone());
                 open.spawn(async move {
                     match tls {
-                        None => serve(version, tcp, handler).await,
+                        None => serve(version, tcp, handler, retire).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(tcp).await {
-                                serve(version, stream, handler).await;
+                                serve(version, stream, handler, retire).await;
                             }
                         }
                     }
                 });
             }
         });
-        Self { address, connections, task }
+        Self { address, connections, retire, task }
     }
 
     /// Connections so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Says on all connections that they take no more requests (GOAWAY); what runs goes on.
+    pub fn retire_connections(&self) {
+        self.retire.notify_waiters();
     }
 
     /// Stops listening and cuts all connections.
@@ -88,7 +97,12 @@ impl Drop for Server {
     }
 }
 
-async fn serve(version: Version, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handler: Handler) {
+async fn serve(
+    version: Version,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handler: Handler,
+    retire: Arc<Notify>,
+) {
     let service = hyper::service::service_fn(move |request| {
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
@@ -98,7 +112,15 @@ async fn serve(version: Version, stream: impl AsyncRead + AsyncWrite + Unpin + S
     let _ = match version {
         Version::Http1 => hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await,
         Version::Http2 => {
-            hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = retire.notified() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod faults;
 mod log;
+mod policies;
 mod remote;
 mod server;
 mod start;

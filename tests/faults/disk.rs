@@ -1,0 +1,81 @@
+//! A small disk of its own for a store, so that it can be filled: a file system in memory, where mounting is permitted.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Room for a run's log and for the unpacked nats-server.
+const SIZE: &str = "192m";
+
+pub struct Disk {
+    path: PathBuf,
+    /// Unmounts it when this process ends in whatever way: it waits for the end of a pipe that we hold.
+    leash: Child,
+}
+
+impl Disk {
+    /// Mounts an empty one at this folder, which exists.
+    ///
+    /// # Errors
+    /// Mounting is not permitted here.
+    pub fn mount(path: &Path) -> Result<Self, String> {
+        let size = format!("size={SIZE}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "carrick-test"]).arg(path).output();
+        let output = mount.map_err(|error| format!("mount cannot be run: {error}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("a small disk needs the permission to mount one: {}", said.trim()));
+        }
+        let leash = Command::new("sh")
+            .args(["-c", "read -r _; umount -l \"$1\"", "leash"])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("sh cannot be started: {error}"))?;
+        Ok(Self { path: path.to_owned(), leash })
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path.join("ballast")
+    }
+
+    /// Writes until nothing more goes in; answers with the bytes written.
+    pub fn fill(&self) -> u64 {
+        let mut file = File::create(self.ballast()).expect("a file can be created");
+        let mut written = 0;
+        for size in [1 << 20, 4 << 10, 1] {
+            let block = vec![b'x'; size];
+            while file.write_all(&block).is_ok() {
+                written += size as u64;
+            }
+        }
+        written
+    }
+
+    /// Bytes that fit in.
+    pub fn room(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.path).expect("a mounted disk can be measured");
+        disk.f_bavail.saturating_mul(disk.f_frsize)
+    }
+
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).expect("it was written");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(self.leash.stdin.take());
+        // Whoever cannot be waited for is gone.
+        let _ = self.leash.wait();
+    }
+}
+
+/// Number of files below a folder.
+pub fn files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
+}
