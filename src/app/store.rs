@@ -9,7 +9,7 @@ use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
     ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
-    SyncMode, cluster_credentials,
+    SyncMode,
 };
 use crate::ops::shutdown::Phases;
 use crate::secret::Secret;
@@ -161,8 +161,9 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker_config = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
-    let broker = NatsBroker::start(broker_config, feed).await?;
+    let broker =
+        NatsBroker::start(NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) }, feed)
+            .await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
@@ -179,8 +180,7 @@ async fn start_nats(
 
 fn broker_config(config: &Config, client: ClientConfig, node: String) -> NatsBrokerConfig {
     let enats = &config.embedded_nats;
-    // A gateway joins clusters, even if one of them has a single member.
-    let in_cluster = enats.cluster_addr.is_some() || enats.gateway_addr.is_some();
+    let named = enats.cluster_addr.is_some() || enats.gateway_addr.is_some();
     let peers = match &enats.gateway_addr {
         Some(_) => enats.gateways.iter().map(|gateway| gateway.name.clone()).collect(),
         None => Vec::new(),
@@ -188,7 +188,7 @@ fn broker_config(config: &Config, client: ClientConfig, node: String) -> NatsBro
     NatsBrokerConfig {
         client,
         prefix: config.nats.prefix.clone(),
-        cluster: in_cluster.then(|| enats.cluster_name.clone()),
+        cluster: named.then(|| enats.cluster_name.clone()),
         peers,
         limits: limits(config),
         replicas: replicas(config),
@@ -267,10 +267,8 @@ fn known_credentials(config: &Config) -> anyhow::Result<Option<Credentials>> {
     if let Some(config::Credentials { user, password: Some(password) }) = &enats.service_addr.credentials {
         return Ok(Some(Credentials { user: user.clone(), password: password.clone() }));
     }
-    Ok(match enats.cluster_addr {
-        Some(_) => Some(cluster_credentials(&cluster_secret(config)?)),
-        None => None,
-    })
+    let clustered = enats.cluster_addr.is_some() || enats.gateway_addr.is_some();
+    clustered.then(|| cluster_secret(config).map(|secret| Credentials::of_cluster(&secret))).transpose()
 }
 
 fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {

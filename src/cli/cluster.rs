@@ -4,7 +4,7 @@ use super::settings;
 use crate::app::cluster_secret;
 use crate::config::{self, Config, EndpointPort};
 use crate::nats::embedded::members::{Member, Members};
-use crate::nats::embedded::{Credentials, ListenAddr, cluster_credentials, cluster_system_credentials, reachable};
+use crate::nats::embedded::{Credentials, ListenAddr, cluster_system_credentials, reachable};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ async fn connect(config: &Config) -> anyhow::Result<Members> {
         Some(config::Credentials { user, password: Some(password) }) => {
             Credentials { user: user.clone(), password: password.clone() }
         }
-        _ => cluster_credentials(&secret),
+        _ => Credentials::of_cluster(&secret),
     };
     Ok(Members::connect(&url, &client, &cluster_system_credentials(&secret)).await?)
 }

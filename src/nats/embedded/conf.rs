@@ -114,7 +114,7 @@ pub(super) fn client_credentials(config: &EmbeddedConfig) -> Result<Credentials,
         return Ok(credentials.clone());
     }
     Ok(match &config.cluster {
-        Some(cluster) => cluster_credentials(&cluster.secret),
+        Some(cluster) => Credentials::of_cluster(&cluster.secret),
         None => Credentials { user: USER.to_owned(), password: Secret::random()? },
     })
 }
@@ -124,14 +124,16 @@ pub(super) fn system_credentials(config: &EmbeddedConfig) -> Option<Credentials>
     config.cluster.as_ref().map(|cluster| cluster_system_credentials(&cluster.secret))
 }
 
-/// What clients of a cluster log in with, unless an address says otherwise.
-pub fn cluster_credentials(secret: &Secret) -> Credentials {
-    Credentials { user: USER.to_owned(), password: secret.derive("client") }
-}
-
 /// The same on all members that share this secret.
 pub fn cluster_system_credentials(secret: &Secret) -> Credentials {
     Credentials { user: SYSTEM_USER.to_owned(), password: secret.derive("system") }
+}
+
+impl Credentials {
+    /// What clients of every member of a cluster with this secret present.
+    pub fn of_cluster(secret: &Secret) -> Self {
+        Self { user: USER.to_owned(), password: secret.derive("client") }
+    }
 }
 
 fn line(out: &mut String, depth: usize, text: &str) {

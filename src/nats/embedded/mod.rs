@@ -26,7 +26,7 @@ mod supervisor;
 #[cfg(feature = "embedded-nats")]
 mod tests;
 
-pub use conf::{cluster_credentials, cluster_system_credentials};
+pub use conf::cluster_system_credentials;
 pub use config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr, RemoteGateway, SyncMode};
 pub use server::{EmbeddedServer, State, Status, reachable};
 
