@@ -10,15 +10,14 @@ use super::layout::Prepared;
 use super::live::LiveSet;
 use super::logs::{Log, Rules};
 use super::mux::{Mux, RequestError};
-use super::policies::{POLICIES_KEY, fingerprint};
-use super::{Core, SetupError, commands, headers, heads, live};
+use super::policies::POLICIES_KEY;
+use super::{Core, SetupError, commands, heads, live};
 use crate::broker::{Policy, Table};
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
 use crate::protocol::StreamName;
 use async_nats::connection::State;
-use async_nats::{Client, Event, HeaderMap, ServerAddr, ServerInfo, Subscriber, header};
-use bytes::Bytes;
+use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll, select};
 use serde_json::Value;
@@ -31,8 +30,6 @@ use tokio_util::sync::CancellationToken;
 /// How often the log, its epoch and our lease are looked after.
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const MIN_CHECK: Duration = Duration::from_secs(2);
-/// A node counts as running this long after its last sign of life.
-const LEASE: Duration = Duration::from_secs(15);
 /// Checks that may fail in a row before the broker says it is not ready: one election is not an outage.
 const TOLERATED_FAILURES: u32 = 2;
 /// Loss of the connection shows in the library's state; events about it can be dropped.
@@ -431,42 +428,6 @@ impl Core {
             (true, false) => tracing::warn!(reason, "NATS is not ready"),
             _ => {}
         }
-    }
-
-    pub(super) fn lease_key(&self) -> String {
-        format!("node.{}", super::token::hash_hex(&self.config.node))
-    }
-
-    /// Says that this node is running, so that another one does not change the policies beneath it; and which ones it
-    /// follows, and what it is prepared for.
-    pub(super) async fn renew_lease(&self, connection: &Connection) -> Result<(), SetupError> {
-        let leaving = self.leaving.lock().await;
-        if *leaving {
-            return Ok(());
-        }
-        let bucket = self.names.meta_bucket();
-        let mut headers = HeaderMap::new();
-        headers.insert(header::NATS_MESSAGE_TTL, LEASE.as_secs().to_string());
-        headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
-        let table = if self.is_settled() { self.rules().table.clone() } else { self.config.limits.table.clone() };
-        headers.insert(headers::TABLE, fingerprint(&table));
-        headers.insert(headers::PREPARED, self.prepared.load(Ordering::Relaxed).to_string());
-        let subject = key_subject(&bucket, &self.lease_key());
-        connection.api.publish(subject, headers, Bytes::from(self.config.node.clone()), super::api::ATTEMPT).await?;
-        Ok(())
-    }
-
-    /// For good: no renewal that is under way outlives it.
-    pub(super) async fn leave(&self, connection: &Connection) -> Result<(), ApiError> {
-        let mut leaving = self.leaving.lock().await;
-        *leaving = true;
-        self.end_lease(connection).await
-    }
-
-    pub(super) async fn end_lease(&self, connection: &Connection) -> Result<(), ApiError> {
-        let subject = key_subject(&self.names.meta_bucket(), &self.lease_key());
-        let marker = super::api::marker_headers(Duration::from_secs(1));
-        connection.api.publish(subject, marker, Bytes::new(), super::api::ATTEMPT).await.map(drop)
     }
 }
 

@@ -21,6 +21,7 @@ mod generation;
 mod headers;
 mod heads;
 mod layout;
+mod lease;
 mod live;
 mod logs;
 mod mux;

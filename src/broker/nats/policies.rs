@@ -6,13 +6,13 @@
 //! stored where nobody looks for it. A proposal whose author is gone is withdrawn by whoever notices; compare-and-set
 //! decides between the two.
 
-use super::api::{StreamInfo, code, is_marker};
+use super::api::code;
 use super::config::{bucket_stream, key_subject};
 use super::epoch::{log_key, read_record};
 use super::generation::Connection;
 use super::layout::May;
 use super::logs::{Next, Rules};
-use super::{Core, SetupError, headers};
+use super::{Core, SetupError};
 use crate::broker::policy::{DEFAULT, Policy, Storage, Table};
 
 use async_nats::{HeaderMap, header};
@@ -111,14 +111,6 @@ pub struct Change {
     pub revision: u64,
     /// Policies whose log got a new epoch, because streams come (back) to it.
     pub new_epochs: Vec<String>,
-}
-
-/// Another node, as its lease tells.
-#[derive(Clone, Debug)]
-pub(super) struct Lease {
-    pub node: String,
-    table: Option<String>,
-    prepared: u64,
 }
 
 /// One policy, for people.
@@ -401,27 +393,5 @@ impl Core {
                 self.renew_lease(connection).await
             }
         }
-    }
-
-    /// Other nodes whose lease has not run out.
-    pub(super) async fn other_nodes(&self, connection: &Connection) -> Result<Vec<Lease>, SetupError> {
-        let bucket = self.names.meta_bucket();
-        let filter = json!({"subjects_filter": key_subject(&bucket, "node.*")});
-        let info: StreamInfo = connection.api.call(&format!("STREAM.INFO.{}", bucket_stream(&bucket)), &filter).await?;
-        let own = self.lease_key();
-        let mut others = Vec::new();
-        for subject in info.state.subjects.keys() {
-            let Some(key) = subject.strip_prefix(&format!("$KV.{bucket}.")).filter(|key| *key != own) else { continue };
-            let Some(kept) = connection.api.entry(&bucket, key).await?.filter(|kept| !is_marker(kept)) else {
-                continue;
-            };
-            others.push(Lease {
-                node: String::from_utf8_lossy(&kept.data()?).into_owned(),
-                table: kept.header(headers::TABLE.as_ref()),
-                prepared: kept.header(headers::PREPARED.as_ref()).and_then(|text| text.parse().ok()).unwrap_or(0),
-            });
-        }
-        others.sort_by(|a, b| a.node.cmp(&b.node));
-        Ok(others)
     }
 }
