@@ -22,10 +22,13 @@ fn patched() -> PathBuf {
         at += found;
         program[at..at + version.len()].copy_from_slice(other.as_bytes());
     }
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("carrick-{other}-{}", std::process::id()));
-    std::fs::write(&path, program).expect("a program can be written");
+    // One file for all runs; another run may be using the one that is there.
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("carrick-{other}"));
+    let fresh = path.with_extension(std::process::id().to_string());
+    std::fs::write(&fresh, program).expect("a program can be written");
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&path, permissions).expect("it can be made executable");
+    std::fs::set_permissions(&fresh, permissions).expect("it can be made executable");
+    std::fs::rename(&fresh, &path).expect("a file can be renamed");
     path
 }
 
