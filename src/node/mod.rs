@@ -29,6 +29,7 @@ use crate::rpc::Application;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 /// Unit of the timestamps in pings.
@@ -82,8 +83,14 @@ pub struct Node {
     pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
     pub tasks: TaskTracker,
+    /// Saves of sessions whose connections have ended, at the same time: what is published after thousands have left at
+    /// once must not stand behind all of them at the store.
+    last_saves: Semaphore,
     draining: AtomicBool,
 }
+
+/// Enough to keep the store busy; some milliseconds of its time.
+const LAST_SAVES: usize = 32;
 
 impl Node {
     pub fn new(
@@ -118,6 +125,7 @@ impl Node {
             jwt,
             farewells,
             tasks: TaskTracker::new(),
+            last_saves: Semaphore::new(LAST_SAVES),
             draining: AtomicBool::new(false),
         })
     }
