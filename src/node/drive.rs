@@ -3,7 +3,7 @@
 
 use super::client::Client;
 use super::connect::{Hello, connect};
-use super::{Node, PingPrecision};
+use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
 use crate::hub::Outbox;
 use crate::protocol::encoding::ping_frame;
@@ -64,6 +64,7 @@ where
     if source_open {
         serve(&client, &hello, &mut source, commands).await;
     }
+    let _turn = tokio::time::timeout(DEPARTURE_WAIT, node.departures.acquire()).await;
     // Saved while it still follows its streams: what is known of their heads is part of it.
     client.finish().await;
     client.leave();

@@ -83,14 +83,17 @@ pub struct Node {
     pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
     pub tasks: TaskTracker,
-    /// Saves of sessions whose connections have ended, at the same time: what is published after thousands have left at
-    /// once must not stand behind all of them at the store.
-    last_saves: Semaphore,
+    /// Turns of clients that leave: what is delivered or published after thousands have left at once must not stand behind
+    /// all of them, here or at the store.
+    departures: Semaphore,
     draining: AtomicBool,
 }
 
-/// Enough to keep the store busy; some milliseconds of its time.
-const LAST_SAVES: usize = 32;
+/// Clients that leave at the same time. Enough to keep the store busy; some milliseconds of its time.
+const DEPARTURES: usize = 32;
+
+/// How long a client waits for its turn to leave, where the store is slow.
+const DEPARTURE_WAIT: Duration = Duration::from_secs(2);
 
 impl Node {
     pub fn new(
@@ -125,7 +128,7 @@ impl Node {
             jwt,
             farewells,
             tasks: TaskTracker::new(),
-            last_saves: Semaphore::new(LAST_SAVES),
+            departures: Semaphore::new(DEPARTURES),
             draining: AtomicBool::new(false),
         })
     }

@@ -170,10 +170,7 @@ impl Client {
     pub async fn finish(self: &Arc<Self>) {
         let Some(key) = &self.saver.key else { return };
         if !self.handle.is_revoked() {
-            // In line with others who leave; where the store is slow the wait is bounded, too.
-            let turn = tokio::time::timeout(COMMIT_WAIT, self.node.last_saves.acquire()).await;
             let _ = self.touch().await;
-            drop(turn);
         }
         let excessive = self.saver.stored.lock().await.excessive;
         if self.handle.is_revoked() || excessive {
