@@ -45,3 +45,6 @@ pub mod secret;
 
 #[cfg(test)]
 mod layering;
+#[cfg(test)]
+#[path = "../tests/harness/ports.rs"]
+mod test_ports;

@@ -7,7 +7,7 @@ use crate::harness::stock::StockClient;
 use crate::harness::*;
 use serde_json::{Value, json};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,10 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Longer than an orderly change of leaders takes, shorter than the loss of the majority during a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(6);
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port can be bound").port()
-}
 
 /// Client ports and options of members that know each other.
 fn members(count: usize) -> Vec<(u16, Builder)> {

@@ -4,11 +4,6 @@ use crate::harness::carrick::Builder;
 use crate::harness::client::messages;
 use crate::harness::*;
 use serde_json::json;
-use std::net::TcpListener;
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port can be bound").port()
-}
 
 /// A cluster of one member with a gateway to the other one.
 fn cluster(name: &str, gateway: u16, other: &str, other_gateway: u16) -> Builder {

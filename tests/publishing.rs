@@ -167,9 +167,3 @@ async fn without_a_key_publishing_has_a_port_of_its_own_in_public_mode() {
     assert_eq!(answer.status, 201);
     assert_ne!(server.broadcast_address(), server.address());
 }
-
-/// A port that nobody listens on now.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
-    listener.local_addr().expect("a bound port has an address").port()
-}

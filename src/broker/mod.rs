@@ -35,6 +35,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// No message has a higher offset: clients keep numbers exactly up to here.
+pub const MAX_OFFSET: u64 = (1 << 53) - 1;
+
 /// Limits of history and sessions, as configured.
 #[derive(Clone, Debug)]
 pub struct Limits {

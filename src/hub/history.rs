@@ -5,7 +5,7 @@ use super::proof::{SavedProof, is_complete_after};
 use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
-use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Facts, MAX_OFFSET, Page, ReadFrom, Unavailable};
 use crate::metrics;
 use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
@@ -90,6 +90,9 @@ impl Hub {
             (core.cover(x), core.name().clone())
         };
         if cover == Cover::Beyond {
+            if x > MAX_OFFSET {
+                return Ok(Some(Located::Lost));
+            }
             if x > self.broker().facts(&name).await?.last_seq {
                 let since = beyond.get_or_insert_with(Instant::now).elapsed();
                 if !self.broker().features().shared || since >= LAGGING_LEADER {

@@ -4,13 +4,13 @@ use crate::disk::Disk;
 use crate::harness::carrick::Builder;
 use crate::harness::nats;
 use crate::harness::proxy::NatsProxy;
-use crate::harness::{Backend, Server};
+use crate::harness::{Backend, Server, free_port};
 use crate::jetstream::JetStream;
 use crate::nats_cluster::NatsCluster;
 use crate::network::Network;
 use crate::{counters, proc};
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -282,9 +282,4 @@ fn start_all(builders: Vec<Builder>, variant: &Variant, program: &Path) -> Vec<S
             .collect();
         starting.into_iter().map(|node| node.join().expect("a node starts")).collect()
     })
-}
-
-pub fn free_port() -> u16 {
-    let probe = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    probe.expect("a port can be bound").port()
 }

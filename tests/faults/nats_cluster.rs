@@ -1,7 +1,7 @@
 //! nats-servers of the tests' own: one, or three that keep three copies of everything.
 
-use crate::deployment::free_port;
 use crate::disk::Disk;
+use crate::harness::free_port;
 use crate::harness::nats::binary;
 use crate::harness::process::Process;
 use crate::network::Network;

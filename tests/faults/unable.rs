@@ -24,7 +24,7 @@ fn assert_unable(checked: &Checked, words: &str) {
 
 #[test]
 fn nobody_at_the_address() {
-    let port = crate::deployment::free_port();
+    let port = crate::harness::free_port();
     assert_unable(&verify(&[format!("--url=ws://127.0.0.1:{port}/cable")]), "is the server running? check --url");
 }
 

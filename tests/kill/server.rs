@@ -1,10 +1,14 @@
 //! A Carrick process with its embedded nats-server, on loopback, in a directory of its own.
 
+#[path = "../harness/ports.rs"]
+mod ports;
+
 use crate::proc::{self, eventually};
+use ports::free_port;
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -29,7 +33,7 @@ pub struct Server {
 impl Server {
     /// Starts with `--embed_nats --broker=nats --public` and waits until it stores messages.
     pub fn start(binary: &Path, dir: &Path, extra: &[String]) -> Result<Self, String> {
-        let nats_url = format!("nats://tests:tests@127.0.0.1:{}", free_port()?);
+        let nats_url = format!("nats://tests:tests@127.0.0.1:{}", free_port());
         let child = spawn(binary, dir, extra, &nats_url, 0)?;
         let mut server = Self {
             binary: binary.to_owned(),
@@ -176,11 +180,6 @@ fn spawn(binary: &Path, dir: &Path, extra: &[String], nats_url: &str, port: u16)
         .stderr(errors)
         .spawn()
         .map_err(|error| format!("cannot start {}: {error}", binary.display()))
-}
-
-fn free_port() -> Result<u16, String> {
-    let probe = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    probe.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
 }
 
 /// Publishes a body over a connection of its own; answers with the status.

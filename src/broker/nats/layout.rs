@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// `raised_at` while a rise is under way: beyond every sequence, so that counting proves nothing meanwhile.
-pub(super) const RAISING: u64 = (1 << 53) - 1;
+pub(super) const RAISING: u64 = crate::broker::MAX_OFFSET;
 
 /// Metadata of the log. Written in the same update as the limits, so that one stream info is consistent.
 pub(super) const META_REVISION: &str = "carrick-revision";

@@ -274,8 +274,7 @@ async fn a_slow_recovery_is_not_a_start_error() {
 
 /// Ports that were free just now, all different.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    [(); N].map(|()| crate::test_ports::free_port())
 }
 
 #[tokio::test]

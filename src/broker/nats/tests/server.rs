@@ -35,9 +35,7 @@ fn binary() -> &'static Path {
     })
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use crate::test_ports::free_port;
 
 pub struct Server {
     pub port: u16,
@@ -109,7 +107,8 @@ impl Server {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("nats-server does not listen");
+        let log = std::fs::read_to_string(self.store.path().join("server.log")).unwrap_or_default();
+        panic!("nats-server does not listen on {}: {log}", self.port);
     }
 
     /// `kill -9`.

@@ -1,0 +1,23 @@
+//! Ports for servers that are told beforehand where to listen.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Below the range from which systems take ports for outgoing connections (from 32,768 on Linux, 49,152 elsewhere): one
+/// of those could be in use by any connection by the time its server starts.
+const FIRST: u32 = 10_000;
+const COUNT: u32 = 20_000;
+
+/// A port of this machine where nobody listens, given once per process.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        // Test programs that run side by side begin at different places.
+        let place = std::process::id().wrapping_mul(7_919).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + place % COUNT).expect("below 65,536");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port from {FIRST} on");
+}
