@@ -1,6 +1,7 @@
 //! Composition root: configuration → parts → listeners → drain. Only this file reads the whole configuration.
 
-pub mod store;
+pub mod operator;
+mod store;
 
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};

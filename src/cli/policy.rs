@@ -1,7 +1,7 @@
 //! `carrick policy show`, `carrick policy apply`: the history policies of a store on NATS.
 
 use super::settings;
-use crate::app::store::Operator;
+use crate::app::operator::Operator;
 use crate::broker::Policy;
 use crate::broker::nats::{Admin, AdminError, Change, Overview};
 use crate::config::Config;

@@ -5,11 +5,11 @@ use super::config::bucket_stream;
 use super::epoch::{
     COMMANDS_KEY, FORMAT, FORMAT_PLAIN, FORMAT_POLICIES, LogRecord, log_key, read_record, write_record,
 };
+use super::find::Kind;
 use super::generation::Connection;
 use super::logs::Found;
 use super::{Core, SetupError};
 use crate::broker::{Policy, Table};
-use crate::protocol::names::random_text;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) const RAISING: u64 = crate::broker::MAX_OFFSET;
 /// Metadata of the log. Written in the same update as the limits, so that one stream info is consistent.
 pub(super) const META_REVISION: &str = "carrick-revision";
 pub(super) const META_RAISED_AT: &str = "carrick-raised-at";
-const META_FORMAT: &str = "carrick-format";
+pub(super) const META_FORMAT: &str = "carrick-format";
 
 /// Settings that no update can or should change: whoever made them meant something else.
 const FIXED: [&str; 11] = [
@@ -45,11 +45,6 @@ fn is_too_few(error: &ApiError) -> bool {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Creation ids are plain letters and digits.
-fn creation_id() -> String {
-    random_text(12).replace(['-', '_'], "x")
 }
 
 /// Settings that differ from the wanted ones. Absent means off, zero or empty to the server.
@@ -100,22 +95,6 @@ pub(super) enum May {
     Finish,
 }
 
-/// The log that is looked for.
-#[derive(Clone, Copy)]
-pub(super) enum Kind<'a> {
-    Commands,
-    Log(&'a Policy),
-}
-
-impl Kind<'_> {
-    fn key(self) -> String {
-        match self {
-            Self::Commands => COMMANDS_KEY.into(),
-            Self::Log(policy) => log_key(&policy.name),
-        }
-    }
-}
-
 impl Core {
     /// Everything in NATS that the policies in effect need, which may not be those that this node is configured for.
     pub(super) async fn set_up(&self, connection: &Connection) -> Result<Prepared, SetupError> {
@@ -140,23 +119,6 @@ impl Core {
         Ok(Prepared { table, logs, commands })
     }
 
-    /// The logs of all policies that keep something; missing ones are created.
-    pub(super) async fn find_logs(
-        &self,
-        connection: &Connection,
-        table: &Table,
-        may: May,
-    ) -> Result<Vec<Option<Found>>, SetupError> {
-        let mut logs = Vec::with_capacity(table.policies().len());
-        for policy in table.policies() {
-            logs.push(match policy.keeps() {
-                true => Some(self.find(connection, Kind::Log(policy), may).await?),
-                false => None,
-            });
-        }
-        Ok(logs)
-    }
-
     /// Keeps versions away that know of no policies besides the default one, as long as there are some.
     pub(super) async fn mark_format(&self, connection: &Connection, table: &Table) -> Result<(), SetupError> {
         let bucket = self.names.meta_bucket();
@@ -174,7 +136,7 @@ impl Core {
     }
 
     /// Copies of everything. Where nobody named them, what the cluster could do for the meta bucket.
-    fn replicas(&self, connection: &Connection) -> usize {
+    pub(super) fn replicas(&self, connection: &Connection) -> usize {
         match self.config.replicas {
             0 => *connection.copies.get_or_init(|| if connection.clustered() { 3 } else { 1 }),
             wanted => wanted,
@@ -221,7 +183,7 @@ impl Core {
         })
     }
 
-    fn command_log(&self, name: &str, replicas: usize) -> Value {
+    pub(super) fn command_log(&self, name: &str, replicas: usize) -> Value {
         json!({
             "name": name,
             "subjects": [self.names.command_subject(">")],
@@ -235,7 +197,7 @@ impl Core {
         })
     }
 
-    fn log(&self, policy: &Policy, name: &str, replicas: usize) -> Value {
+    pub(super) fn log(&self, policy: &Policy, name: &str, replicas: usize) -> Value {
         let (log, live) = (self.names.log_subject(&policy.name, ">"), self.names.live_subject(&policy.name, ">"));
         json!({
             "name": name,
@@ -266,7 +228,7 @@ impl Core {
         }
     }
 
-    async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
+    pub(super) async fn create(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name");
         let mut asked = want.clone();
         if let (Some(_), Some(cluster)) = (&self.config.cluster, &connection.server.cluster) {
@@ -302,7 +264,7 @@ impl Core {
     }
 
     /// Changes what differs, after checking that all of it may be changed.
-    async fn update(
+    pub(super) async fn update(
         &self,
         connection: &Connection,
         mut have: Map<String, Value>,
@@ -339,111 +301,8 @@ impl Core {
         }
     }
 
-    /// The log (or command log) that the meta bucket names; created when there is none yet, and, loudly and with a new
-    /// epoch, when it has disappeared.
-    pub(super) async fn find(&self, connection: &Connection, kind: Kind<'_>, may: May) -> Result<Found, SetupError> {
-        let (bucket, key) = (self.names.meta_bucket(), &kind.key());
-        // A few rounds: each ends with this node's or another's progress.
-        for _ in 0..5 {
-            let Some((record, revision)) = read_record(connection, &bucket, key).await? else {
-                let record = match self.orphan(connection, kind).await? {
-                    Some(log) => LogRecord { created: true, ..self.remembered(connection, log).await? },
-                    None => LogRecord::fresh(self.fresh_name(kind)),
-                };
-                write_record(connection, &bucket, key, &record, 0).await?;
-                continue;
-            };
-            let want = self.wanted(connection, kind, &record.log);
-            match self.settings(connection, &record.log).await? {
-                Some(have) => {
-                    if !record.created {
-                        let record = LogRecord { created: true, ..record.clone() };
-                        write_record(connection, &bucket, key, &record, revision).await?;
-                    }
-                    self.adjust(connection, kind, have, want, may).await?;
-                    let have = self.settings(connection, &record.log).await?.unwrap_or_default();
-                    return Ok(found(record.log, &have));
-                }
-                None if !record.created => self.create(connection, &want).await?,
-                None => {
-                    self.confirm_missing(connection, &record.log).await?;
-                    let next = LogRecord { format: record.format, ..LogRecord::fresh(self.fresh_name(kind)) };
-                    tracing::error!(
-                        missing = record.log,
-                        replacement = next.log,
-                        "a log has disappeared from NATS: creating a new one, with a new epoch"
-                    );
-                    write_record(connection, &bucket, key, &next, revision).await?;
-                }
-            }
-        }
-        Err(SetupError::retry(format!("other nodes keep changing {key}")))
-    }
-
-    fn fresh_name(&self, kind: Kind<'_>) -> String {
-        match kind {
-            Kind::Commands => self.names.commands(&creation_id()),
-            Kind::Log(policy) => self.names.log(&policy.name, &creation_id()),
-        }
-    }
-
-    fn wanted(&self, connection: &Connection, kind: Kind<'_>, name: &str) -> Value {
-        let replicas = self.replicas(connection);
-        match kind {
-            Kind::Commands => {
-                let mut want = self.command_log(name, replicas);
-                // Marks of a later command log are higher than those of an earlier one, which sessions remember.
-                want["first_seq"] = json!(super::unix_millis());
-                want
-            }
-            Kind::Log(policy) => {
-                let replicas = if policy.replicas == 0 { replicas } else { policy.replicas };
-                let mut want = self.log(policy, name, replicas);
-                let format = FORMAT_PLAIN.to_string();
-                want["metadata"] = json!({META_FORMAT: format, META_REVISION: "1", META_RAISED_AT: "0"});
-                want
-            }
-        }
-    }
-
-    /// A log of ours that no record names: the meta bucket was lost. It is taken over.
-    async fn orphan(&self, connection: &Connection, kind: Kind<'_>) -> Result<Option<String>, SetupError> {
-        #[derive(Deserialize)]
-        struct Names {
-            #[serde(default)]
-            streams: Option<Vec<String>>,
-        }
-        let (subject, ours) = match kind {
-            Kind::Commands => (self.names.command_subject(">"), self.names.commands("")),
-            Kind::Log(policy) => (self.names.log_subject(&policy.name, ">"), self.names.log(&policy.name, "")),
-        };
-        let found: Names = connection.api.call("STREAM.NAMES", &json!({"subject": subject})).await?;
-        match found.streams.unwrap_or_default().as_slice() {
-            [] => Ok(None),
-            [one] if one.starts_with(&ours) => {
-                tracing::error!(log = one, "the record of this log was lost: taking the log over");
-                Ok(Some(one.clone()))
-            }
-            others => Err(SetupError::fatal(format!(
-                "subjects {subject} belong to JetStream streams {others:?}: choose another nats_prefix or remove them"
-            ))),
-        }
-    }
-
-    /// A server that is just starting may not know its streams yet.
-    async fn confirm_missing(&self, connection: &Connection, log: &str) -> Result<(), SetupError> {
-        let (tries, pause) = if connection.clustered() { (6, 500) } else { (3, 200) };
-        for _ in 0..tries {
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            if self.settings(connection, log).await?.is_some() {
-                return Err(SetupError::retry(format!("{log} was not visible for a moment")));
-            }
-        }
-        Ok(())
-    }
-
     /// Brings an existing log to its policy, as far as that is allowed.
-    async fn adjust(
+    pub(super) async fn adjust(
         &self,
         connection: &Connection,
         kind: Kind<'_>,
@@ -519,15 +378,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-}
-
-fn found(name: String, settings: &Map<String, Value>) -> Found {
-    let number = |setting: &str| settings.get(setting).and_then(Value::as_u64).filter(|number| *number > 0);
-    Found {
-        name,
-        limit: number("max_msgs_per_subject").unwrap_or(u64::MAX),
-        ttl: number("max_age").map_or(Duration::MAX, Duration::from_nanos),
     }
 }
 

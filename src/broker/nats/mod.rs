@@ -17,6 +17,7 @@ mod commands;
 mod config;
 mod distrust;
 mod epoch;
+mod find;
 mod generation;
 mod headers;
 mod heads;
