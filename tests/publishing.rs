@@ -15,12 +15,28 @@ on_every_backend!(
     many_requests_in_flight,
 );
 
+with_own_server_on_every_backend!(the_answer_says_what_the_message_survives);
+
 async fn the_answer_says_where_the_message_stands(server: SharedServer) {
     let stream = stream("chat");
     let mut client = server.subscriber(&stream).await;
     let answer = server.accepted(json!({"stream": stream, "data": "1"})).await;
     let live = client.expect_message(&public(&stream), json!(1)).await.at();
-    assert_eq!(answer, json!({"stream": stream, "epoch": live.epoch, "offset": live.offset, "duplicate": false}));
+    let durability = &answer["durability"];
+    let expected = json!({
+        "stream": stream, "epoch": live.epoch, "offset": live.offset, "duplicate": false, "durability": durability,
+    });
+    assert_eq!(answer, expected);
+}
+
+async fn the_answer_says_what_the_message_survives(backend: Backend) {
+    let server = Server::on(backend).start();
+    let expected = if backend == Backend::Memory { "memory" } else { "server" };
+    assert_eq!(server.accepted(json!({"stream": "a", "data": "1"})).await["durability"], expected);
+    if backend == Backend::EmbeddedNats {
+        let synced = Server::on(backend).option("enats_sync", "always").start();
+        assert_eq!(synced.accepted(json!({"stream": "a", "data": "1"})).await["durability"], "synced");
+    }
 }
 
 async fn a_batch_is_answered_item_by_item(server: SharedServer) {

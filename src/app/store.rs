@@ -191,6 +191,8 @@ pub(super) fn broker_config(config: &Config, client: ClientConfig, node: String)
         peers,
         limits: limits(config),
         replicas: replicas(config),
+        placement_tags: config.nats.placement_tags.clone(),
+        synced: enats.enabled && matches!(enats.sync, SyncPolicy::Always),
         publish_timeout: config.broker.publish_timeout,
         broker_timeout: config.broker.timeout,
         dedup_window: config.broker.dedup_window,

@@ -3,8 +3,8 @@
 
 use super::policy::{LogState, Logs, Policy, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Limits, Page, ReadFrom, RemoteDisconnect,
-    SaveError, SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Page, ReadFrom,
+    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
 use async_trait::async_trait;
@@ -196,7 +196,12 @@ impl Broker for MemoryBroker {
         if transient || !log.keeps {
             let message = Message { offset: 0, time: 0, payload, meta };
             self.feed.transient(&stream, Arc::new(message));
-            return Ok(Appended { epoch: log.epoch.clone(), offset: 0, duplicate: false });
+            return Ok(Appended {
+                epoch: log.epoch.clone(),
+                offset: 0,
+                duplicate: false,
+                durability: Durability::None,
+            });
         }
         log.expire();
         let ring = lock(&log.rings).entry(stream.clone()).or_default().clone();
@@ -204,7 +209,12 @@ impl Broker for MemoryBroker {
         let offset = {
             let mut sequence = lock(&log.sequence);
             if let Some(offset) = sequence.ids.get(&id) {
-                return Ok(Appended { epoch: log.epoch.clone(), offset: *offset, duplicate: true });
+                return Ok(Appended {
+                    epoch: log.epoch.clone(),
+                    offset: *offset,
+                    duplicate: true,
+                    durability: Durability::Memory,
+                });
             }
             sequence.last += 1;
             let (seq, now) = (sequence.last, Instant::now());
@@ -220,7 +230,7 @@ impl Broker for MemoryBroker {
             ring.pop_front();
         }
         self.feed.live(&stream, previous, message);
-        Ok(Appended { epoch: log.epoch.clone(), offset, duplicate: false })
+        Ok(Appended { epoch: log.epoch.clone(), offset, duplicate: false, durability: Durability::Memory })
     }
 
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {

@@ -95,6 +95,23 @@ pub struct Appended {
     pub offset: u64,
     /// The log had a message with this id already; `offset` is that one's.
     pub duplicate: bool,
+    pub durability: Durability,
+}
+
+/// Which faults an accepted message survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// None: it was only handed to who is connected.
+    None,
+    /// None of the process (or of the only nats-server) that holds it in memory.
+    Memory,
+    /// A crash of Carrick or nats-server; one of the machine before the next flush to the disk is noticed, not survived.
+    Server,
+    /// A crash of the machine, too: it is on the disk.
+    Synced,
+    /// The loss of one of the servers that have it.
+    Replicated,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]

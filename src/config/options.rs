@@ -78,6 +78,13 @@ const COOKIES: List = List {
     array: true,
     name: "NAMES",
 };
+const TAGS: List = List {
+    check: |t| !t.contains(|c: char| c.is_whitespace() || c.is_control()),
+    allowed: "tags of nats-servers separated by commas",
+    min: 0,
+    array: true,
+    name: "TAGS",
+};
 const PEM: Text = Text { check: |_| true, allowed: "PEM text or the path of a PEM file", name: "PEM" };
 const CALLS: Int = Int { min: 1, max: 1_000_000, name: "N" };
 const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
@@ -303,6 +310,8 @@ options! {
         prefix: String [WORD] = "carrick", "nats_prefix", Nats;
         /// Copies of log and sessions: 1, 3 or 5; 0: 1 on a single server, 3 in a cluster
         replicas: u16 [REPLICAS] = "0", "nats_replicas", Nats;
+        /// Only servers with all of these tags (`server_tags` of their configuration) keep copies, separated by commas
+        placement_tags: Vec<String> [TAGS] = "", "nats_placement_tags", Nats;
         /// User name
         user: Option<String> [ANY] = "", "nats_user", Nats;
         /// Password of the user

@@ -627,7 +627,7 @@ fn printed_settings_load_back() {
          --snapshot_budget 1 --embed_nats --enats_addr nats://127.0.0.1:-1 --enats_cluster nats://u:p@0.0.0.0:5222 \
          --enats_cluster_routes nats://u:p@a:5222,nats://b:5222 --enats_gateway nats://0.0.0.0:7222 \
          --enats_gateways east:nats://a:7222,nats://b:7222;west:nats://c:7222 --enats_gateway_advertise h:7222 \
-         --enats_server_name one --enats_sync always --enats_store_dir /tmp/x --enats_max_payload 2097152",
+         --enats_server_name one --nats_placement_tags eu,ssd --enats_sync always --enats_store_dir /tmp/x --enats_max_payload 2097152",
     );
     reloads(
         "--nats_servers nats://u:p@h:4222,tls://i:4222 --nats_token t --nats_prefix p --nats_replicas 3 \

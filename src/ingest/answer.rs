@@ -1,9 +1,9 @@
 //! What a publisher hears: status and JSON body of each outcome.
 //!
-//! A stored message is `{"stream","epoch","offset","duplicate"}`, one that was fanned out only `{"stream","stored":false}`,
+//! A stored message is `{"stream","epoch","offset","duplicate","durability"}`, one that was fanned out only `{"stream","stored":false}`,
 //! a failed one `{"error","stored"}` with `false` (surely not) or `"unknown"` (handed over, no answer: retry with a key).
 
-use crate::broker::{AppendError, Appended};
+use crate::broker::{AppendError, Appended, Durability};
 use crate::protocol::StreamName;
 use axum::body::Body;
 use axum::response::Response;
@@ -21,6 +21,9 @@ struct Outcome<'a> {
     offset: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     duplicate: Option<bool>,
+    /// Which faults it survives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durability: Option<Durability>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,13 +52,24 @@ impl Stored {
 
 impl<'a> Outcome<'a> {
     fn new(stream: &'a StreamName, result: &'a Result<Appended, AppendError>) -> Self {
-        let nothing =
-            Self { stream: stream.as_str(), epoch: None, offset: None, duplicate: None, error: None, stored: None };
+        let nothing = Self {
+            stream: stream.as_str(),
+            epoch: None,
+            offset: None,
+            duplicate: None,
+            durability: None,
+            error: None,
+            stored: None,
+        };
         match result {
             Ok(Appended { offset: 0, .. }) => Self { stored: Some(Stored::NO), ..nothing },
-            Ok(Appended { epoch, offset, duplicate }) => {
-                Self { epoch: Some(epoch.as_str()), offset: Some(*offset), duplicate: Some(*duplicate), ..nothing }
-            }
+            Ok(Appended { epoch, offset, duplicate, durability }) => Self {
+                epoch: Some(epoch.as_str()),
+                offset: Some(*offset),
+                duplicate: Some(*duplicate),
+                durability: Some(*durability),
+                ..nothing
+            },
             Err(error) => Self { error: Some(error.to_string()), stored: Some(Stored::after(error)), ..nothing },
         }
     }

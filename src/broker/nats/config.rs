@@ -20,6 +20,10 @@ pub struct NatsBrokerConfig {
     pub limits: Limits,
     /// Copies of each log and bucket. 0: three in a cluster, one on a single server; never lowers what is there.
     pub replicas: usize,
+    /// Tags that a server must have to keep a copy, such as `region:eu`; as named in `server_tags` of its configuration.
+    pub placement_tags: Vec<String>,
+    /// The server flushes each message to the disk before it acknowledges it.
+    pub synced: bool,
     /// How long a publication may wait for its acknowledgement, retries included; at most half the dedup window.
     pub publish_timeout: Duration,
     /// How long reads, openings and session requests wait for NATS.
@@ -44,6 +48,8 @@ impl NatsBrokerConfig {
             peers: Vec::new(),
             limits,
             replicas: 0,
+            placement_tags: Vec::new(),
+            synced: false,
             publish_timeout: Duration::from_secs(10),
             broker_timeout: Duration::from_secs(8),
             dedup_window: Duration::from_secs(30),

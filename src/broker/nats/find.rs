@@ -6,7 +6,7 @@ use super::generation::Connection;
 use super::layout::{META_FORMAT, META_RAISED_AT, META_REVISION, May};
 use super::logs::Found;
 use super::{Core, SetupError};
-use crate::broker::{Policy, Table};
+use crate::broker::{Durability, Policy, Table};
 use crate::protocol::names::random_text;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -74,7 +74,7 @@ impl Core {
                     }
                     self.adjust(connection, kind, have, want, may).await?;
                     let have = self.settings(connection, &record.log).await?.unwrap_or_default();
-                    return Ok(found(record.log, &have));
+                    return Ok(self.found(record.log, &have));
                 }
                 None if !record.created => self.create(connection, &want).await?,
                 None => {
@@ -153,13 +153,20 @@ impl Core {
         }
         Ok(())
     }
-}
 
-fn found(name: String, settings: &Map<String, Value>) -> Found {
-    let number = |setting: &str| settings.get(setting).and_then(Value::as_u64).filter(|number| *number > 0);
-    Found {
-        name,
-        limit: number("max_msgs_per_subject").unwrap_or(u64::MAX),
-        ttl: number("max_age").map_or(Duration::MAX, Duration::from_nanos),
+    fn found(&self, name: String, settings: &Map<String, Value>) -> Found {
+        let number = |setting: &str| settings.get(setting).and_then(Value::as_u64).filter(|number| *number > 0);
+        let durability = match number("num_replicas") {
+            Some(2..) => Durability::Replicated,
+            _ if settings.get("storage").is_some_and(|storage| storage == "memory") => Durability::Memory,
+            _ if self.config.synced => Durability::Synced,
+            _ => Durability::Server,
+        };
+        Found {
+            name,
+            limit: number("max_msgs_per_subject").unwrap_or(u64::MAX),
+            ttl: number("max_age").map_or(Duration::MAX, Duration::from_nanos),
+            durability,
+        }
     }
 }

@@ -172,7 +172,7 @@ impl Core {
     }
 
     fn bucket(&self, bucket: &str, replicas: usize) -> Value {
-        json!({
+        self.placed(json!({
             "name": bucket_stream(bucket),
             "subjects": [format!("$KV.{bucket}.>")],
             "retention": "limits", "storage": "file", "discard": "new",
@@ -180,11 +180,11 @@ impl Core {
             "allow_msg_ttl": true, "allow_direct": true, "allow_rollup_hdrs": true, "deny_delete": true,
             "duplicate_window": nanos(Duration::from_secs(30)),
             "num_replicas": replicas,
-        })
+        }))
     }
 
     pub(super) fn command_log(&self, name: &str, replicas: usize) -> Value {
-        json!({
+        self.placed(json!({
             "name": name,
             "subjects": [self.names.command_subject(">")],
             "retention": "limits", "storage": "file", "discard": "old",
@@ -194,12 +194,12 @@ impl Core {
             "allow_direct": true, "deny_delete": true, "deny_purge": true,
             "republish": {"src": self.names.command_subject(">"), "dest": self.names.live_command_subject(">")},
             "num_replicas": replicas,
-        })
+        }))
     }
 
     pub(super) fn log(&self, policy: &Policy, name: &str, replicas: usize) -> Value {
         let (log, live) = (self.names.log_subject(&policy.name, ">"), self.names.live_subject(&policy.name, ">"));
-        json!({
+        self.placed(json!({
             "name": name,
             "subjects": [log],
             "retention": "limits", "storage": policy.storage.name(), "discard": "old",
@@ -212,7 +212,15 @@ impl Core {
             "sealed": false, "no_ack": false, "mirror": null, "sources": null, "subject_transform": null,
             "republish": {"src": log, "dest": live},
             "num_replicas": replicas,
-        })
+        }))
+    }
+
+    /// On the servers that the configuration names, if it does. Copies that are elsewhere move there.
+    fn placed(&self, mut settings: Value) -> Value {
+        if !self.config.placement_tags.is_empty() {
+            settings["placement"] = json!({"tags": self.config.placement_tags});
+        }
+        settings
     }
 
     /// The settings of a stream as they are; `None` only if the leader of all streams says so.
@@ -233,7 +241,7 @@ impl Core {
         let mut asked = want.clone();
         if let (Some(_), Some(cluster)) = (&self.config.cluster, &connection.server.cluster) {
             // Another cluster behind a gateway must not get what does not fit into this one.
-            asked["placement"] = json!({"cluster": cluster});
+            asked["placement"]["cluster"] = json!(cluster);
         }
         match connection.api.call::<RawInfo>(&format!("STREAM.CREATE.{name}"), &asked).await {
             Ok(_) => {

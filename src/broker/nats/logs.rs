@@ -3,6 +3,7 @@
 use super::Core;
 use super::heads::Asks;
 use super::witness::Witness;
+use crate::broker::Durability;
 use crate::broker::policy::{LogState, Logs, Table};
 use crate::protocol::{Epoch, StreamName};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -18,6 +19,7 @@ pub(super) struct Log {
     /// As the log itself says.
     pub limit: u64,
     pub ttl: Duration,
+    pub durability: Durability,
     pub asks: Asks,
     pub witness: Arc<Witness>,
     epoch: RwLock<Epoch>,
@@ -25,8 +27,8 @@ pub(super) struct Log {
 
 impl Log {
     pub fn new(place: usize, policy: Arc<str>, found: Found, asks: Asks, witness: Arc<Witness>, epoch: Epoch) -> Self {
-        let Found { name, limit, ttl } = found;
-        Self { place, policy, name, limit, ttl, asks, witness, epoch: RwLock::new(epoch) }
+        let Found { name, limit, ttl, durability } = found;
+        Self { place, policy, name, limit, ttl, durability, asks, witness, epoch: RwLock::new(epoch) }
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -40,6 +42,7 @@ pub(super) struct Found {
     pub name: String,
     pub limit: u64,
     pub ttl: Duration,
+    pub durability: Durability,
 }
 
 /// The policies that publications follow. Each attempt to publish holds them until it is answered, so that a node can tell

@@ -5,7 +5,7 @@ use super::api::{ATTEMPT, ApiError, code};
 use super::headers::{self, Body};
 use super::mux::RequestError;
 use super::token::Token;
-use crate::broker::{AppendError, Appended};
+use crate::broker::{AppendError, Appended, Durability};
 use crate::protocol::{Epoch, Meta, Publication, StreamName};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -191,7 +191,12 @@ impl Core {
                         // The first attempt may have been stored by a leader that died before it fed it.
                         self.feed.lagged(&publication.stream);
                     }
-                    return Ok(Appended { epoch, offset: ack.seq, duplicate: ack.duplicate });
+                    return Ok(Appended {
+                        epoch,
+                        offset: ack.seq,
+                        duplicate: ack.duplicate,
+                        durability: log.durability,
+                    });
                 }
                 Err(error) => {
                     if let Err(end) = write.failed(error).await {
@@ -226,7 +231,7 @@ impl Core {
             match generation.api().mux.publish(subject, headers.clone(), data.clone(), timeout).await {
                 Ok(()) => {
                     let epoch = log.map_or_else(Epoch::none, |log| log.epoch());
-                    return Ok(Appended { epoch, offset: 0, duplicate: false });
+                    return Ok(Appended { epoch, offset: 0, duplicate: false, durability: Durability::None });
                 }
                 Err(error) => write.failed(error.into()).await?,
             }

@@ -55,7 +55,10 @@ async fn a_publication_is_answered_with_its_position() {
     let publisher = open();
     let answer = publisher.post(r#"{"stream":"chat/7","data":"1"}"#).await;
     assert_eq!(answer.status, 201);
-    assert_eq!(answer.body, json!({"stream": "chat/7", "epoch": "e1", "offset": 1, "duplicate": false}));
+    assert_eq!(
+        answer.body,
+        json!({"stream": "chat/7", "epoch": "e1", "offset": 1, "duplicate": false, "durability": "memory"})
+    );
     assert_eq!(answer.headers["content-type"], "application/json");
     let transient = publisher.post(r#"{"stream":"chat/7","data":"2","meta":{"transient":true}}"#).await;
     assert_eq!((transient.status, transient.body), (201, json!({"stream": "chat/7", "stored": false})));
@@ -67,7 +70,7 @@ async fn a_batch_is_answered_item_by_item() {
     let body = r#"[{"stream":"a","data":"1"},{"stream":"b","data":"2","meta":{"transient":true}}]"#;
     let answer = publisher.post(body).await;
     assert_eq!(answer.status, 201);
-    let stored = json!({"stream": "a", "epoch": "e1", "offset": 1, "duplicate": false});
+    let stored = json!({"stream": "a", "epoch": "e1", "offset": 1, "duplicate": false, "durability": "memory"});
     assert_eq!(answer.body, json!([stored, {"stream": "b", "stored": false}]));
 }
 
@@ -199,7 +202,10 @@ async fn batch_answers() {
     assert_eq!((answer.status, &answer.body["stored"]), (503, &json!("unknown")));
     assert_eq!(answer.headers["retry-after"], "1");
     let results = &answer.body["results"];
-    assert_eq!(results[0], json!({"stream": "a", "epoch": "e1", "offset": 1, "duplicate": false}));
+    assert_eq!(
+        results[0],
+        json!({"stream": "a", "epoch": "e1", "offset": 1, "duplicate": false, "durability": "memory"})
+    );
     assert_eq!((&results[1]["stored"], &results[2]["stored"]), (&json!(false), &json!(false)));
     assert!(results[1]["error"].as_str().unwrap().contains("no connection"));
 

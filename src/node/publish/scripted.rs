@@ -1,8 +1,8 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Head, LogState, Logs, Page, ReadFrom, RemoteDisconnect,
-    SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Head, LogState, Logs, Page, ReadFrom,
+    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
 use async_trait::async_trait;
@@ -109,11 +109,18 @@ impl Broker for ScriptedBroker {
             b"unknown" => Err(AppendError::Unknown("10 s passed".to_owned())),
             b"too large" => Err(AppendError::TooLarge { size: 2048, limit: 1024 }),
             b"full" => Err(AppendError::StorageFull("no space left on device".to_owned())),
-            _ if publication.transient => Ok(Appended { epoch: Epoch::from("e1"), offset: 0, duplicate: false }),
+            _ if publication.transient => {
+                Ok(Appended { epoch: Epoch::from("e1"), offset: 0, duplicate: false, durability: Durability::None })
+            }
             _ => {
                 let next = state.offset_of.len() as u64 + 1;
                 let offset = *state.offset_of.entry(publication.id).or_insert(next);
-                Ok(Appended { epoch: Epoch::from("e1"), offset, duplicate: offset != next })
+                Ok(Appended {
+                    epoch: Epoch::from("e1"),
+                    offset,
+                    duplicate: offset != next,
+                    durability: Durability::Memory,
+                })
             }
         }
     }

@@ -105,6 +105,49 @@ async fn three_servers_that_advertise_nobody_keep_three_copies() {
     let advertised = node.broker.core.generation().unwrap().connection.server.connect_urls.clone();
     assert!(advertised.len() <= 1, "{advertised:?}");
     assert_eq!(copies(&node).await, [3]);
+    let stored = node.broker.append(publication(&StreamName::from("a"), "1")).await.unwrap();
+    assert_eq!(stored.durability, crate::broker::Durability::Replicated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_kept_where_the_tags_say_and_move_when_they_change() {
+    let settings = tempfile::tempdir().unwrap();
+    // Five servers: three have one tag, three the other.
+    let tags = [r#"["old"]"#, r#"["old"]"#, r#"["old", "new"]"#, r#"["new"]"#, r#"["new"]"#];
+    let mut servers = Server::members(5, &[]);
+    for (number, (server, tags)) in servers.iter_mut().zip(tags).enumerate() {
+        let file = settings.path().join(format!("n{number}.conf"));
+        std::fs::write(&file, format!("server_tags: {tags}\n")).unwrap();
+        server.configured(&file);
+        server.run();
+    }
+    let tagged = |tag: &str| NatsBrokerConfig { placement_tags: vec![tag.into()], ..everywhere(&servers) };
+    let members = async |node: &Node| {
+        let generation = node.broker.core.generation().unwrap();
+        let log = generation.logs[0].as_ref().unwrap().name.clone();
+        let info: Value = generation.api().call(&format!("STREAM.INFO.{log}"), &Value::Null).await.unwrap();
+        let others = info["cluster"]["replicas"].as_array().unwrap().iter().map(|other| &other["name"]);
+        let mut names: Vec<_> =
+            others.chain([&info["cluster"]["leader"]]).map(|name| name.as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    let stream = StreamName::from("a");
+    let node = Node::start(tagged("old")).await;
+    node.until_ready().await;
+    assert_eq!(node.publish(&stream, "1").await, 1);
+    assert_eq!(members(&node).await, ["n0", "n1", "n2"]);
+    let epoch = node.epoch();
+    node.broker.shutdown().await;
+
+    let moved = Node::start(tagged("new")).await;
+    moved.until_ready().await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while members(&moved).await != ["n2", "n3", "n4"] {
+        assert!(std::time::Instant::now() < deadline, "{:?}", members(&moved).await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((moved.publish(&stream, "2").await, moved.epoch()), (2, epoch));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,6 +79,11 @@ impl Server {
         urls.iter().enumerate().map(member).collect()
     }
 
+    /// Settings from a file, too.
+    pub fn configured(&mut self, file: &Path) {
+        self.arguments.extend(["-c".to_owned(), file.display().to_string()]);
+    }
+
     /// A port where nobody listens yet.
     pub fn stopped() -> Self {
         Self { port: free_port(), store: tempfile::tempdir().unwrap(), arguments: Vec::new(), child: None }
