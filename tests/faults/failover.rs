@@ -73,12 +73,13 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
     let leader = deployment.jetstream().wait_leader(None);
     let number = number_of(&leader);
     let pid = deployment.nats_pid(&leader);
-    let killed = Instant::now();
     match &mut deployment.nats {
         Some(nats) => nats.members[number].kill(),
         None => deployment.kill_nodes(&[number]),
     }
     let gone = eventually(PATIENCE, "the leader's end", || (!proc::is_alive(pid)).then_some(()));
+    // Until its last moment it may have acknowledged what was begun after the signal.
+    let killed = Instant::now();
     let next = deployment.jetstream().wait_leader(Some(&leader));
     let acknowledged = AtomicU64::new(check.acknowledged());
     eventually(PATIENCE, "publishing again", || {
