@@ -189,12 +189,12 @@ fn with_grace(app: &Application, seconds: u32) -> Builder {
 
 async fn within_the_grace_a_drop_calls_nobody(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let server = with_grace(&app, 3).start();
+    let server = with_grace(&app, 8).start();
     let sid = with_both(&server).await.drop_hard();
     app.forget();
     server.metric_becomes("disconnect_queue_size", 1).await;
-    // Half of the grace.
-    let_pass(Duration::from_millis(1_500)).await;
+    // A network that is away for a while.
+    let_pass(Duration::from_secs(5)).await;
     let mut client = server.resume(&sid).await;
     assert_eq!(client.restored(), [channel(1), channel(2)]);
     server.metric_becomes("disconnects_spared_total", 1).await;
