@@ -1,0 +1,188 @@
+//! Who follows a stream: attaching, catching up, and what the replay of each is sent next.
+
+use super::{CursorId, Pump, Stream};
+use crate::hub::cursor::{Cursor, Start};
+use crate::hub::pages::SharedPage;
+use crate::hub::receiver::{HistoryJob, Identifier, Receiver};
+use crate::hub::sabotage::{Safeguard, off};
+use std::sync::Arc;
+
+impl Stream {
+    /// Adds an identifier to a connection's cursor (or makes the cursor), beginning after offset `from`. Held: nothing
+    /// stored goes out until [`Self::history`], [`Self::reject`] or [`Self::release`].
+    pub fn attach(
+        &mut self,
+        cursor: Option<CursorId>,
+        receiver: &Arc<Receiver>,
+        identifier: &Arc<Identifier>,
+        from: u64,
+        held: bool,
+    ) -> CursorId {
+        let held = held && !off(Safeguard::Barrier);
+        let group = self.fanout.join(identifier, receiver.encoding());
+        let id = cursor.unwrap_or_else(|| self.cursors.insert(Cursor::new(receiver.clone())));
+        let cursor = &mut self.cursors[id];
+        cursor.pause(self.complete_to);
+        cursor.join(identifier, group, from, held);
+        if self.opened {
+            cursor.resume_if_caught_up(self.complete_to);
+        } else {
+            // The log began a new life since the caller opened the stream.
+            cursor.reset();
+        }
+        id
+    }
+
+    /// Takes an identifier off a cursor. Answers whether the cursor is still there.
+    pub fn detach(&mut self, id: CursorId, identifier: &str) -> bool {
+        let Some(cursor) = self.cursors.get_mut(id) else { return false };
+        for group in cursor.leave(identifier) {
+            self.fanout.leave(group);
+        }
+        let cursor = &mut self.cursors[id];
+        if !cursor.is_empty() {
+            return true;
+        }
+        self.cursors.remove(id);
+        false
+    }
+
+    /// The cursor's connection is gone.
+    pub fn remove(&mut self, id: CursorId) {
+        if let Some(mut cursor) = self.cursors.try_remove(id) {
+            for group in cursor.leave_all() {
+                self.fanout.leave(group);
+            }
+        }
+    }
+
+    /// An identifier catches up from a position that is known to be complete. The job is told when it has.
+    pub fn history(&mut self, id: CursorId, identifier: &str, start: Start, job: Arc<HistoryJob>) {
+        let complete_to = self.complete_to;
+        let opened = self.opened;
+        match self.cursors.get_mut(id) {
+            Some(cursor) if opened => {
+                cursor.pause(complete_to);
+                cursor.begin_history(identifier, start, job);
+            }
+            // The log began a new life since the position was proved.
+            Some(cursor) => {
+                job.reject();
+                cursor.end_hold(identifier);
+            }
+            None => job.abandon(),
+        }
+    }
+
+    /// An identifier's request was refused: what was held follows.
+    pub fn reject(&mut self, id: CursorId, identifier: &str) {
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.pause(self.complete_to);
+            cursor.end_hold(identifier);
+            if self.opened {
+                cursor.resume_if_caught_up(self.complete_to);
+            }
+        }
+    }
+
+    /// The hold ended without a command: what was held follows without positions.
+    pub fn release(&mut self, id: CursorId) {
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.release();
+            if self.opened {
+                cursor.resume_if_caught_up(self.complete_to);
+            }
+        }
+    }
+
+    pub fn is_live(&self, id: CursorId) -> bool {
+        self.cursors.get(id).is_none_or(Cursor::is_live)
+    }
+
+    /// Sends a cursor what it has not had, until its outbox holds `budget` bytes or it has caught up.
+    pub fn pump(&mut self, id: CursorId, budget: usize) -> Pump {
+        let Some(cursor) = self.cursors.get_mut(id) else { return Pump::Live };
+        if cursor.is_live() {
+            return Pump::Live;
+        }
+        if cursor.is_held() || !self.opened {
+            return Pump::Held;
+        }
+        if !cursor.send_backlog(budget, &mut self.fanout) {
+            return Pump::Paced;
+        }
+        let Some(after) = cursor.behind(self.complete_to) else {
+            cursor.go_live();
+            return Pump::Live;
+        };
+        if after < self.tail.floor() {
+            if cursor.outbox().pending() >= budget {
+                return Pump::Paced;
+            }
+            return Pump::NeedPage { after };
+        }
+        for message in self.tail.after(after) {
+            if cursor.outbox().pending() >= budget {
+                return Pump::Paced;
+            }
+            self.fanout.begin();
+            cursor.deliver_replay(message, &mut self.fanout);
+        }
+        cursor.advance(self.complete_to);
+        cursor.go_live();
+        Pump::Live
+    }
+
+    /// Hands a cursor what follows `after` from a shared page. `false`: there is none.
+    pub fn supply_shared(&mut self, id: CursorId, after: u64) -> bool {
+        let Some(page) = self.shared(after).cloned() else { return false };
+        if let Some(cursor) = self.cursors.get_mut(id) {
+            cursor.set_backlog(page.after(after).iter().cloned().collect(), page.to);
+        }
+        true
+    }
+
+    /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
+    pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: &SharedPage) {
+        let Some(cursor) = self.cursors.get_mut(id) else { return };
+        if !complete {
+            cursor.hole_in_replay(after);
+        }
+        cursor.set_backlog(page.messages.iter().cloned().collect(), page.to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Head, Logs, Table};
+    use crate::hub::Outbox;
+    use crate::protocol::{Encoding, Message, Meta, Payload};
+    use bytes::Bytes;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    fn message(offset: u64) -> Arc<Message> {
+        let payload = Payload::from_json(Bytes::from_static(b"{}"));
+        Arc::new(Message { offset, time: 0, payload, meta: Meta::default() })
+    }
+
+    /// However much is published while a restored client is held, nothing waits in its own queue.
+    #[test]
+    fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
+        let now = Instant::now();
+        let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20, now);
+        stream.compare(Head::default(), 1, 0, now);
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), 0, true);
+        for offset in 1..=1_000 {
+            stream.live(offset - 1, message(offset), now);
+        }
+        assert_eq!((outbox.pending(), stream.pump(cursor, 1 << 20)), (0, Pump::Held));
+        stream.release(cursor);
+        assert_eq!(stream.pump(cursor, 1_000), Pump::Paced);
+        assert!((1_000..2_000).contains(&outbox.pending()), "{} bytes wait", outbox.pending());
+    }
+}
