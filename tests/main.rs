@@ -13,6 +13,7 @@
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `bad_input`: whatever comes, the server goes on
+//! * `secrets`: what must not stand in a log
 
 #[macro_use]
 mod harness;
@@ -29,4 +30,5 @@ mod outages;
 mod policies;
 mod publishing;
 mod rulings;
+mod secrets;
 mod wire;
