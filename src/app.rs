@@ -14,6 +14,7 @@ use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
+use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
@@ -237,6 +238,11 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
+        subscriptions: SubscriptionLimits {
+            number: config.ws.max_subscriptions,
+            identifier: config.ws.max_identifier_size,
+        },
+        max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,

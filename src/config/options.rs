@@ -14,6 +14,7 @@ use std::time::Duration;
 const PORT: Int = Int { min: 0, max: 65_535, name: "PORT" };
 const BYTES: Int = Int { min: 1, max: 1 << 40, name: "BYTES" };
 const BYTES_OR_NONE: Int = Int { min: 0, max: 1 << 40, name: "BYTES" };
+const MOST: Int = Int { min: 1, max: 1_000_000, name: "N" };
 const COUNT: Int = Int { min: 0, max: 1_000_000_000, name: "N" };
 const WORKERS: Int = Int { min: 1, max: 1024, name: "N" };
 const PAYLOAD: Int = Int { min: 0, max: 64 * 1024 * 1024, name: "BYTES" };
@@ -295,6 +296,12 @@ options! {
         write_timeout: Duration [SOME_TIME] = "2", "ws_write_timeout", WebSocket;
         /// Bytes queued for a client before it is dropped as too slow; 0: no limit
         max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;
+        /// Subscriptions of one connection; further ones are rejected. Twice as many commands and 100 may come at once
+        max_subscriptions: usize [MOST] = "2000", "max_subscriptions", WebSocket;
+        /// Bytes of an identifier; subscriptions with a longer one are rejected
+        max_identifier_size: usize [BYTES] = "4096", "max_identifier_size", WebSocket;
+        /// Commands per second of one connection, after those that may come at once; beyond it the connection is read more slowly. 0: no limit
+        max_commands_rate: u32 [COUNT] = "200", "max_commands_rate", WebSocket;
         /// Accepted for compatibility: messages are not compressed
         enable_compression: bool [Switch] = "false", "enable_ws_compression", WebSocket, hidden;
         derived {}

@@ -357,6 +357,8 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
         history_hold: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
         max_pending: 1 << 20,
+        subscriptions: crate::session::SubscriptionLimits::default(),
+        max_commands_rate: 0,
         handover: true,
     };
     let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });
