@@ -80,7 +80,7 @@ impl App {
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
         let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new(config.broker.reauth_spread);
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
             node_config(&config, &*broker),
@@ -170,6 +170,7 @@ impl App {
         }
         self.connections.close();
         phases.run("finishing requests", self.connections.wait()).await;
+        self.node.registry.stop().await;
         self.node.tasks.close();
         phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
         phases.reserve(Duration::ZERO);

@@ -231,6 +231,8 @@ options! {
         timeout: Duration [SOME_TIME] = "8", "broker_timeout", Broker;
         /// How long a publisher's retry is recognised; history_ttl at most. Costs memory: rate times window
         dedup_window: Duration [SOME_TIME] = "30", "dedup_window", Broker;
+        /// Time over which connected clients are closed to authenticate anew, where this node may have missed remote disconnects
+        reauth_spread: Duration [ANY_TIME] = "60", "reauth_spread", Broker;
         /// How long live messages of a resumed client wait for its history command
         history_hold: Duration [ANY_TIME] = "2", "history_hold", Broker;
         /// Bytes of recent messages held in memory for all streams of this node

@@ -81,6 +81,7 @@ metrics! {
     Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
     Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";
     Counter BROADCASTS = "broadcast_msg_total", "stream messages distributed to local clients";
+    Counter REAUTHENTICATED = "reauthenticated_clients_total", "clients closed within reauth_spread because remote disconnects may have been missed";
     Counter REMOTE_COMMANDS = "remote_commands_total", "remote commands executed";
     Counter GAPS = "feed_gaps_total", "holes of the live feed found by the gap check or a head check";
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";

@@ -123,7 +123,10 @@ where
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
         // were asked for together catch up together.
-        let may_replay = replaying.is_none() && executing.is_none() && commands.is_empty();
+        let may_replay = replaying.is_none()
+            && client.handle.suspended_since().is_none()
+            && executing.is_none()
+            && commands.is_empty();
         if may_replay && client.take_replay_wanted() {
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
@@ -221,17 +224,19 @@ fn touch_every(node: &Node) -> std::time::Duration {
     node.hub.table().shortest_ttl().map_or(sessions, |ttl| sessions.min(ttl / 4))
 }
 
-/// Pings queue in order with data: a client takes a ping's time as the moment up to which it has seen everything.
+/// Pings queue in order with data, and carry the time up to which data was delivered.
 fn ping(client: &Client, hello: &Hello) {
     let config = &client.node.config;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    // A client takes a ping's time as the moment up to which it has seen everything.
+    let now = client.handle.suspended_since().map_or(now, |since| now.min(std::time::Duration::from_millis(since)));
     let timestamp = match hello.ping_precision.unwrap_or(config.ping_precision) {
         PingPrecision::Seconds => u128::from(now.as_secs()),
         PingPrecision::Milliseconds => now.as_millis(),
         PingPrecision::Nanoseconds => now.as_nanos(),
     };
-    client.outbox().push(reply::ping(client.receiver.encoding(), timestamp));
+    client.outbox().push_sign_of_life(reply::ping(client.receiver.encoding(), timestamp));
     if config.native_pings {
-        client.outbox().push(ping_frame());
+        client.outbox().push_sign_of_life(ping_frame());
     }
 }

@@ -61,7 +61,8 @@ impl Commands {
         while let Some(frame) = self.frames.pop_front() {
             let Some(command) = client.decode(&frame) else { continue };
             timers.on_command();
-            if command != Command::Pong {
+            // Who may have been disconnected remotely does nothing any more.
+            if command != Command::Pong && client.handle.suspended_since().is_none() {
                 return Some(command);
             }
         }

@@ -5,6 +5,7 @@ mod connect;
 mod farewell;
 mod lagging;
 mod limits;
+mod reauth;
 mod resume;
 mod slow;
 mod store;
@@ -235,7 +236,9 @@ impl Feed for Fan {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         self.all(|hub| hub.disconnect(mark, command.clone()));
     }
-    fn commands_lost(&self) {}
+    fn commands_lost(&self) {
+        self.all(|hub| hub.commands_lost());
+    }
 }
 
 /// Some nodes on one log, before one application.
@@ -281,7 +284,7 @@ impl Cluster {
                 broker_timeout: 8 * SECOND,
             });
             fan.0.lock().unwrap().push(HubFeed(hub.clone()));
-            let registry = Arc::new(Registry::default());
+            let registry = Registry::new(60 * SECOND);
             let store = Arc::new(store::Store {
                 log: broker.clone(),
                 shared: setup.shared,
