@@ -2,12 +2,13 @@
 
 use super::save::unix_ms;
 use crate::broker::RemoteDisconnect;
+use crate::critical::critical;
 use crate::hub::{self, Outbox};
 use crate::metrics;
 use crate::protocol::Close;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,24 +104,15 @@ pub struct Registry {
     closed: CancellationToken,
 }
 
-/// A client that is registered as long as this lives, or for good.
-pub struct Registration<'a> {
-    registry: &'a Registry,
-    handle: &'a Arc<Handle>,
-    kept: bool,
+/// A client that is registered as long as this lives: whoever registers may be cut off, or panic, at any await.
+pub struct Registration {
+    registry: Arc<Registry>,
+    pub handle: Arc<Handle>,
 }
 
-impl Registration<'_> {
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Registration<'_> {
+impl Drop for Registration {
     fn drop(&mut self) {
-        if !self.kept {
-            self.registry.remove(self.handle);
-        }
+        self.registry.remove(&self.handle);
     }
 }
 
@@ -148,16 +140,10 @@ impl Registry {
     }
 
     /// From here on remote disconnects reach the client. Must precede the reading of the identifiers' mark.
-    pub fn add(&self, handle: &Arc<Handle>) {
+    pub fn add(self: &Arc<Self>, handle: Arc<Handle>) -> Registration {
         self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
         metrics::CLIENTS.add(1);
-    }
-
-    /// Like [`Self::add`], taken back when the answer is dropped without [`Registration::keep`]: whoever registers may
-    /// be cut off while it waits.
-    pub fn add_for_now<'a>(&'a self, handle: &'a Arc<Handle>) -> Registration<'a> {
-        self.add(handle);
-        Registration { registry: self, handle, kept: false }
+        Registration { registry: self.clone(), handle }
     }
 
     pub fn remove(&self, handle: &Arc<Handle>) {
@@ -248,7 +234,9 @@ impl hub::Commands for Registry {
             seconds = spread.as_secs_f32(),
             "remote disconnects may have been missed; every client is closed within this time and authenticates anew"
         );
-        self.tasks.spawn(async move {
+        // Who leaves meanwhile is not held on to.
+        let handles: Vec<Weak<Handle>> = handles.iter().map(Arc::downgrade).collect();
+        self.tasks.spawn(critical("node.reauthentication", async move {
             let begin = Instant::now();
             let number = u32::try_from(handles.len()).unwrap_or(u32::MAX);
             for (place, handle) in (0..number).zip(handles) {
@@ -256,8 +244,10 @@ impl hub::Commands for Registry {
                 if closed.run_until_cancelled(tokio::time::sleep_until(turn)).await.is_none() {
                     return;
                 }
-                handle.revoke(Close::StoreUnavailable);
+                if let Some(handle) = handle.upgrade() {
+                    handle.revoke(Close::StoreUnavailable);
+                }
             }
-        });
+        }));
     }
 }

@@ -5,6 +5,7 @@ mod connect;
 mod farewell;
 mod lagging;
 mod limits;
+mod panics;
 mod reauth;
 mod resume;
 mod slow;
