@@ -39,13 +39,18 @@ pub struct Reject {
     pub follow: usize,
     /// Arrivals of the member before it.
     pub after: usize,
+    pub at: Instant,
 }
 
-/// A connection that ended: the position on each stream at that time.
+/// A connection, once it has ended.
 #[derive(Clone, Debug)]
-pub struct Ended {
-    pub by_client: bool,
-    /// Stream ⇒ offset.
+pub struct Stay {
+    /// When every subscription stood and had its history; `None` if it never came to that.
+    pub stood: Option<Instant>,
+    pub ended: Instant,
+    /// `None`: the run ended it.
+    pub by_client: Option<bool>,
+    /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
     pub positions: BTreeMap<String, u64>,
 }
 
@@ -54,7 +59,8 @@ pub struct Ended {
 pub struct Record {
     pub follower: Follower,
     pub arrivals: Vec<Arrival>,
-    pub ended: Vec<Ended>,
+    /// In order; [`Arrival::connection`] counts them from 1.
+    pub stays: Vec<Stay>,
     pub restored: u32,
     /// Returns with a session id that was not restored.
     pub fresh: u32,
@@ -120,6 +126,8 @@ pub struct Member {
     connection: u32,
     /// When it began to come back; `None` on the first connection and once it is back.
     returning_since: Option<Instant>,
+    /// When every subscription stood, on the present connection.
+    stood: Option<Instant>,
     /// Identifiers whose history came on the present connection.
     answered: BTreeSet<String>,
     /// The epoch seen last: messages share its text.
@@ -152,7 +160,7 @@ impl Member {
         let record = Record {
             follower,
             arrivals: Vec::new(),
-            ended: Vec::new(),
+            stays: Vec::new(),
             restored: 0,
             fresh: 0,
             surprises: Vec::new(),
@@ -176,6 +184,7 @@ impl Member {
             record,
             connection: 0,
             returning_since: None,
+            stood: None,
             answered: BTreeSet::new(),
             epoch: Arc::from(""),
         }
@@ -192,7 +201,7 @@ impl Member {
             };
             let end = self.stay(link, first_absence).await;
             self.progress.settled.store(false, Ordering::Release);
-            let positions = self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect();
+            self.note_stay(&end);
             self.stock.on_close();
             let by_client = match end {
                 End::Stop => return self.record,
@@ -202,7 +211,6 @@ impl Member {
             if self.record.follower.kind == Kind::Double {
                 self.progress.excusable.fetch_add(1, Ordering::AcqRel);
             }
-            self.record.ended.push(Ended { by_client, positions });
             if by_client {
                 self.returning_since = None;
             } else {
@@ -217,6 +225,19 @@ impl Member {
             self.returning_since.get_or_insert_with(Instant::now);
             first_absence &= !by_client;
         }
+    }
+
+    fn note_stay(&mut self, end: &End) {
+        let by_client = match end {
+            End::Stop => None,
+            End::Dropped => Some(true),
+            End::Lost => Some(false),
+        };
+        let positions = match self.record.follower.kind {
+            Kind::Double => self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect(),
+            _ => BTreeMap::new(),
+        };
+        self.record.stays.push(Stay { stood: self.stood.take(), ended: Instant::now(), by_client, positions });
     }
 
     /// The first absence of a silent client lasts until its stream has a message.
@@ -319,10 +340,11 @@ impl Member {
     /// Back is who has every subscription and the history of each.
     fn note_return(&mut self, settled: bool) {
         let complete = !self.habits.history || self.answered.len() >= self.record.follower.follows.len();
-        if settled
-            && complete
-            && let Some(since) = self.returning_since.take()
-        {
+        if !(settled && complete) {
+            return;
+        }
+        self.stood.get_or_insert_with(Instant::now);
+        if let Some(since) = self.returning_since.take() {
             self.record.resumes.push(since.elapsed());
         }
     }
@@ -338,7 +360,8 @@ impl Member {
                     if self.habits.history
                         && let Some(follow) = self.follow(&identifier)
                     {
-                        self.record.rejects.push(Reject { follow, after: self.record.arrivals.len() });
+                        let after = self.record.arrivals.len();
+                        self.record.rejects.push(Reject { follow, after, at: Instant::now() });
                     }
                     self.answered.insert(identifier);
                 }
