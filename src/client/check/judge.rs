@@ -42,7 +42,7 @@ pub struct Verdict {
     /// Acknowledged and never delivered.
     pub missing: Finding,
     /// Those of them that no `reject_history` tells of.
-    pub unsignalled: u64,
+    pub unsignalled: Finding,
     pub doubled: Finding,
     pub disordered: Finding,
     /// Arrived with another position than was acknowledged, or acknowledged out of order.
@@ -81,8 +81,9 @@ pub struct Verdict {
 
 impl Verdict {
     /// What was found, by name; counts of 0 included.
-    pub fn findings(&self) -> [(&'static str, &Finding); 11] {
+    pub fn findings(&self) -> [(&'static str, &Finding); 12] {
         [
+            ("not told", &self.unsignalled),
             ("false alarm", &self.false_alarms),
             ("arrived though not stored", &self.unstored),
             ("late", &self.late),
@@ -263,8 +264,11 @@ fn judge_subscription(
             verdict.excused += 1;
             continue;
         }
-        verdict.unsignalled += u64::from(!is_signalled(record, follow, *id, acked));
-        verdict.missing.add(|| format!("client {client} {} {id:?} at {acked:?}", subscription.identifier));
+        let describe = || format!("client {client} {} {id:?} at {acked:?}", subscription.identifier);
+        if !is_signalled(record, follow, *id, acked) {
+            verdict.unsignalled.add(describe);
+        }
+        verdict.missing.add(describe);
     }
 }
 

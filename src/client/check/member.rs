@@ -76,6 +76,25 @@ pub struct Record {
     pub skewed: u32,
 }
 
+impl Record {
+    /// Of somebody who has seen nothing yet.
+    pub fn new(follower: Follower) -> Self {
+        Self {
+            follower,
+            arrivals: Vec::new(),
+            stays: Vec::new(),
+            restored: 0,
+            fresh: 0,
+            surprises: Vec::new(),
+            rejects: Vec::new(),
+            resumes: Vec::new(),
+            disconnects: 0,
+            silences: 0,
+            skewed: 0,
+        }
+    }
+}
+
 /// What the run watches while it runs.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -157,19 +176,7 @@ impl Member {
         let Surroundings { urls, trust, phase, waves, skew, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
-        let record = Record {
-            follower,
-            arrivals: Vec::new(),
-            stays: Vec::new(),
-            restored: 0,
-            fresh: 0,
-            surprises: Vec::new(),
-            rejects: Vec::new(),
-            resumes: Vec::new(),
-            disconnects: 0,
-            silences: 0,
-            skewed: 0,
-        };
+        let record = Record::new(follower);
         Self {
             urls,
             trust,

@@ -5,6 +5,8 @@
 //! with [`alarms`] for rejections and [`live`] for lateness), [`run`] (all of it in phases), [`probe`] (what the server can), [`report`] (figures for people and programs).
 
 pub mod alarms;
+#[cfg(test)]
+mod forged_tests;
 pub mod judge;
 #[cfg(test)]
 mod judge_tests;

@@ -107,7 +107,7 @@ impl Report {
     pub fn new(outcome: &Outcome, features: Features, seed: u64, losses_may_be_told: bool) -> Self {
         let v = &outcome.verdict;
         let surprises = v.surprises.count + v.publishing.count;
-        let lost = if losses_may_be_told { v.unsignalled } else { v.missing.count };
+        let lost = if losses_may_be_told { v.unsignalled.count } else { v.missing.count };
         let rejects = if losses_may_be_told { 0 } else { v.rejects.count };
         let violations = [
             ("lost", lost),
@@ -133,7 +133,7 @@ impl Report {
             expected: v.expected,
             delivered: v.arrived,
             lost: v.missing.count,
-            unsignalled: v.unsignalled,
+            unsignalled: v.unsignalled.count,
             duplicated: v.doubled.count,
             reordered: v.disordered.count,
             wrong_positions: v.positions.count,
