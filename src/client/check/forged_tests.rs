@@ -108,7 +108,7 @@ impl Trace {
     }
 
     fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
-        self.record.stays.push(Stay { stood, ended, by_client: Some(true), positions: BTreeMap::new() });
+        self.record.stays.push(Stay { stood, ended, fresh: false, by_client: Some(true), positions: BTreeMap::new() });
     }
 
     fn verdict(&self) -> Verdict {
@@ -242,6 +242,21 @@ fn a_silent_hole_is_found_under_any_limits() {
         trace.record.rejects.iter_mut().filter(|reject| reject.after > index).for_each(|reject| reject.after -= 1);
         let verdict = trace.verdict();
         assert!(charges(&verdict).contains(&"unsignalled"), "{gone:?}: {verdict:?}");
+    }
+}
+
+/// The protocol's history by time tells of no losses.
+#[test]
+fn who_comes_back_without_session_and_position_catches_up_by_time() {
+    for (fresh, charged) in [(true, false), (false, true)] {
+        let mut trace = Trace::honest(11, limits(10_000, 300));
+        let first = trace.record.stays[0].ended;
+        trace.record.arrivals.retain(|arrival| arrival.connection > 1);
+        trace.record.stays[1].fresh = fresh;
+        assert!(trace.begun_before(first) > 0);
+        let verdict = trace.verdict();
+        assert_eq!(charges(&verdict).contains(&"unsignalled"), charged, "{verdict:?}");
+        assert_eq!(verdict.by_time > 0, fresh);
     }
 }
 

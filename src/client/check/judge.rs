@@ -4,7 +4,7 @@ use super::alarms::{Limits, StreamLog, is_false_alarm};
 use super::live::{Lateness, Times};
 use super::member::Record;
 use super::roster::Kind;
-use super::source::{Id, Published};
+use super::source::{Ack, Id, Published};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub struct Verdict {
     pub late: Finding,
     /// From the acknowledgement to the arrival on a connection that stood before the message was published.
     pub live: Times,
+    /// Missed by clients that came back with neither session nor position: they catch up by time, which tells no losses.
+    pub by_time: u64,
     /// Stored a second time by a retry, when the limits had removed the first one.
     pub forgotten: u64,
     /// Refusals, being sent away, frames out of the protocol.
@@ -265,7 +267,9 @@ fn judge_subscription(
             continue;
         }
         let describe = || format!("client {client} {} {id:?} at {acked:?}", subscription.identifier);
-        if !is_signalled(record, follow, *id, acked) {
+        if is_missed_by_time(record, &subscription.stream, ack) {
+            verdict.by_time += 1;
+        } else if !is_signalled(record, follow, *id, acked) {
             verdict.unsignalled.add(describe);
         }
         verdict.missing.add(describe);
@@ -301,6 +305,17 @@ impl Order {
         }
         broken
     }
+}
+
+/// The client came back with a new session after this message, and had no position of its stream to ask from.
+fn is_missed_by_time(record: &Record, stream: &str, ack: &Ack) -> bool {
+    let positioned = record
+        .arrivals
+        .iter()
+        .find(|arrival| arrival.position.is_some() && record.follower.follows[arrival.follow].stream == stream);
+    let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
+    let stays = (1..=first).zip(&record.stays);
+    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.ended)
 }
 
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow.

@@ -94,6 +94,7 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
     let ended = |offset| Stay {
         stood: None,
         ended: tokio::time::Instant::now(),
+        fresh: false,
         by_client: Some(true),
         positions: BTreeMap::from([(double.follows[0].stream.clone(), offset)]),
     };

@@ -48,6 +48,8 @@ pub struct Stay {
     /// When every subscription stood and had its history; `None` if it never came to that.
     pub stood: Option<Instant>,
     pub ended: Instant,
+    /// A return whose session was not restored.
+    pub fresh: bool,
     /// `None`: the run ended it.
     pub by_client: Option<bool>,
     /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
@@ -147,6 +149,8 @@ pub struct Member {
     returning_since: Option<Instant>,
     /// When every subscription stood, on the present connection.
     stood: Option<Instant>,
+    /// The present connection came back to a session that was gone.
+    fresh: bool,
     /// Identifiers whose history came on the present connection.
     answered: BTreeSet<String>,
     /// The epoch seen last: messages share its text.
@@ -192,6 +196,7 @@ impl Member {
             connection: 0,
             returning_since: None,
             stood: None,
+            fresh: false,
             answered: BTreeSet::new(),
             epoch: Arc::from(""),
         }
@@ -244,7 +249,8 @@ impl Member {
             Kind::Double => self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect(),
             _ => BTreeMap::new(),
         };
-        self.record.stays.push(Stay { stood: self.stood.take(), ended: Instant::now(), by_client, positions });
+        let (stood, fresh) = (self.stood.take(), std::mem::take(&mut self.fresh));
+        self.record.stays.push(Stay { stood, ended: Instant::now(), fresh, by_client, positions });
     }
 
     /// The first absence of a silent client lasts until its stream has a message.
@@ -361,7 +367,10 @@ impl Member {
             match event {
                 StockEvent::Delivery(data) => self.arrived(&data),
                 StockEvent::Welcome { restored: true } => self.record.restored += 1,
-                StockEvent::Welcome { restored: false } => self.record.fresh += u32::from(returning),
+                StockEvent::Welcome { restored: false } => {
+                    self.fresh = returning;
+                    self.record.fresh += u32::from(returning);
+                }
                 StockEvent::HistoryNotFound(identifier) => {
                     // Without a broker that is the answer to everything, and the first connection has missed nothing.
                     if self.habits.history

@@ -42,6 +42,8 @@ pub struct Report {
     pub unstored: u64,
     /// Arrived later than a connection that stands may wait.
     pub late: u64,
+    /// Lost by clients that came back with neither session nor position.
+    pub by_time: u64,
     /// Stored twice because the limits had removed the first copy when its publication was tried again.
     pub forgotten: u64,
     /// From the acknowledgement to the arrival on a connection that stood.
@@ -141,6 +143,7 @@ impl Report {
             false_alarms: v.false_alarms.count,
             unstored: v.unstored.count,
             late: v.late.count,
+            by_time: v.by_time,
             forgotten: v.forgotten,
             live_ms: Percentiles::of_many(&v.live),
             excused: v.excused,
