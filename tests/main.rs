@@ -10,6 +10,7 @@
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `gateways`: two clusters joined
 //! * `outages`: the store away, frozen, full, replaced
+//! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `bad_input`: whatever comes, the server goes on
@@ -29,4 +30,5 @@ mod outages;
 mod policies;
 mod publishing;
 mod rulings;
+mod silent_path;
 mod wire;
