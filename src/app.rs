@@ -7,6 +7,7 @@ use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
 use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
+use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
@@ -115,10 +116,10 @@ impl App {
         match own {
             None => router = router.merge(broadcast),
             Some(own) => {
-                listeners.spawn(own.serve(broadcast, draining.clone(), connections.clone()));
+                listeners.spawn(critical("http.listener", own.serve(broadcast, draining.clone(), connections.clone())));
             }
         }
-        listeners.spawn(main.serve(router, draining.clone(), connections.clone()));
+        listeners.spawn(critical("http.listener", main.serve(router, draining.clone(), connections.clone())));
         if let Some(path) = &config.server.port_file {
             let ports = serde_json::json!({ "http": addr.to_string(), "broadcast": broadcast_addr.to_string() });
             write_port_file(path, &ports.to_string()).with_context(|| format!("cannot write {}", path.display()))?;

@@ -13,6 +13,7 @@
 //! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
+//! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
 
 #[macro_use]
@@ -23,6 +24,7 @@ mod application_metrics;
 mod bad_input;
 mod cluster;
 mod contract;
+mod edge;
 mod embedded_cluster;
 mod embedded_store;
 mod gateways;

@@ -24,6 +24,7 @@ pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream};
 
 use crate::broker::{Broker, Facts, RemoteDisconnect, Status, Table, Unavailable};
+use crate::critical::{critical, end_process};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use std::collections::HashMap;
@@ -70,7 +71,8 @@ pub struct Cell {
 
 impl Cell {
     pub fn lock(&self) -> MutexGuard<'_, Stream> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic in the middle of a change leaves a stream that may hide a hole.
+        self.core.lock().unwrap_or_else(|_| end_process("hub.stream"))
     }
 }
 
@@ -142,10 +144,10 @@ impl Hub {
         assert!(fresh, "the hub is started once");
         let to_open = self.to_open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let to_open = to_open.expect("the hub is started once");
-        self.spawn(open::open_streams(self.clone(), to_open));
-        self.spawn(open::follow_status(self.clone(), status));
-        self.spawn(open::check_heads(self.clone()));
-        self.spawn(open::close_idle(self.clone()));
+        self.spawn("hub.open", open::open_streams(self.clone(), to_open));
+        self.spawn("hub.status", open::follow_status(self.clone(), status));
+        self.spawn("hub.heads", open::check_heads(self.clone()));
+        self.spawn("hub.idle", open::close_idle(self.clone()));
     }
 
     /// Ends the hub's tasks.
@@ -155,10 +157,10 @@ impl Hub {
         self.tasks.wait().await;
     }
 
-    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(self: &Arc<Self>, part: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
         self.tasks.spawn(async move {
-            cancel.run_until_cancelled(task).await;
+            cancel.run_until_cancelled(critical(part, task)).await;
         });
     }
 
@@ -284,7 +286,7 @@ impl crate::broker::Feed for HubFeed {
         hub.trim_if_over_budget(&mut core);
         drop(core);
         if let Some(gap) = gap {
-            hub.spawn(repair::repair(hub.clone(), cell, gap));
+            hub.spawn("hub.repair", repair::repair(hub.clone(), cell, gap));
         }
     }
 

@@ -69,7 +69,7 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
         drop(core);
         cell.opened.notify_waiters();
         if let Some(gap) = gap {
-            hub.spawn(repair::repair(hub.clone(), cell.clone(), gap));
+            hub.spawn("hub.repair", repair::repair(hub.clone(), cell.clone(), gap));
         }
     }
     true

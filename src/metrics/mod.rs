@@ -95,6 +95,7 @@ metrics! {
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
+    Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";

@@ -65,24 +65,15 @@ pub struct Registry {
     recent: Mutex<Recent>,
 }
 
-/// A client that is registered as long as this lives, or for good.
-pub struct Registration<'a> {
-    registry: &'a Registry,
-    handle: &'a Arc<Handle>,
-    kept: bool,
+/// A client that is registered as long as this lives: whoever registers may be cut off, or panic, at any await.
+pub struct Registration {
+    registry: Arc<Registry>,
+    pub handle: Arc<Handle>,
 }
 
-impl Registration<'_> {
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Registration<'_> {
+impl Drop for Registration {
     fn drop(&mut self) {
-        if !self.kept {
-            self.registry.remove(self.handle);
-        }
+        self.registry.remove(&self.handle);
     }
 }
 
@@ -92,16 +83,10 @@ impl Registry {
     }
 
     /// From here on remote disconnects reach the client. Must precede the reading of the identifiers' mark.
-    pub fn add(&self, handle: &Arc<Handle>) {
+    pub fn add(self: &Arc<Self>, handle: Arc<Handle>) -> Registration {
         self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
         metrics::CLIENTS.add(1);
-    }
-
-    /// Like [`Self::add`], taken back when the answer is dropped without [`Registration::keep`]: whoever registers may
-    /// be cut off while it waits.
-    pub fn add_for_now<'a>(&'a self, handle: &'a Arc<Handle>) -> Registration<'a> {
-        self.add(handle);
-        Registration { registry: self, handle, kept: false }
+        Registration { registry: self.clone(), handle }
     }
 
     pub fn remove(&self, handle: &Arc<Handle>) {

@@ -67,11 +67,7 @@ where
     let _turn = tokio::time::timeout(DEPARTURE_WAIT, node.departures.acquire()).await;
     // Saved while it still follows its streams: what is known of their heads is part of it.
     client.finish().await;
-    client.leave();
-    node.registry.remove(&client.handle);
-    if let Some(farewells) = &node.farewells {
-        farewells.left(&client);
-    }
+    client.depart();
 }
 
 /// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered

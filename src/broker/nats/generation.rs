@@ -13,6 +13,7 @@ use super::mux::{Mux, RequestError};
 use super::policies::POLICIES_KEY;
 use super::{Core, SetupError, commands, heads, live};
 use crate::broker::{Policy, Table};
+use crate::critical::critical;
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
 use crate::nats::socket::Socket;
@@ -234,11 +235,12 @@ impl Core {
         let connection = Arc::new(self.connect(number, known).await?);
         let _end = End(connection.clone());
         let inbox = connection.subscribe(connection.api.mux.subject()).await?;
-        self.tasks.spawn({
+        self.tasks.spawn(critical("broker.inbox", {
             let connection = connection.clone();
             async move { connection.api.mux.run(inbox, &connection.link).await }
-        });
-        self.tasks.spawn(watch_state(connection.client.clone(), connection.link.dead.clone()));
+        }));
+        let watching = watch_state(connection.client.clone(), connection.link.dead.clone());
+        self.tasks.spawn(critical("broker.link", watching));
 
         let begin = Instant::now();
         let generation = loop {
@@ -330,16 +332,18 @@ impl Core {
                 continue;
             };
             let (asks, questions) = heads::asks();
-            self.tasks.spawn(heads::answer(connection.clone(), found.name.clone(), questions));
+            let answering = heads::answer(connection.clone(), found.name.clone(), questions);
+            self.tasks.spawn(critical("broker.heads", answering));
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
         }
         let generation = Generation { connection: connection.clone(), table, logs, commands: command_log, live };
         for input in inputs {
-            self.tasks.spawn(live::feed(self.clone(), connection.clone(), input));
+            self.tasks.spawn(critical("broker.feed", live::feed(self.clone(), connection.clone(), input)));
         }
-        self.tasks.spawn(commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote));
-        self.tasks.spawn(self.clone().answer_peers(connection.clone()));
+        let commands = commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote);
+        self.tasks.spawn(critical("broker.commands", commands));
+        self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
         Ok(generation)
     }
 

@@ -4,6 +4,7 @@ mod application;
 mod connect;
 mod farewell;
 mod lagging;
+mod panics;
 mod resume;
 mod slow;
 mod store;
