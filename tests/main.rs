@@ -9,6 +9,7 @@
 //! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `gateways`: two clusters joined
+//! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
 //! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
@@ -28,6 +29,7 @@ mod edge;
 mod embedded_cluster;
 mod embedded_store;
 mod gateways;
+mod openings;
 mod outages;
 mod policies;
 mod publishing;

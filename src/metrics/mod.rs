@@ -67,6 +67,7 @@ pub struct Sample {
 metrics! {
     Gauge CLIENTS = "clients_num", "authenticated sessions";
     Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
+    Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
