@@ -15,6 +15,7 @@ use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
+use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
@@ -80,7 +81,7 @@ impl App {
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
         let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new(config.broker.reauth_spread);
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
             node_config(&config, &*broker),
@@ -170,6 +171,7 @@ impl App {
         }
         self.connections.close();
         phases.run("finishing requests", self.connections.wait()).await;
+        self.node.registry.stop().await;
         self.node.tasks.close();
         phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
         phases.reserve(Duration::ZERO);
@@ -238,6 +240,11 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
+        subscriptions: SubscriptionLimits {
+            number: config.ws.max_subscriptions,
+            identifier: config.ws.max_identifier_size,
+        },
+        max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,
