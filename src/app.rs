@@ -6,7 +6,9 @@ mod store;
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
-use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
+use crate::config::{
+    self, BroadcastAdapter, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision,
+};
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
@@ -75,9 +77,10 @@ impl App {
         let deciders = deciders(&config)?;
         // Bound first: a port in use must not leave a store behind.
         let main = bind(&config, config.server.port).await?;
+        let publishing = config.broadcast_adapters.contains(&BroadcastAdapter::Http);
         let own = match config.http_broadcast.listener {
-            BroadcastListener::Main => None,
-            BroadcastListener::Own(port) => Some(bind(&config, port).await?),
+            BroadcastListener::Own(port) if publishing => Some(bind(&config, port).await?),
+            BroadcastListener::Main | BroadcastListener::Own(_) => None,
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
@@ -98,8 +101,12 @@ impl App {
         let (addr, scheme) = (main.local_addr(), if main.is_tls() { "https" } else { "http" });
         let base = |addr: SocketAddr| format!("{scheme}://{addr}");
         let broadcast_addr = own.as_ref().map_or(addr, Listener::local_addr);
-        let broadcast = http_broadcast(&config, broker.clone());
-        announce_broadcast(&config, &base(broadcast_addr));
+        let broadcast = if publishing {
+            announce_broadcast(&config, &base(broadcast_addr));
+            http_broadcast(&config, broker.clone())
+        } else {
+            Router::new()
+        };
         let sockets = WebSockets::new(ws_config(&config), node.clone(), websockets.clone());
         for path in &config.ws.paths {
             tracing::info!(context = "ws", "Handle WebSocket connections at {}{path}", base(addr));
