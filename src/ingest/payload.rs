@@ -28,6 +28,25 @@ pub enum Payload {
     OtherCommand(String),
 }
 
+impl Payload {
+    /// Bytes that it takes while it is published, its answer included.
+    pub fn memory(&self) -> usize {
+        match self {
+            Self::One(item) => memory(item),
+            Self::Batch(items) => items.iter().map(memory).sum(),
+            Self::Disconnect(command) => command.identifiers.len(),
+            Self::OtherCommand(name) => name.len(),
+        }
+    }
+}
+
+fn memory(item: &Publication) -> usize {
+    /// The publication itself, its place in a batch, its result.
+    const FIXED: usize = 512;
+    let meta = [&item.meta.broadcast_type].into_iter().flatten().map(|text| text.len()).sum::<usize>();
+    FIXED + 2 * item.stream.as_str().len() + item.data.len() + meta
+}
+
 /// Why a payload is none, in words for the publisher.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -1,20 +1,22 @@
 //! One place drives a client over any transport's source and sink: commands one at a time in order, replays when nothing
 //! else is to do, timers.
 
+use super::backlog::Backlog;
 use super::client::Client;
 use super::connect::{Hello, connect};
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
 use crate::hub::Outbox;
+use crate::metrics;
 use crate::protocol::encoding::ping_frame;
 use crate::protocol::{Close, Command, reply};
 use crate::session::{Due, TimerConfig, Timers};
 use futures_util::{Stream, StreamExt};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What comes from a client.
@@ -30,8 +32,7 @@ pub enum Incoming {
     Closed,
 }
 
-/// Commands that may wait behind one that executes. When full the socket is not read: the client is slowed down.
-const MAX_QUEUED: usize = 64;
+const A_DAY: Duration = Duration::from_secs(86_400);
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -44,16 +45,16 @@ where
         outbox.close(Close::Restart);
         return;
     }
-    let mut commands: VecDeque<String> = VecDeque::new();
+    let mut commands = Backlog::new(node.config.max_queued, node.queued.clone());
     let mut source_open = true;
     let connecting = Box::pin({
         let (node, hello, outbox) = (node.clone(), hello.clone(), outbox.clone());
         async move { connect(&node, &hello, &outbox).await }
     });
     // Commands that come before the client is let in wait.
-    let Some(client) = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox).await else {
-        return;
-    };
+    let patience = node.config.auth_timeout;
+    let letting_in = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox, patience);
+    let Some(client) = letting_in.await else { return };
     if node.is_draining() {
         outbox.close(if node.config.handover && hello.subprotocol.extended() {
             Close::Handover
@@ -71,23 +72,33 @@ where
 }
 
 /// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered
-/// is taken back in one place; only a call to the application is given up.
+/// is taken back in one place; only a call to the application is given up, and so it is where it takes longer than
+/// `patience` (zero: no limit), its turn included.
 async fn until_let_in<S>(
     mut connecting: Work<Option<Arc<Client>>>,
     source: &mut S,
     source_open: &mut bool,
-    commands: &mut VecDeque<String>,
+    commands: &mut Backlog,
     outbox: &Outbox,
+    patience: Duration,
 ) -> Option<Arc<Client>>
 where
     S: Stream<Item = Incoming> + Unpin,
 {
+    let deadline = tokio::time::sleep(if patience.is_zero() { A_DAY } else { patience });
+    tokio::pin!(deadline);
+    let mut in_time = !patience.is_zero();
     loop {
         tokio::select! {
             biased;
             client = &mut connecting => return client,
-            incoming = source.next(), if *source_open && commands.len() < MAX_QUEUED => match incoming {
-                Some(Incoming::Text(frame)) => commands.push_back(frame),
+            () = &mut deadline, if in_time => {
+                in_time = false;
+                metrics::AUTH_TIMEOUTS.inc();
+                outbox.close(Close::AuthError);
+            }
+            incoming = read(source, commands, false), if *source_open => match incoming {
+                Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => {}
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
@@ -102,7 +113,16 @@ where
     }
 }
 
-async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: VecDeque<String>)
+/// What comes next from a client whose commands may wait; nothing while they may not. That is asked when something has
+/// come, not before: others may have taken the room meanwhile.
+async fn read<S>(source: &mut S, commands: &mut Backlog, let_in: bool) -> Option<Incoming>
+where
+    S: Stream<Item = Incoming> + Unpin,
+{
+    poll_fn(|cx| if commands.wants_more(let_in) { source.poll_next_unpin(cx) } else { Poll::Pending }).await
+}
+
+async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: Backlog)
 where
     S: Stream<Item = Incoming> + Unpin,
 {
@@ -118,7 +138,7 @@ where
     tokio::pin!(sleep);
     loop {
         while executing.is_none()
-            && let Some(frame) = commands.pop_front()
+            && let Some(frame) = commands.pop()
         {
             let Some(command) = client.decode(&frame) else { continue };
             timers.on_command();
@@ -142,8 +162,8 @@ where
         tokio::select! {
             biased;
             () = poll_fn(|cx| outbox.poll_over(cx)) => break,
-            incoming = source.next(), if commands.len() < MAX_QUEUED => match incoming {
-                Some(Incoming::Text(frame)) => commands.push_back(frame),
+            incoming = read(source, &mut commands, true) => match incoming {
+                Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
@@ -200,7 +220,7 @@ async fn poll_work<T>(work: &mut Option<Work<T>>) -> T {
 }
 
 fn far_future() -> Instant {
-    Instant::now() + std::time::Duration::from_secs(86_400)
+    Instant::now() + A_DAY
 }
 
 fn timers(node: &Node, hello: &Hello) -> Timers {

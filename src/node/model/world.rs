@@ -357,6 +357,9 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
         history_hold: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
         max_pending: 1 << 20,
+        max_queued: 1 << 17,
+        max_queued_all: 1 << 26,
+        auth_timeout: Duration::from_secs(86_400),
         handover: true,
     };
     let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });

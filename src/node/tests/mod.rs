@@ -289,6 +289,9 @@ impl Cluster {
                 history_hold: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,
+                max_queued: 1 << 17,
+                max_queued_all: 1 << 26,
+                auth_timeout: Duration::from_secs(86_400),
                 handover: true,
             };
             let application = (!setup.no_application).then(|| app.clone() as Arc<dyn Application>);
