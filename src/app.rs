@@ -18,6 +18,7 @@ use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
+use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
 use crate::transport::connections::{ConnectionLimits, Connections};
 use crate::transport::listener::{self, ListenConfig, Listener, TlsConfig};
@@ -90,7 +91,7 @@ impl App {
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
         let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new(config.broker.reauth_spread);
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
             node_config(&config, &*broker),
@@ -180,6 +181,7 @@ impl App {
         }
         self.connections.close();
         phases.run("finishing requests", self.connections.wait()).await;
+        self.node.registry.stop().await;
         self.node.tasks.close();
         phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
         phases.reserve(Duration::ZERO);
@@ -277,6 +279,11 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         max_queued: config.ws.max_message_size.saturating_mul(2).max(MIN_QUEUED),
         max_queued_all: config.ws.max_queued_size,
         auth_timeout: config.ws.auth_timeout,
+        subscriptions: SubscriptionLimits {
+            number: config.ws.max_subscriptions,
+            identifier: config.ws.max_identifier_size,
+        },
+        max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,

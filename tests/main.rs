@@ -9,7 +9,9 @@
 //! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `gateways`: two clusters joined
+//! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
+//! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
@@ -27,8 +29,10 @@ mod edge;
 mod embedded_cluster;
 mod embedded_store;
 mod gateways;
+mod openings;
 mod outages;
 mod policies;
 mod publishing;
 mod rulings;
+mod silent_path;
 mod wire;

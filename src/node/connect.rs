@@ -150,6 +150,12 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         };
     }
     let from: HashMap<&StreamName, u64> = open.iter().map(|(name, cell)| (name, cell.lock().complete_to())).collect();
+    if client.handle.suspended_since().is_some() {
+        // It would wait for its welcome until its turn to authenticate anew comes.
+        outbox.close(Close::StoreUnavailable);
+        client.withdraw();
+        return None;
+    }
     // If this fails the new sid cannot be resumed; the old one still can.
     let _ = client.commit().await;
     {

@@ -1,15 +1,15 @@
 //! One place drives a client over any transport's source and sink: commands one at a time in order, replays when nothing
 //! else is to do, timers.
 
-use super::backlog::Backlog;
 use super::client::Client;
 use super::connect::{Hello, connect};
+use super::queue::Commands;
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
 use crate::hub::Outbox;
 use crate::metrics;
 use crate::protocol::encoding::ping_frame;
-use crate::protocol::{Close, Command, reply};
+use crate::protocol::{Close, reply};
 use crate::session::{Due, TimerConfig, Timers};
 use futures_util::{Stream, StreamExt};
 use std::future::poll_fn;
@@ -34,7 +34,7 @@ pub enum Incoming {
 
 const A_DAY: Duration = Duration::from_secs(86_400);
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Serves one client until its source ends or its outbox is closed. The caller writes the outbox to the client.
 pub async fn drive<S>(node: Arc<Node>, hello: Hello, mut source: S, outbox: Arc<Outbox>)
@@ -45,7 +45,7 @@ where
         outbox.close(Close::Restart);
         return;
     }
-    let mut commands = Backlog::new(node.config.max_queued, node.queued.clone());
+    let mut commands = Commands::new(&node);
     let mut source_open = true;
     let connecting = Box::pin({
         let (node, hello, outbox) = (node.clone(), hello.clone(), outbox.clone());
@@ -78,7 +78,7 @@ async fn until_let_in<S>(
     mut connecting: Work<Option<Arc<Client>>>,
     source: &mut S,
     source_open: &mut bool,
-    commands: &mut Backlog,
+    commands: &mut Commands,
     outbox: &Outbox,
     patience: Duration,
 ) -> Option<Arc<Client>>
@@ -115,14 +115,14 @@ where
 
 /// What comes next from a client whose commands may wait; nothing while they may not. That is asked when something has
 /// come, not before: others may have taken the room meanwhile.
-async fn read<S>(source: &mut S, commands: &mut Backlog, let_in: bool) -> Option<Incoming>
+async fn read<S>(source: &mut S, commands: &mut Commands, let_in: bool) -> Option<Incoming>
 where
     S: Stream<Item = Incoming> + Unpin,
 {
-    poll_fn(|cx| if commands.wants_more(let_in) { source.poll_next_unpin(cx) } else { Poll::Pending }).await
+    poll_fn(|cx| if commands.has_room(let_in) { source.poll_next_unpin(cx) } else { Poll::Pending }).await
 }
 
-async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: Backlog)
+async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: Commands)
 where
     S: Stream<Item = Incoming> + Unpin,
 {
@@ -137,27 +137,24 @@ where
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
-        while executing.is_none()
-            && let Some(frame) = commands.pop()
-        {
-            let Some(command) = client.decode(&frame) else { continue };
-            timers.on_command();
-            if command != Command::Pong {
-                let client = client.clone();
-                executing = Some(Box::pin(async move { client.execute(command).await }));
-            }
+        if executing.is_none() {
+            executing = commands.start(client, &mut timers);
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
         // were asked for together catch up together.
-        let may_replay = replaying.is_none() && executing.is_none() && commands.is_empty();
+        let may_replay = replaying.is_none()
+            && client.handle.suspended_since().is_none()
+            && executing.is_none()
+            && commands.is_empty();
         if may_replay && client.take_replay_wanted() {
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
         }
-        if let Some(deadline) = timers.next()
-            && sleep.deadline() != deadline
-        {
-            sleep.as_mut().reset(deadline);
+        let paced = commands.paced_until();
+        match [timers.next(), paced].into_iter().flatten().min() {
+            Some(deadline) if sleep.deadline() != deadline => sleep.as_mut().reset(deadline),
+            None if sleep.is_elapsed() => sleep.as_mut().reset(far_future()),
+            _ => {}
         }
         tokio::select! {
             biased;
@@ -189,7 +186,9 @@ where
             }
             () = poll_work(&mut touching) => touching = None,
             () = &mut sleep => {
-                while let Some(due) = timers.due(Instant::now(), executing.is_some()) {
+                // What a client sends that is read more slowly may wait unread.
+                let busy = executing.is_some() || paced.is_some();
+                while let Some(due) = timers.due(Instant::now(), busy) {
                     match due {
                         Due::Ping => ping(client, hello),
                         Due::NoPong => client.close(Close::NoPong),
@@ -244,17 +243,19 @@ fn touch_every(node: &Node) -> std::time::Duration {
     node.hub.table().shortest_ttl().map_or(sessions, |ttl| sessions.min(ttl / 4))
 }
 
-/// Pings queue in order with data: a client takes a ping's time as the moment up to which it has seen everything.
+/// Pings queue in order with data, and carry the time up to which data was delivered.
 fn ping(client: &Client, hello: &Hello) {
     let config = &client.node.config;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    // A client takes a ping's time as the moment up to which it has seen everything.
+    let now = client.handle.suspended_since().map_or(now, |since| now.min(std::time::Duration::from_millis(since)));
     let timestamp = match hello.ping_precision.unwrap_or(config.ping_precision) {
         PingPrecision::Seconds => u128::from(now.as_secs()),
         PingPrecision::Milliseconds => now.as_millis(),
         PingPrecision::Nanoseconds => now.as_nanos(),
     };
-    client.outbox().push(reply::ping(client.receiver.encoding(), timestamp));
+    client.outbox().push_sign_of_life(reply::ping(client.receiver.encoding(), timestamp));
     if config.native_pings {
-        client.outbox().push(ping_frame());
+        client.outbox().push_sign_of_life(ping_frame());
     }
 }

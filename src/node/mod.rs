@@ -11,9 +11,11 @@ mod disconnect;
 mod drive;
 pub mod farewell;
 mod history;
+mod joined;
 #[cfg(test)]
 mod model;
 pub mod publish;
+mod queue;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
 use crate::rpc::Application;
+use crate::session::SubscriptionLimits;
 use backlog::CommandBudget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +68,9 @@ pub struct NodeConfig {
     pub max_queued_all: usize,
     /// How long a connection may wait to be let in; zero: no limit.
     pub auth_timeout: Duration,
+    pub subscriptions: SubscriptionLimits,
+    /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
+    pub max_commands_rate: u32,
     /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
     pub handover: bool,
 }
