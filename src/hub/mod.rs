@@ -23,9 +23,9 @@ pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream};
 
-use crate::broker::{Broker, Facts, RemoteDisconnect, Status, Table, Unavailable};
+use crate::broker::{Broker, RemoteDisconnect, Status, Table, Unavailable};
 use crate::metrics;
-use crate::protocol::{Epoch, Message, StreamName};
+use crate::protocol::{Message, StreamName};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -108,8 +108,6 @@ pub struct Hub {
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
     opener: mpsc::Sender<Arc<Cell>>,
     to_open: Mutex<Option<mpsc::Receiver<Arc<Cell>>>>,
-    /// What the last head check learnt of each log, by its epoch. A handful.
-    facts: Mutex<Vec<(Epoch, Facts)>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -127,7 +125,6 @@ impl Hub {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             opener,
             to_open: Mutex::new(Some(to_open)),
-            facts: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -202,7 +199,7 @@ impl Hub {
             let fresh = !shard.contains_key(stream);
             let cell = shard.entry(stream.clone()).or_insert_with(|| {
                 metrics::STREAMS.add(1);
-                let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
+                let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes);
                 Arc::new(Cell {
                     core: Mutex::new(core),
                     opened: Notify::new(),

@@ -2,7 +2,7 @@
 
 use super::stream::Gap;
 use super::{Cell, Hub};
-use crate::broker::{Behind, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, ReadFrom, Unavailable};
 use crate::protocol::{Epoch, Message, StreamName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,9 @@ pub(super) async fn repair(hub: Arc<Hub>, cell: Arc<Cell>, gap: Gap) {
     let mut gap = Some(gap);
     while let Some(hole) = gap {
         let mut reading = Reading::new(&hub, &cell, hole);
-        let page = loop {
+        let (messages, behind) = loop {
             match reading.read().await {
-                Ok(Some(page)) => break page,
+                Ok(Some(whole)) => break whole,
                 Ok(None) => return,
                 Err(unavailable) => {
                     tracing::debug!(context = "broker", error = %unavailable, "repair waits for the store");
@@ -34,7 +34,7 @@ pub(super) async fn repair(hub: Arc<Hub>, cell: Arc<Cell>, gap: Gap) {
         if hub.settle_epoch(&mut core) || *core.epoch() != reading.epoch {
             return;
         }
-        gap = core.repaired(hole, &page, reading.behind, Instant::now());
+        gap = core.repaired(hole, &messages, &behind, Instant::now());
     }
 }
 
@@ -48,7 +48,6 @@ struct Reading<'a> {
     messages: Vec<Arc<Message>>,
     /// The newest message held.
     newest: u64,
-    behind: Behind,
 }
 
 impl<'a> Reading<'a> {
@@ -62,12 +61,11 @@ impl<'a> Reading<'a> {
             epoch: core.epoch().clone(),
             messages: Vec::new(),
             newest: core.newest(),
-            behind: Behind { kept: false, after: 0 },
         }
     }
 
     /// Goes on reading; `None` when the log began a new life meanwhile.
-    async fn read(&mut self) -> Result<Option<Page>, Unavailable> {
+    async fn read(&mut self) -> Result<Option<(Vec<Arc<Message>>, Behind)>, Unavailable> {
         let Self { hole, .. } = *self;
         let broker = self.hub.broker();
         loop {
@@ -81,8 +79,12 @@ impl<'a> Reading<'a> {
             let mut page = broker.read(&self.name, from, hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
             self.messages.append(&mut page.messages);
             if page.remaining == 0 {
-                self.behind = broker.behind(&self.name, self.newest).await?;
-                return Ok(Some(Page { messages: std::mem::take(&mut self.messages), ..page }));
+                let behind = broker.behind(&self.name, self.newest).await?;
+                if let Err(lagging) = behind.confirms(&self.messages, hole.up_to) {
+                    self.messages.clear();
+                    return Err(lagging);
+                }
+                return Ok(Some((std::mem::take(&mut self.messages), behind)));
             }
         }
     }

@@ -314,7 +314,8 @@ impl Core {
                 continue;
             };
             let (asks, questions) = heads::asks();
-            self.tasks.spawn(heads::answer(connection.clone(), found.name.clone(), questions));
+            let clocks = self.clocks.clone();
+            self.tasks.spawn(heads::answer(connection.clone(), found.name.clone(), clocks, questions));
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
         }

@@ -31,6 +31,7 @@ mod policies;
 mod publish;
 mod read;
 mod sessions;
+mod skew;
 mod token;
 mod witness;
 
@@ -42,7 +43,7 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Logs, Looked, Page, ReadFrom, RemoteDisconnect,
     SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Message, Publication, StreamName};
@@ -85,6 +86,7 @@ struct Core {
     /// By log.
     witnesses: Mutex<Vec<(String, Arc<Witness>)>>,
     rules: Mutex<Arc<Rules>>,
+    clocks: Arc<skew::Clocks>,
     /// Sequence of the newest proposal of other policies that this node is prepared for.
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
@@ -250,6 +252,7 @@ impl Core {
             away_since: Mutex::new(Instant::now()),
             witnesses: Mutex::default(),
             rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
+            clocks: Arc::default(),
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
             fatal: watch::Sender::new(None),
@@ -397,7 +400,7 @@ impl Broker for NatsBroker {
         sent.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let core = &self.core;
         let mut attempts = Attempts::new(core, core.config.broker_timeout);
         loop {
@@ -431,7 +434,7 @@ impl Broker for NatsBroker {
         }
     }
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
