@@ -111,6 +111,7 @@ fn check(name: &'static str, shape: Shape, lives: bool) {
     let config = Config {
         cases: cases(),
         max_shrink_iters: 4_000,
+        max_shrink_time: 60_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(name))),
         ..Config::default()
     };
