@@ -5,6 +5,7 @@
 
 use super::clock;
 use super::token::Token;
+use crate::broker::AppendError;
 use crate::protocol::{Message, MessageId, Meta, Payload, Publication, StreamName};
 use async_nats::HeaderMap;
 use async_nats::header::{self, HeaderName};
@@ -71,24 +72,28 @@ fn common(headers: &mut HeaderMap, stream: &StreamName, token: &Token, meta: &Me
     }
 }
 
-/// The server takes no larger header block into a log.
-const MAX_HEADERS: usize = 64 * 1024;
+/// The server takes no larger header block into a log; what is never stored keeps to the same.
+pub(super) const MAX_HEADERS: usize = 64 * 1024 - 1;
 
-/// `Err` with the limit for the data, if data and headers together exceed the server's `max_payload`.
-pub(super) fn check_size(data: usize, headers: &HeaderMap, max_payload: usize) -> Result<(), usize> {
-    // Counting costs a little; most messages are far from the limit.
-    if data + MAX_HEADERS <= max_payload {
-        return Ok(());
+/// Whether the server takes this: headers have a limit of their own, and count towards `max_payload`.
+pub(super) fn check_size(data: usize, headers: &HeaderMap, max_payload: usize) -> Result<(), AppendError> {
+    let (size, limit) = (wire_len(headers), MAX_HEADERS.min(max_payload));
+    if size > limit {
+        return Err(AppendError::HeadersTooLarge { size, limit });
     }
-    let limit = max_payload.saturating_sub(wire_len(headers));
-    if data > limit { Err(limit) } else { Ok(()) }
+    match max_payload - size {
+        limit if data > limit => Err(AppendError::TooLarge { size: data, limit }),
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of the header block on the wire.
 fn wire_len(headers: &HeaderMap) -> usize {
     let lines: usize = headers
         .iter()
-        .flat_map(|(name, values)| values.iter().map(move |v| name.to_string().len() + v.as_str().len() + 4))
+        .flat_map(|(name, values)| {
+            values.iter().map(move |v| <HeaderName as AsRef<str>>::as_ref(name).len() + v.as_str().len() + 4)
+        })
         .sum();
     "NATS/1.0\r\n\r\n".len() + lines
 }
@@ -188,6 +193,28 @@ mod tests {
             prop_assert!(encoded.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(decode(&encoded), Some(text));
         }
+    }
+
+    #[test]
+    fn row_24_headers_have_a_limit_of_their_own_and_count_towards_the_payload() {
+        let headers = |len: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TYPE, "x".repeat(len));
+            headers
+        };
+        let mib = 1 << 20;
+        for good in [(10, headers(100), mib), (mib - 200, headers(100), mib), (0, headers(65_400), mib)] {
+            assert!(check_size(good.0, &good.1, good.2).is_ok(), "{} bytes", good.0);
+        }
+        let limit = MAX_HEADERS;
+        let refused = check_size(0, &headers(65_536), mib).unwrap_err();
+        assert!(matches!(refused, AppendError::HeadersTooLarge { limit: l, .. } if l == limit), "{refused}");
+        let refused = check_size(0, &headers(2_000), 1_000).unwrap_err();
+        assert!(matches!(refused, AppendError::HeadersTooLarge { limit: 1_000, .. }), "{refused}");
+        let size = wire_len(&headers(100));
+        assert_eq!(size, "NATS/1.0\r\nCarrick-Type: \r\n\r\n".len() + 100);
+        let refused = check_size(mib, &headers(100), mib).unwrap_err();
+        assert!(matches!(refused, AppendError::TooLarge { limit, .. } if limit == mib - size), "{refused}");
     }
 
     #[test]
