@@ -11,6 +11,7 @@ use async_nats::HeaderMap;
 use async_nats::header::{self, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -167,11 +168,13 @@ pub(super) fn is_of(message: &async_nats::Message, stream: &StreamName, hashed: 
         == Some(stream.as_str().as_bytes())
 }
 
-/// The message as subscribers get it.
+/// The message as subscribers get it. It is kept, so nothing of it may be a part of what the client library read at once:
+/// that is 64 KiB or more, and lives as long as any part of it.
 pub(super) fn message(raw: &async_nats::Message, offset: u64, stored_at: u64) -> Arc<Message> {
+    let data = Bytes::copy_from_slice(&raw.payload);
     let payload = match text(raw, &TRANSIENT) {
-        Some("json") if offset == 0 => Payload::from_json(raw.payload.clone()),
-        _ => Payload::from_data(&raw.payload),
+        Some("json") if offset == 0 => Payload::from_json(data),
+        _ => Payload::from_data(&data),
     };
     let decoded = |name| text(raw, name).and_then(decode).map(Arc::from);
     let meta = match &raw.headers {
@@ -215,6 +218,32 @@ mod tests {
         assert_eq!(size, "NATS/1.0\r\nCarrick-Type: \r\n\r\n".len() + 100);
         let refused = check_size(mib, &headers(100), mib).unwrap_err();
         assert!(matches!(refused, AppendError::TooLarge { limit, .. } if limit == mib - size), "{refused}");
+    }
+
+    #[test]
+    fn row_15_a_message_holds_nothing_of_what_was_read_with_it() {
+        for (text, transient) in [("{\"a\":1}", None), ("no JSON", None), ("7", Some("json")), ("7", Some("data"))] {
+            let read = Bytes::from([text.as_bytes(), &vec![b'x'; 65_536]].concat());
+            let mut headers = HeaderMap::new();
+            headers.insert(EXCLUDE, "abc");
+            headers.insert(TYPE, "def");
+            if let Some(body) = transient {
+                headers.insert(TRANSIENT, body);
+            }
+            let raw = async_nats::Message {
+                subject: "s".into(),
+                reply: None,
+                payload: read.slice(..text.len()),
+                headers: Some(headers),
+                status: None,
+                description: None,
+                length: 0,
+            };
+            let kept = message(&raw, 0, 0);
+            drop(raw);
+            assert!(read.is_unique(), "{text}");
+            assert!(kept.payload.json().len() <= text.len() + 2);
+        }
     }
 
     #[test]
