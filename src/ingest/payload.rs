@@ -12,7 +12,6 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 /// Longest stream name, bytes. A long name, `exclude_socket` and `broadcast_type` travel in a message's headers; with every
 /// byte escaped all three still fit into the 64 KiB that NATS takes.
@@ -149,13 +148,13 @@ fn is_protocol_type(name: &str) -> bool {
 }
 
 /// A text that becomes a header; an empty one is none.
-fn short(place: &Place, field: &str, raw: Option<&RawValue>) -> Result<Option<Arc<str>>, Malformed> {
+fn short<T: for<'a> From<&'a str>>(place: &Place, field: &str, raw: Option<&RawValue>) -> Result<Option<T>, Malformed> {
     let Some(text) = optional(place, field, raw)?.filter(|text| !text.is_empty()) else { return Ok(None) };
     if text.len() > MAX_META {
         let len = text.len();
         return Err(place.fault(field, format_args!("of {len} bytes exceeds the limit of {MAX_META} bytes")));
     }
-    Ok(Some(Arc::from(text.as_ref())))
+    Ok(Some(T::from(text.as_ref())))
 }
 
 /// Where in the payload something is wrong.
