@@ -33,6 +33,10 @@ impl Gauge {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -101,7 +105,20 @@ metrics! {
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
+    Gauge OPEN_FILES = "open_files_num", "open file descriptors of the process";
+    Gauge OPEN_FILES_LIMIT = "open_files_limit_num", "file descriptors that the process may have open";
+    Gauge CONNECTIONS = "connections_num", "open connections of clients, publishers and others, of all listeners";
+    Gauge CONNECTIONS_RESERVED = "connections_reserved_num", "connections beyond max_conn, which are answered unless they want a WebSocket";
+    Counter CONNECTIONS_REFUSED = "connections_refused_total", "connections refused because max_conn was reached";
+    Counter CONNECTIONS_REFUSED_ADDRESS = "connections_refused_address_total", "connections refused because max_conn_per_address was reached";
+    Counter HTTP_WRITE_TIMEOUTS = "timeout_http_write_total", "HTTP connections cut off because their answers were not read";
+    Counter AUTH_TIMEOUTS = "auth_timeout_total", "connections closed because they were not let in in time";
+    Gauge QUEUED_COMMANDS = "queued_commands_bytes", "bytes of client commands that wait for their turn";
+    Counter QUEUED_COMMANDS_FULL = "queued_commands_full_total", "times that reading from a client stopped because too many bytes of commands waited";
+    Gauge PUBLISHING = "http_broadcast_pending_bytes", "bytes of publications over HTTP being read or published";
+    Counter PUBLISHING_FULL = "http_broadcast_refused_total", "publications over HTTP refused because too many bytes were being read or published";
     Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
+    Gauge STORE_CLOCK_SKEW = "store_clock_skew_milliseconds", "how far the clocks of the servers that led a log may differ, at most, as measured";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";
