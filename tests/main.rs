@@ -10,6 +10,7 @@
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `gateways`: two clusters joined
 //! * `outages`: the store away, frozen, full, replaced
+//! * `readiness`: NATS refuses something, or the live feed brings nothing
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `bad_input`: whatever comes, the server goes on
@@ -28,5 +29,6 @@ mod gateways;
 mod outages;
 mod policies;
 mod publishing;
+mod readiness;
 mod rulings;
 mod wire;

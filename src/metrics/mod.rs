@@ -33,6 +33,10 @@ impl Gauge {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -84,6 +88,10 @@ metrics! {
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
+    Gauge FEED_BROKEN = "feed_broken", "1 while the live feed does not bring messages by itself, so that they come by polling only";
+    Gauge FEED_MARKER_MICROS = "feed_marker_micros", "microseconds that the newest marker, a message that tests the live feed, took to come back";
+    Counter FEED_LATE = "feed_late_total", "streams whose newest message did not come live and was found by a head check";
+    Counter STORE_DENIALS = "store_denials_total", "subscriptions and publications that NATS permissions or limits refused";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
     Counter HISTORY_PAGES = "history_pages_read_total", "pages of history read from the store; clients that catch up together share them";
     Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";

@@ -132,6 +132,18 @@ impl Names {
         }
     }
 
+    /// What all subjects of a kind (`log`, `live`, `ctl`, `ctllive`) begin with.
+    pub fn area(&self, kind: &str) -> String {
+        format!("{}.{kind}.", self.subjects)
+    }
+
+    /// A log or bucket of ours takes what is published to this subject.
+    pub fn is_stored(&self, subject: &str) -> bool {
+        let buckets = [self.meta_bucket(), self.sessions_bucket()].map(|bucket| key_subject(&bucket, ""));
+        let mut areas = [self.area("log"), self.area("ctl")].into_iter().chain(buckets);
+        areas.any(|area| subject.starts_with(&area))
+    }
+
     pub fn log(&self, policy: &str, id: &str) -> String {
         format!("{}_log_{policy}_{id}", self.names)
     }

@@ -8,7 +8,7 @@ use super::generation::{Connection, Generation};
 use super::logs::Log;
 use super::token::Token;
 use super::{Core, headers};
-use crate::broker::Feed;
+use crate::broker::{Feed, Head};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{Message, Subscriber};
@@ -17,9 +17,12 @@ use futures_util::stream::{AbortHandle, Abortable, SelectAll, Stream, StreamExt}
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Feeder tasks. A stream always has the same one, so that its order holds across closing and opening again.
 const FEEDERS: usize = 4;
@@ -27,16 +30,23 @@ const FEEDERS: usize = 4;
 const HANDOVER: usize = 256;
 /// Messages handed on before a feeder looks for new subscriptions.
 const CHUNK: usize = 128;
+/// A stored message that has not come live after this time does not come.
+const LATE: Duration = Duration::from_secs(2);
 
 /// The streams open on one connection.
 pub(super) struct LiveSet {
     open: Mutex<HashMap<StreamName, Opened>>,
+    /// By place of the policy.
+    rounds: Mutex<HashMap<usize, Round>>,
     /// Held while subscribing: a second opener of a stream must not go on before its subscription is sent.
     opening: tokio::sync::Mutex<()>,
     feeders: Vec<mpsc::Sender<LiveStream>>,
 }
 
 struct Opened {
+    name: Arc<Named>,
+    /// What the feed owes; `None` until the first comparison.
+    owed: Option<Owed>,
     /// Of its subscription, and of one per peer cluster.
     handles: Vec<AbortHandle>,
     /// Place of its policy.
@@ -56,6 +66,46 @@ pub(super) struct Named {
     log: Option<Arc<Log>>,
     /// Another cluster's messages, which have no place in our log.
     peer: bool,
+    /// Offset of the newest message that came live.
+    heard: AtomicU64,
+}
+
+/// What a comparison of heads says about the feed of one stream.
+struct Owed {
+    /// Everything up to here has come live, or was counted as missing.
+    settled: u64,
+    /// The stream's newest message at a comparison...
+    newest: u64,
+    /// ... and when that was.
+    at: Instant,
+}
+
+/// Streams of one policy with news between two checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Round {
+    /// Live messages came.
+    pub arrived: u64,
+    /// A message that had been in the log for [`LATE`] had not come.
+    pub missed: u64,
+}
+
+impl Owed {
+    /// `newest` is the stream's newest message now, `heard` the newest one that came live.
+    fn compare(&mut self, newest: u64, heard: u64, now: Instant, round: &mut Round) {
+        if heard > self.settled {
+            round.arrived += 1;
+            self.settled = heard;
+        }
+        if self.newest > self.settled {
+            // It may still be on its way.
+            if now.duration_since(self.at) < LATE {
+                return;
+            }
+            round.missed += 1;
+            self.settled = self.newest;
+        }
+        (self.newest, self.at) = (newest, now);
+    }
 }
 
 impl Stream for LiveStream {
@@ -69,7 +119,10 @@ impl Stream for LiveStream {
 impl LiveSet {
     pub fn new() -> (Self, Vec<mpsc::Receiver<LiveStream>>) {
         let (feeders, inputs) = (0..FEEDERS).map(|_| mpsc::channel(HANDOVER)).unzip();
-        (Self { open: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders }, inputs)
+        (
+            Self { open: Mutex::default(), rounds: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders },
+            inputs,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, Opened>> {
@@ -94,7 +147,7 @@ impl LiveSet {
             let own = names.live_subject(&generation.table.policies()[place].name, &token.text);
             let subjects = std::iter::once((own, false));
             let subjects = subjects.chain(names.peer_live_subjects(&token.text).map(|subject| (subject, true)));
-            let mut opened = Opened { handles: Vec::with_capacity(1), place };
+            let (mut handles, mut own_name) = (Vec::with_capacity(1), None);
             let mut hasher = DefaultHasher::new();
             stream.hash(&mut hasher);
             let feeder = &self.feeders[hasher.finish() as usize % FEEDERS];
@@ -102,12 +155,15 @@ impl LiveSet {
                 let subscriber = generation.connection.subscribe(subject).await?;
                 let (handle, registration) = AbortHandle::new_pair();
                 let log = generation.logs[place].clone();
-                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer });
-                opened.handles.push(handle);
+                let heard = AtomicU64::new(0);
+                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer, heard });
+                own_name.get_or_insert_with(|| name.clone());
+                handles.push(handle);
                 // A feeder that has ended means that the connection is lost; the next request on it fails.
                 let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
             }
-            self.lock().insert(stream.clone(), opened);
+            let name = own_name.expect("the stream's own subject is the first");
+            self.lock().insert(stream.clone(), Opened { name, owed: None, handles, place });
         }
         Ok(())
     }
@@ -124,6 +180,26 @@ impl LiveSet {
         let open: Vec<StreamName> =
             self.lock().iter().filter(|(_, opened)| concerned(opened)).map(|(stream, _)| stream.clone()).collect();
         open.iter().for_each(|stream| feed.lagged(stream));
+    }
+
+    /// Heads as a comparison found them: what they name has come live, or has to come.
+    pub fn expect(&self, streams: &[StreamName], heads: &[Head]) {
+        let now = Instant::now();
+        let (mut open, mut rounds) = (self.lock(), self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
+        for (stream, head) in streams.iter().zip(heads) {
+            let Some(opened) = open.get_mut(stream).filter(|opened| opened.name.log.is_some()) else { continue };
+            let heard = opened.name.heard.load(Ordering::Relaxed);
+            match &mut opened.owed {
+                // What was there before the stream was open does not come.
+                None => opened.owed = Some(Owed { settled: heard.max(head.newest), newest: head.newest, at: now }),
+                Some(owed) => owed.compare(head.newest, heard, now, rounds.entry(opened.place).or_default()),
+            }
+        }
+    }
+
+    /// What was counted since the last call.
+    pub fn take_round(&self, place: usize) -> Round {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner).remove(&place).unwrap_or_default()
     }
 
     pub fn is_open(&self, stream: &StreamName) -> bool {
@@ -201,6 +277,7 @@ async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, 
         }
     }
     let stored_at = headers::stored_at(raw).unwrap_or_default();
+    name.heard.store(offset, Ordering::Relaxed);
     log.witness.note(&log.name, log.epoch().as_str(), offset, headers::message_id(raw), stored_at);
     let previous = headers::number(raw, &NATS_LAST_SEQUENCE).unwrap_or_default();
     core.feed.live(&name.stream, previous, headers::message(raw, offset, stored_at));

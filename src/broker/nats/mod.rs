@@ -7,6 +7,8 @@
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`).
+//! * Readiness: whether the live feed brings messages by itself (`pulse`), what NATS refuses this node (`permissions`,
+//!   `probe`).
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
 
@@ -27,8 +29,11 @@ mod live;
 mod logs;
 mod mux;
 mod peers;
+mod permissions;
 mod policies;
+mod probe;
 mod publish;
+mod pulse;
 mod read;
 mod sessions;
 mod token;
@@ -53,6 +58,7 @@ use config::Names;
 use generation::Generation;
 use headers::Body;
 use logs::Rules;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -89,6 +95,8 @@ struct Core {
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
     fatal: watch::Sender<Option<StartError>>,
+    /// Errors of NATS that were logged.
+    errors_logged: Mutex<BTreeSet<String>>,
     /// Counts failed attempts to become ready.
     attempts: watch::Sender<u64>,
     /// The configured policies have been applied (or were there); from now on those in the store hold.
@@ -253,6 +261,7 @@ impl Core {
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
             fatal: watch::Sender::new(None),
+            errors_logged: Mutex::default(),
             attempts: watch::Sender::new(0),
             settled: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
@@ -408,6 +417,7 @@ impl Broker for NatsBroker {
             };
             match outcome.await {
                 Ok(heads) => {
+                    generation.live.expect(streams, &heads);
                     if generation.connection.clustered() && !streams.is_empty() {
                         let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
                         core.tasks.spawn(async move {
@@ -436,7 +446,10 @@ impl Broker for NatsBroker {
         loop {
             let generation = attempts.next().await?;
             match self.core.try_heads(&generation, streams).await {
-                Ok(heads) => return Ok(heads),
+                Ok(heads) => {
+                    generation.live.expect(streams, &heads);
+                    return Ok(heads);
+                }
                 Err(error) => attempts.failed(error),
             }
         }
