@@ -35,7 +35,7 @@ impl Store {
         let Some(embedded) = &self.embedded else { return broker };
         let mut member = embedded.status();
         let joined = move |broker: &Status, member: State| match member {
-            State::Starting | State::CatchingUp if broker.ready => Status {
+            State::Starting | State::CatchingUp | State::Restarting if broker.ready => Status {
                 ready: false,
                 reason: Arc::from("the copies on this member of the cluster are not up to date yet"),
                 ..broker.clone()
