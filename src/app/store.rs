@@ -6,6 +6,7 @@ use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
 use crate::broker::{Broker, Feed, Status, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
+use crate::critical::critical;
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
     ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
@@ -16,7 +17,11 @@ use crate::secret::Secret;
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How often a cluster's leaders are looked at. A handover is made after two looks that show the same.
+const GATHER_PERIOD: Duration = Duration::from_secs(15);
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
@@ -44,7 +49,7 @@ impl Store {
         };
         let status = watch::Sender::new(joined(&broker.borrow(), member.borrow().state));
         let watched = status.subscribe();
-        self.tasks.push(tokio::spawn(async move {
+        self.tasks.push(tokio::spawn(critical("app.readiness", async move {
             loop {
                 let now = joined(&broker.borrow_and_update(), member.borrow_and_update().state);
                 status.send_replace(now);
@@ -56,7 +61,7 @@ impl Store {
                     return;
                 }
             }
-        }));
+        })));
         watched
     }
 
@@ -108,7 +113,7 @@ pub async fn start_broker(
                 "Using in-memory broker (epoch: {}, {settings})",
                 broker.epoch().as_str()
             );
-            store.tasks.push(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            store.tasks.push(tokio::spawn(critical("memory.sweep", MemoryBroker::sweep(Arc::downgrade(&broker)))));
             broker
         }
         BrokerKind::Nats => start_nats(config, feed, &mut store, &settings, addr).await?,
@@ -166,12 +171,12 @@ async fn start_nats(
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
-        store.tasks.push(tokio::spawn(async move {
+        store.tasks.push(tokio::spawn(critical("app.disk", async move {
             while status.changed().await.is_ok() {
                 let full = status.borrow_and_update().state == State::StorageFull;
                 broker.set_disk_full(full);
             }
-        }));
+        })));
     }
     store.nats = Some(broker.clone());
     Ok(broker)
@@ -192,6 +197,7 @@ pub(super) fn broker_config(config: &Config, client: ClientConfig, node: String)
         limits: limits(config),
         replicas: replicas(config),
         placement_tags: config.nats.placement_tags.clone(),
+        gather_leaders: config.nats.gather_leaders.then_some(GATHER_PERIOD),
         synced: enats.enabled && matches!(enats.sync, SyncPolicy::Always),
         publish_timeout: config.broker.publish_timeout,
         broker_timeout: config.broker.timeout,

@@ -33,6 +33,8 @@ struct Queue {
     closing: Option<Close>,
     /// The socket is gone.
     dead: bool,
+    /// Nothing is accepted but signs of life and the end.
+    suspended: bool,
 }
 
 impl Outbox {
@@ -55,9 +57,25 @@ impl Outbox {
         self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Nothing is delivered any more until the connection is closed.
+    pub fn suspend(&self) {
+        self.queue().suspended = true;
+    }
+
+    /// Queues a frame that says that the connection lives.
+    pub fn push_sign_of_life(&self, frame: Bytes) {
+        self.push_to(self.queue(), frame);
+    }
+
     /// Queues a frame. A queue that already holds the limit is emptied and the client told that it is too slow.
     pub fn push(&self, frame: Bytes) {
-        let mut queue = self.queue();
+        let queue = self.queue();
+        if !queue.suspended {
+            self.push_to(queue, frame);
+        }
+    }
+
+    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes) {
         if queue.closing.is_some() || queue.dead {
             return;
         }

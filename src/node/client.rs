@@ -1,6 +1,6 @@
 //! A connected client: its session and its cursors, shared by what runs on its connection.
 
-use super::disconnect::Handle;
+use super::disconnect::{Handle, Registration};
 use super::save::Saver;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
@@ -31,12 +31,15 @@ pub struct Client {
     pub node: Arc<Node>,
     pub receiver: Arc<Receiver>,
     pub handle: Arc<Handle>,
+    _registration: Registration,
     pub saver: Saver,
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
     /// Some cursor has something to send.
     replay: AtomicBool,
+    /// It has left everything that it was part of.
+    departed: AtomicBool,
 }
 
 impl Client {
@@ -46,17 +49,19 @@ impl Client {
         session: Session,
         saved_proofs: HashMap<StreamName, SavedProof>,
         receiver: Arc<Receiver>,
-        handle: Arc<Handle>,
+        registration: Registration,
     ) -> Arc<Self> {
         let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
         Arc::new(Self {
             node: node.clone(),
             receiver,
-            handle,
+            handle: registration.handle.clone(),
+            _registration: registration,
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
             replay: AtomicBool::new(false),
+            departed: AtomicBool::new(false),
         })
     }
 
@@ -119,11 +124,35 @@ impl Client {
         self.state().cursors.values().cloned().collect()
     }
 
-    /// The connection is gone: nothing is delivered any more.
-    pub fn leave(&self) {
+    /// The connection is over: nothing is delivered any more, nobody can reach it, and the application is told. Once.
+    pub fn depart(&self) {
+        if self.withdraw()
+            && let Some(farewells) = &self.node.farewells
+        {
+            farewells.left(self);
+        }
+    }
+
+    /// The same for a client that was never let in: nobody is told. False: it has left before.
+    pub fn withdraw(&self) -> bool {
+        if self.departed.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         let cursors = std::mem::take(&mut self.state().cursors);
         for following in cursors.into_values() {
             following.cell.lock().remove(following.cursor);
+        }
+        self.node.registry.remove(&self.handle);
+        true
+    }
+}
+
+/// Whatever ends the task of a connection, a panic included: what it has registered goes with it.
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !*self.departed.get_mut() {
+            self.depart();
+            self.outbox().kill();
         }
     }
 }

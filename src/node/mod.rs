@@ -10,9 +10,11 @@ mod disconnect;
 mod drive;
 pub mod farewell;
 mod history;
+mod joined;
 #[cfg(test)]
 mod model;
 pub mod publish;
+mod queue;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
 use crate::rpc::Application;
+use crate::session::SubscriptionLimits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -57,6 +60,9 @@ pub struct NodeConfig {
     pub broker_timeout: Duration,
     /// Bytes that may wait for one client; 0: no limit.
     pub max_pending: usize,
+    pub subscriptions: SubscriptionLimits,
+    /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
+    pub max_commands_rate: u32,
     /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
     pub handover: bool,
 }

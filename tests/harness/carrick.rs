@@ -17,6 +17,7 @@ use tempfile::TempDir;
 #[derive(Clone)]
 pub struct Builder {
     options: Vec<String>,
+    env: Vec<(String, String)>,
     binary: PathBuf,
 }
 
@@ -32,7 +33,7 @@ impl Builder {
         // Another build, to see what a test says of it.
         let other = std::env::var_os("CARRICK_BIN").map(PathBuf::from);
         let binary = other.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_carrick")));
-        Self { options: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
+        Self { options: Vec::new(), env: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
     }
 
     /// Another program than the one under test.
@@ -44,6 +45,12 @@ impl Builder {
 
     pub fn option(mut self, name: &str, value: impl ToString) -> Self {
         self.options.push(format!("--{name}={}", value.to_string()));
+        self
+    }
+
+    /// Sets an environment variable of the process.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -170,6 +177,7 @@ impl Server {
                 command.env_remove(name);
             }
         }
+        command.envs(self.builder.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.folder.path());
         command
     }

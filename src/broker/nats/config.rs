@@ -22,6 +22,9 @@ pub struct NatsBrokerConfig {
     pub replicas: usize,
     /// Tags that a server must have to keep a copy, such as `region:eu`; as named in `server_tags` of its configuration.
     pub placement_tags: Vec<String>,
+    /// How often it is looked whether the server that leads the log leads sessions, remote commands and records, too.
+    /// `None`: leaders stay where they were elected.
+    pub gather_leaders: Option<Duration>,
     /// The server flushes each message to the disk before it acknowledges it.
     pub synced: bool,
     /// How long a publication may wait for its acknowledgement, retries included; at most half the dedup window.
@@ -49,6 +52,7 @@ impl NatsBrokerConfig {
             limits,
             replicas: 0,
             placement_tags: Vec::new(),
+            gather_leaders: Some(Duration::from_secs(15)),
             synced: false,
             publish_timeout: Duration::from_secs(10),
             broker_timeout: Duration::from_secs(8),

@@ -6,6 +6,7 @@
 
 use super::api::{Api, ApiError, code};
 use super::config::{bucket_stream, key_subject};
+use super::gather::Gathering;
 use super::layout::Prepared;
 use super::live::LiveSet;
 use super::logs::{Log, Rules};
@@ -15,6 +16,7 @@ use super::policies::POLICIES_KEY;
 use super::pulse::{Pulse, Verdict};
 use super::{Core, SetupError, commands, heads, live};
 use crate::broker::{Policy, Table};
+use crate::critical::critical;
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
 use crate::protocol::StreamName;
@@ -239,15 +241,16 @@ impl Core {
         let connection = Arc::new(self.connect(number, known).await?);
         let _end = connection.link.dead.clone().drop_guard();
         let inbox = connection.subscribe(connection.api.mux.subject()).await?;
-        self.tasks.spawn({
+        self.tasks.spawn(critical("broker.inbox", {
             let connection = connection.clone();
             async move { connection.api.mux.run(inbox, &connection.link).await }
-        });
-        self.tasks.spawn({
+        }));
+        self.tasks.spawn(critical("broker.refusals", {
             let connection = connection.clone();
             async move { connection.api.mux.end_refused(&connection.link).await }
-        });
-        self.tasks.spawn(watch_state(connection.client.clone(), connection.link.dead.clone()));
+        }));
+        let watching = watch_state(connection.client.clone(), connection.link.dead.clone());
+        self.tasks.spawn(critical("broker.link", watching));
 
         let begin = Instant::now();
         let generation = loop {
@@ -358,16 +361,18 @@ impl Core {
                 continue;
             };
             let (asks, questions) = heads::asks();
-            self.tasks.spawn(heads::answer(connection.clone(), found.name.clone(), questions));
+            let answering = heads::answer(connection.clone(), found.name.clone(), questions);
+            self.tasks.spawn(critical("broker.heads", answering));
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
         }
         let generation = Generation { connection: connection.clone(), table, logs, commands: command_log, live };
         for input in inputs {
-            self.tasks.spawn(live::feed(self.clone(), connection.clone(), input));
+            self.tasks.spawn(critical("broker.feed", live::feed(self.clone(), connection.clone(), input)));
         }
-        self.tasks.spawn(commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote));
-        self.tasks.spawn(self.clone().answer_peers(connection.clone()));
+        let commands = commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote);
+        self.tasks.spawn(critical("broker.commands", commands));
+        self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
         Ok(generation)
     }
 
@@ -388,6 +393,7 @@ impl Core {
         let mut records = select(records, policies);
         let Ok(mut elected) = leaders(generation).await else { return };
         let mut failures = 0;
+        let mut gathering = Gathering::default();
         loop {
             tokio::select! {
                 () = generation.dead().cancelled() => return,
@@ -424,6 +430,13 @@ impl Core {
                     let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
                     let reason = if full { "storage full" } else { broken(&verdict) };
                     self.set_ready(reason.is_empty(), true, reason);
+                    let gathered = tokio::select! {
+                        gathered = gathering.go_on(self, generation) => gathered,
+                        () = generation.dead().cancelled() => return,
+                    };
+                    if let Err(error) = gathered {
+                        tracing::debug!(%error, "cannot move leaders together");
+                    }
                 }
                 Err(SetupError::PoliciesChanged) => {
                     tracing::info!("the history policies have changed: adopting them");

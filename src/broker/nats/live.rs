@@ -6,6 +6,7 @@
 use super::config::Names;
 use super::generation::{Connection, Generation};
 use super::logs::Log;
+use super::owed::{Owed, Round};
 use super::token::Token;
 use super::{Core, headers};
 use crate::broker::{Feed, Head};
@@ -15,12 +16,12 @@ use async_nats::{Message, Subscriber};
 use futures_util::future::FutureExt;
 use futures_util::stream::{AbortHandle, Abortable, SelectAll, Stream, StreamExt};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -30,8 +31,6 @@ const FEEDERS: usize = 4;
 const HANDOVER: usize = 256;
 /// Messages handed on before a feeder looks for new subscriptions.
 const CHUNK: usize = 128;
-/// A stored message that has not come live after this time does not come.
-const LATE: Duration = Duration::from_secs(2);
 
 /// The streams open on one connection.
 pub(super) struct LiveSet {
@@ -44,13 +43,64 @@ pub(super) struct LiveSet {
 }
 
 struct Opened {
-    name: Arc<Named>,
-    /// What the feed owes; `None` until the first comparison.
-    owed: Option<Owed>,
-    /// Of its subscription, and of one per peer cluster.
-    handles: Vec<AbortHandle>,
+    /// Of its subscription, and of one per peer cluster. None while they are being made.
+    subscriptions: Subscriptions,
     /// Place of its policy.
     place: usize,
+    owed: Owed,
+}
+
+/// Ends its subscriptions when it is dropped, so that none is without an owner.
+#[derive(Default)]
+struct Subscriptions(Vec<AbortHandle>);
+
+impl Drop for Subscriptions {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// A stream that is being subscribed. It stands in the set from the start, so that closing it meanwhile is seen, and leaves
+/// it if it is not subscribed in the end.
+struct Subscribing<'a> {
+    set: &'a LiveSet,
+    stream: &'a StreamName,
+    subscriptions: Subscriptions,
+    /// Offset of the newest message that came live.
+    heard: Arc<AtomicU64>,
+    done: bool,
+}
+
+impl<'a> Subscribing<'a> {
+    /// `None`: it is open.
+    fn begin(set: &'a LiveSet, stream: &'a StreamName, place: usize) -> Option<Self> {
+        match set.lock().entry(stream.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(vacant) => {
+                let subscriptions = Subscriptions(Vec::with_capacity(1));
+                let (owed, none_yet) = (Owed::default(), Subscriptions::default());
+                let heard = owed.heard();
+                vacant.insert(Opened { subscriptions: none_yet, place, owed });
+                Some(Self { set, stream, subscriptions, heard, done: false })
+            }
+        }
+    }
+
+    /// Hands the subscriptions over to the set. If the stream was closed meanwhile they end.
+    fn finish(mut self) {
+        self.done = true;
+        if let Some(opened) = self.set.lock().get_mut(self.stream) {
+            opened.subscriptions = std::mem::take(&mut self.subscriptions);
+        }
+    }
+}
+
+impl Drop for Subscribing<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.set.close(self.stream);
+        }
+    }
 }
 
 /// One subscription, and the stream its messages belong to.
@@ -66,46 +116,8 @@ pub(super) struct Named {
     log: Option<Arc<Log>>,
     /// Another cluster's messages, which have no place in our log.
     peer: bool,
-    /// Offset of the newest message that came live.
-    heard: AtomicU64,
-}
-
-/// What a comparison of heads says about the feed of one stream.
-struct Owed {
-    /// Everything up to here has come live, or was counted as missing.
-    settled: u64,
-    /// The stream's newest message at a comparison...
-    newest: u64,
-    /// ... and when that was.
-    at: Instant,
-}
-
-/// Streams of one policy with news between two checks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Round {
-    /// Live messages came.
-    pub arrived: u64,
-    /// A message that had been in the log for [`LATE`] had not come.
-    pub missed: u64,
-}
-
-impl Owed {
-    /// `newest` is the stream's newest message now, `heard` the newest one that came live.
-    fn compare(&mut self, newest: u64, heard: u64, now: Instant, round: &mut Round) {
-        if heard > self.settled {
-            round.arrived += 1;
-            self.settled = heard;
-        }
-        if self.newest > self.settled {
-            // It may still be on its way.
-            if now.duration_since(self.at) < LATE {
-                return;
-            }
-            round.missed += 1;
-            self.settled = self.newest;
-        }
-        (self.newest, self.at) = (newest, now);
-    }
+    /// Offset of the newest message that came.
+    heard: Arc<AtomicU64>,
 }
 
 impl Stream for LiveStream {
@@ -130,7 +142,7 @@ impl LiveSet {
     }
 
     /// Subscribes those that are not open yet. When it returns, the subscriptions are ahead of any later request on
-    /// the same connection.
+    /// the same connection. It may be given up at any time: what is subscribed by then is in the set, or ends.
     pub async fn open(
         &self,
         generation: &Generation,
@@ -139,39 +151,33 @@ impl LiveSet {
     ) -> Result<(), super::api::ApiError> {
         let _opening = self.opening.lock().await;
         for stream in streams {
-            if self.lock().contains_key(stream) {
-                continue;
-            }
-            let token = Token::of(stream);
             let place = generation.table.place(stream);
+            let Some(mut subscribing) = Subscribing::begin(self, stream, place) else { continue };
+            let token = Token::of(stream);
             let own = names.live_subject(&generation.table.policies()[place].name, &token.text);
             let subjects = std::iter::once((own, false));
             let subjects = subjects.chain(names.peer_live_subjects(&token.text).map(|subject| (subject, true)));
-            let (mut handles, mut own_name) = (Vec::with_capacity(1), None);
             let mut hasher = DefaultHasher::new();
             stream.hash(&mut hasher);
             let feeder = &self.feeders[hasher.finish() as usize % FEEDERS];
             for (subject, peer) in subjects {
                 let subscriber = generation.connection.subscribe(subject).await?;
                 let (handle, registration) = AbortHandle::new_pair();
+                subscribing.subscriptions.0.push(handle);
                 let log = generation.logs[place].clone();
-                let heard = AtomicU64::new(0);
+                let heard = subscribing.heard.clone();
                 let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer, heard });
-                own_name.get_or_insert_with(|| name.clone());
-                handles.push(handle);
                 // A feeder that has ended means that the connection is lost; the next request on it fails.
                 let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
             }
-            let name = own_name.expect("the stream's own subject is the first");
-            self.lock().insert(stream.clone(), Opened { name, owed: None, handles, place });
+            subscribing.finish();
         }
         Ok(())
     }
 
+    /// Ends the subscriptions of a stream, also those that are just being made.
     pub fn close(&self, stream: &StreamName) {
-        if let Some(opened) = self.lock().remove(stream) {
-            opened.handles.iter().for_each(AbortHandle::abort);
-        }
+        drop(self.lock().remove(stream));
     }
 
     /// Messages of all open streams, or of those at this place of the table, may have been lost.
@@ -187,12 +193,8 @@ impl LiveSet {
         let now = Instant::now();
         let (mut open, mut rounds) = (self.lock(), self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
         for (stream, head) in streams.iter().zip(heads) {
-            let Some(opened) = open.get_mut(stream).filter(|opened| opened.name.log.is_some()) else { continue };
-            let heard = opened.name.heard.load(Ordering::Relaxed);
-            match &mut opened.owed {
-                // What was there before the stream was open does not come.
-                None => opened.owed = Some(Owed { settled: heard.max(head.newest), newest: head.newest, at: now }),
-                Some(owed) => owed.compare(head.newest, heard, now, rounds.entry(opened.place).or_default()),
+            if let Some(opened) = open.get_mut(stream) {
+                opened.owed.compare(head.newest, now, rounds.entry(opened.place).or_default());
             }
         }
     }

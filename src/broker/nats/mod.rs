@@ -7,6 +7,7 @@
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`).
+//! * Leaders of a cluster are kept together (`gather`), so that the death of most servers costs nothing.
 //! * Readiness: whether the live feed brings messages by itself (`pulse`), what NATS refuses this node (`permissions`,
 //!   `probe`).
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
@@ -20,6 +21,7 @@ mod config;
 mod distrust;
 mod epoch;
 mod find;
+mod gather;
 mod generation;
 mod headers;
 mod heads;
@@ -28,6 +30,7 @@ mod lease;
 mod live;
 mod logs;
 mod mux;
+mod owed;
 mod peers;
 mod permissions;
 mod policies;
@@ -50,6 +53,7 @@ use super::{
     AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
     SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
+use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
 use api::{ApiError, code};
 use async_trait::async_trait;
@@ -170,9 +174,9 @@ impl NatsBroker {
         }
         let mut attempts = core.attempts.subscribe();
         let mut current = core.current.subscribe();
-        core.tasks.spawn(core.clone().supervise());
+        core.tasks.spawn(critical("broker.connection", core.clone().supervise()));
         if core.config.witness_file.is_some() {
-            core.tasks.spawn(core.clone().keep_witness());
+            core.tasks.spawn(critical("broker.witness", core.clone().keep_witness()));
         }
         let broker = Arc::new(Self { core });
         // Whichever comes first: ready, a verdict, or a failed attempt (then nobody is there to give one).
@@ -420,13 +424,13 @@ impl Broker for NatsBroker {
                     generation.live.expect(streams, &heads);
                     if generation.connection.clustered() && !streams.is_empty() {
                         let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
-                        core.tasks.spawn(async move {
+                        core.tasks.spawn(critical("broker.interest", async move {
                             tokio::select! {
                                 () = tokio::time::sleep(INTEREST_SPREAD) => {}
                                 () = dead.cancelled() => return,
                             }
                             streams.iter().for_each(|stream| feed.lagged(stream));
-                        });
+                        }));
                     }
                     return Ok(heads);
                 }

@@ -346,7 +346,7 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
     let logs = log.lock().unwrap().status().borrow().logs.clone();
     let status = Status { ready: true, readable: true, generation: 1, logs, reason: "".into() };
     let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
-    let registry = Arc::new(Registry::default());
+    let registry = Registry::new(Duration::from_secs(60));
     hub.start(broker.clone(), registry.clone());
     let config = NodeConfig {
         ping_interval: Duration::from_secs(3),
@@ -357,6 +357,8 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
         history_hold: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
         max_pending: 1 << 20,
+        subscriptions: crate::session::SubscriptionLimits::default(),
+        max_commands_rate: 0,
         handover: true,
     };
     let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });
