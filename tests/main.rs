@@ -12,6 +12,7 @@
 //! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
 //! * `readiness`: NATS refuses something, or the live feed brings nothing
+//! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
@@ -35,4 +36,5 @@ mod policies;
 mod publishing;
 mod readiness;
 mod rulings;
+mod silent_path;
 mod wire;

@@ -165,9 +165,18 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker =
-        NatsBroker::start(NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) }, feed)
-            .await?;
+    let broker = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    if store.embedded.is_none() {
+        let window = broker.shortest_window();
+        tracing::info!(
+            context = "broker",
+            "nats-server must close silent connections before retries are forgotten: set its ping_interval below {:.1}s \
+             with ping_max 2 (three pings within {:.1}s, see nats/STREAMS.md)",
+            window.as_secs_f64() / 3.0,
+            window.as_secs_f64(),
+        );
+    }
+    let broker = NatsBroker::start(broker, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());

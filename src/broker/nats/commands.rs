@@ -180,7 +180,7 @@ impl Core {
         let payload = Bytes::from(serde_json::to_vec(command).expect("a command is plain JSON"));
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
-        let mut write = Write::new(self, self.config.publish_timeout);
+        let mut write = Write::new(self, self.config.command_budget());
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             headers.insert(header::NATS_EXPECTED_STREAM, generation.commands.as_str());

@@ -19,6 +19,7 @@ use crate::broker::{Policy, Table};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
+use crate::nats::socket::Socket;
 use crate::protocol::StreamName;
 use crate::protocol::names::random_text;
 use async_nats::connection::State;
@@ -65,12 +66,24 @@ pub(super) struct Connection {
     pub client: Client,
     pub api: Api,
     pub server: ServerInfo,
+    socket: Socket,
     /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
     pub copies: OnceLock<usize>,
     /// Subject token of this connection's own messages, which test the live feed (`pulse`).
     pub marker: String,
     /// Number of the newest one that came back among the remote commands.
     pub command_marker: watch::Sender<u64>,
+}
+
+/// The end of a connection's life, however it comes: what was sent through it ends here, so that no write is repeated on
+/// another connection while its first try can still arrive.
+struct End(Arc<Connection>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.link.dead.cancel();
+        self.0.socket.abort();
+    }
 }
 
 impl Connection {
@@ -204,8 +217,9 @@ impl Core {
                     _ => {}
                 }
             };
-            match self.config.client.connect_once(&server, on_event).await {
-                Ok(client) => {
+            let unacknowledged = self.config.unacknowledged(&self.config.limits.table);
+            match self.config.client.connect_once(&server, unacknowledged, on_event).await {
+                Ok((client, socket)) => {
                     let info = client.server_info();
                     // Discovered servers come without scheme and credentials.
                     let scheme = if server.tls_required() { "tls" } else { "nats" };
@@ -219,7 +233,8 @@ impl Core {
                     let (copies, command_marker) = (OnceLock::new(), watch::Sender::new(0));
                     // `~` is in no stream's token but in front of a hash.
                     let marker = format!("~feed-{}", random_text(12));
-                    return Ok(Connection { link, client, api, server: info, copies, marker, command_marker });
+                    let server = info;
+                    return Ok(Connection { link, client, api, server, socket, copies, marker, command_marker });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
@@ -239,7 +254,7 @@ impl Core {
     /// From connecting to the loss of the connection. An error means that it never became usable.
     async fn one_generation(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<(), SetupError> {
         let connection = Arc::new(self.connect(number, known).await?);
-        let _end = connection.link.dead.clone().drop_guard();
+        let _end = End(connection.clone());
         let inbox = connection.subscribe(connection.api.mux.subject()).await?;
         self.tasks.spawn(critical("broker.inbox", {
             let connection = connection.clone();
@@ -275,6 +290,8 @@ impl Core {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
+        // The policies in effect may not be those that were configured.
+        connection.socket.limit(self.config.unacknowledged(&generation.table));
         let generation = Arc::new(generation);
         let mut pulse = Pulse::start(self, &generation).await?;
         let verdict = pulse.check(self, &generation).await;
