@@ -335,7 +335,11 @@ impl Core {
         check_version(&connection.server.version)?;
         // It may be allowed by now; what is not is refused again.
         connection.link.denials.forget_publications();
-        match connection.api.call::<Value>("INFO", &Value::Null).await {
+        // Only the leader of the cluster's metadata answers, which may have died just now; nothing else that is needed where
+        // everything stands already depends on it.
+        let known = self.is_settled() && connection.clustered();
+        let asked = if known { Ok(Value::Null) } else { connection.api.call::<Value>("INFO", &Value::Null).await };
+        match asked {
             Ok(_) => {}
             // In a cluster another server may have it, and before there is a quorum nobody answers.
             Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
