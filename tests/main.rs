@@ -17,6 +17,7 @@
 //! * `application_metrics`: what the metrics page says of it
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
+//! * `secrets`: what must not stand in a log
 
 #[macro_use]
 mod harness;
@@ -36,5 +37,6 @@ mod policies;
 mod publishing;
 mod readiness;
 mod rulings;
+mod secrets;
 mod silent_path;
 mod wire;
