@@ -91,7 +91,8 @@ async fn row_10_leaders_come_together_and_the_one_of_the_log_stays() {
     // Checks are as frequent as messages are short-lived.
     let limits = Limits::plain(100, Duration::from_secs(2), Duration::from_secs(300));
     let gather_leaders = Some(Duration::from_millis(100));
-    let config = NatsBrokerConfig { limits, gather_leaders: None, ..everywhere(&servers) };
+    // The first by name decides, and this one is the last.
+    let config = NatsBrokerConfig { limits, gather_leaders: None, node: "z".into(), ..everywhere(&servers) };
     let node = Node::start(config.clone()).await;
     node.until_ready().await;
     let generation = node.broker.core.generation().unwrap();
