@@ -5,6 +5,8 @@
 
 use super::generation::Link;
 use super::permissions::{Denials, subject_key};
+use super::read::MAX_BATCH;
+use super::slots;
 use crate::nats::connect::SUBSCRIPTION_CAPACITY;
 use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 /// Single answers outstanding at once; beyond it requests wait. More buys no throughput (256 in flight saturate a
 /// server), and together with the batches it stays below the inbox's capacity.
 const MAX_SINGLE: usize = 4096;
-const _: () = assert!(MAX_SINGLE + super::read::MAX_BATCHES * (super::read::MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
+const _: () = assert!(MAX_SINGLE + (slots::READS + slots::HEADS) * (MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum RequestError {
