@@ -9,7 +9,7 @@ use super::logs::Log;
 use super::owed::{Owed, Round};
 use super::token::Token;
 use super::{Core, headers};
-use crate::broker::{Feed, Head};
+use crate::broker::{Feed, Looked};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{Message, Subscriber};
@@ -189,12 +189,12 @@ impl LiveSet {
     }
 
     /// Heads as a comparison found them: what they name has come live, or has to come.
-    pub fn expect(&self, streams: &[StreamName], heads: &[Head]) {
+    pub fn expect(&self, streams: &[StreamName], heads: &[Looked]) {
         let now = Instant::now();
         let (mut open, mut rounds) = (self.lock(), self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
-        for (stream, head) in streams.iter().zip(heads) {
+        for (stream, looked) in streams.iter().zip(heads) {
             if let Some(opened) = open.get_mut(stream) {
-                opened.owed.compare(head.newest, now, rounds.entry(opened.place).or_default());
+                opened.owed.compare(looked.head.newest, now, rounds.entry(opened.place).or_default());
             }
         }
     }

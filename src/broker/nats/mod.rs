@@ -432,7 +432,7 @@ impl Broker for NatsBroker {
             };
             match outcome.await {
                 Ok(heads) => {
-                    generation.live.expect(streams, &heads.heads);
+                    generation.live.expect(streams, &heads);
                     if generation.connection.clustered() && !streams.is_empty() {
                         let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
                         core.tasks.spawn(critical("broker.interest", async move {
@@ -462,7 +462,7 @@ impl Broker for NatsBroker {
             let generation = attempts.next().await?;
             match self.core.try_heads(&generation, streams).await {
                 Ok(heads) => {
-                    generation.live.expect(streams, &heads.heads);
+                    generation.live.expect(streams, &heads);
                     return Ok(heads);
                 }
                 Err(error) => attempts.failed(error),
