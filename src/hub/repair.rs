@@ -189,7 +189,7 @@ async fn fill_together(hub: &Hub, mut wanted: Vec<Wanted>) -> Vec<Wanted> {
                 Some(filled) => {
                     metrics::GAPS_TOGETHER.inc();
                     one.close(hub, &filled);
-                    let bytes = filled.page.messages.iter().map(|message| message.payload.json().len());
+                    let bytes = filled.messages.iter().map(|message| message.payload.json().len());
                     handed_on += bytes.sum::<usize>();
                     if handed_on >= TURN {
                         handed_on = 0;
