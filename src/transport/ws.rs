@@ -10,6 +10,7 @@ use super::upgrade::handshake;
 use crate::hub::Outbox;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
+use crate::protocol::Close;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -27,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::task::TaskTracker;
@@ -306,6 +307,14 @@ impl Stream for Frames {
                 Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
                     self.over = true;
                     Incoming::TooBig
+                }
+                Some(Err(Error::Utf8(_))) => {
+                    self.over = true;
+                    Incoming::Faulty(Close::InvalidText)
+                }
+                Some(Err(Error::Protocol(fault))) if fault != ProtocolError::ResetWithoutClosingHandshake => {
+                    self.over = true;
+                    Incoming::Faulty(Close::ProtocolError)
                 }
                 Some(Err(_)) | None => {
                     self.over = true;
