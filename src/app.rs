@@ -237,6 +237,7 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
+        max_pending_total: config.ws.max_pending_total,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,

@@ -3,7 +3,7 @@
 
 use super::policy::{LogState, Logs, Policy, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Page, ReadFrom,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Overflow, Page, ReadFrom,
     RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
@@ -195,7 +195,9 @@ impl Broker for MemoryBroker {
         let log = self.log(&stream);
         if transient || !log.keeps {
             let message = Message { offset: 0, time: 0, payload, meta };
-            self.feed.transient(&stream, Arc::new(message));
+            // Of a broker that keeps nothing nobody expects that messages get lost on a connection that stands.
+            let overflow = if transient || self.table.keeps_any() { Overflow::Drop } else { Overflow::Disconnect };
+            self.feed.transient(&stream, Arc::new(message), overflow);
             return Ok(Appended {
                 epoch: log.epoch.clone(),
                 offset: 0,
@@ -234,7 +236,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
-        self.feed.transient(stream, Arc::new(message));
+        self.feed.transient(stream, Arc::new(message), Overflow::Drop);
         Ok(())
     }
 

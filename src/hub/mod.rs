@@ -5,6 +5,7 @@
 //! check and the proofs live here once, over any backend.
 
 pub mod cursor;
+mod frames;
 mod history;
 mod open;
 pub mod outbox;
@@ -18,12 +19,12 @@ mod tail;
 
 pub use cursor::Start;
 pub use history::{From, Located};
-pub use outbox::Outbox;
+pub use outbox::{Outbox, OutboxLimits, Signal};
 pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
-pub use stream::{CursorId, Pump, Stream};
+pub use stream::{CursorId, Pump, Stream, Which};
 
-use crate::broker::{Broker, Facts, RemoteDisconnect, Status, Table, Unavailable};
+use crate::broker::{Broker, Facts, Overflow, RemoteDisconnect, Status, Table, Unavailable};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use std::collections::HashMap;
@@ -288,9 +289,9 @@ impl crate::broker::Feed for HubFeed {
         }
     }
 
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
         if let Some(cell) = self.0.find(stream) {
-            cell.lock().transient(&message);
+            cell.lock().transient(&message, overflow);
         }
     }
 

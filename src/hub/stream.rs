@@ -10,7 +10,7 @@ use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, margin};
 use super::sabotage::{Safeguard, off};
 use super::tail::{Tail, TailLimits};
-use crate::broker::{Behind, Head, Logs, Page};
+use crate::broker::{Behind, Head, Logs, Overflow, Page};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
 use slab::Slab;
@@ -48,10 +48,19 @@ pub enum Pump {
     Live,
     /// Waits for history commands or for the end of the hold.
     Held,
-    /// The outbox is full enough for now.
-    Paced,
+    /// The outbox is full enough for now. `within_page`: the cursor holds a page that was read for it.
+    Paced { within_page: bool },
     /// What follows `after` must come from the log.
     NeedPage { after: u64 },
+}
+
+/// Which cursors are sent what they have not had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those that were live and wait for room only.
+    Paced,
+    /// Those that catch up, too.
+    All,
 }
 
 pub type CursorId = usize;
@@ -242,10 +251,10 @@ impl Stream {
     }
 
     /// A message that was not stored: to everybody, at once, without a position.
-    pub fn transient(&mut self, message: &Message) {
+    pub fn transient(&mut self, message: &Message, overflow: Overflow) {
         self.fanout.begin();
         for (_, cursor) in &mut self.cursors {
-            cursor.deliver_transient(message, &mut self.fanout);
+            cursor.deliver_transient(message, overflow, &mut self.fanout);
         }
     }
 
@@ -312,14 +321,14 @@ impl Stream {
 
     /// The next message of the stream: into the tail, and out to everybody who has caught up.
     fn append(&mut self, message: Arc<Message>, now: Instant) {
-        self.complete_to = message.offset;
+        let before = std::mem::replace(&mut self.complete_to, message.offset);
         self.newest = message.offset;
         self.checked = now;
         self.fanout.begin();
         let barrier_off = off(Safeguard::Barrier);
         for (_, cursor) in &mut self.cursors {
             if cursor.is_live() || barrier_off {
-                cursor.deliver_live(&message, &mut self.fanout);
+                cursor.deliver_live(&message, before, &mut self.fanout);
             }
         }
         metrics::BROADCASTS.inc();

@@ -74,7 +74,10 @@ metrics! {
     Counter SERVER_MSG = "server_msg_total", "frames written to clients";
     Counter DATA_SENT = "data_sent_total", "bytes written to clients";
     Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
-    Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because their queue overflowed";
+    Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because more than their limit was queued for too long, or far more at once";
+    Gauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
+    Counter PACED = "paced_total", "times that a client's stored messages began to wait in the log because enough was queued for it";
+    Counter UNSTORED_DROPPED = "unstored_dropped_total", "whispers and other unstored messages that a client missed because it did not keep up";
     Counter WRITE_TIMEOUTS = "timeout_server_msg_total", "writes to clients that hit the deadline";
     Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
     Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";

@@ -18,6 +18,13 @@ pub struct Following {
     pub cursor: CursorId,
 }
 
+impl Following {
+    /// Names the cursor on this node.
+    pub fn key(&self) -> (*const Cell, CursorId) {
+        (Arc::as_ptr(&self.cell), self.cursor)
+    }
+}
+
 /// What changes while the connection lives. Locked for moments, never across a wait.
 pub struct State {
     pub session: Session,
@@ -35,8 +42,12 @@ pub struct Client {
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
-    /// Some cursor has something to send.
+    /// Some cursor has something to send, once the commands that have come are executed.
     replay: AtomicBool,
+    /// They are: cursors that catch up may go on.
+    due: AtomicBool,
+    /// Some cursor that was live found no room.
+    stalled: AtomicBool,
 }
 
 impl Client {
@@ -57,6 +68,8 @@ impl Client {
             asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
             replay: AtomicBool::new(false),
+            due: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
         })
     }
 
@@ -77,8 +90,26 @@ impl Client {
         self.replay.store(true, Ordering::Release);
     }
 
-    pub fn take_replay_wanted(&self) -> bool {
-        self.replay.swap(false, Ordering::AcqRel)
+    /// Every command that has come is executed: cursors that wait for that may go on. Returns whether there are any.
+    pub fn release_replay(&self) -> bool {
+        let wanted = self.replay.swap(false, Ordering::AcqRel);
+        if wanted {
+            self.due.store(true, Ordering::Release);
+        }
+        wanted
+    }
+
+    pub fn take_replay_due(&self) -> bool {
+        self.due.swap(false, Ordering::AcqRel)
+    }
+
+    /// A cursor that was live has found no room in the outbox.
+    pub fn note_stalled(&self) {
+        self.stalled.store(true, Ordering::Release);
+    }
+
+    pub fn take_stalled(&self) -> bool {
+        self.stalled.swap(false, Ordering::AcqRel)
     }
 
     fn key(stream: &StreamName, identifier: &Identifier) -> (StreamName, Option<Arc<str>>) {

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::connect::{Hello, connect};
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
-use crate::hub::Outbox;
+use crate::hub::{Outbox, Signal};
 use crate::protocol::encoding::ping_frame;
 use crate::protocol::{Close, Command, reply};
 use crate::session::{Due, TimerConfig, Timers};
@@ -118,10 +118,13 @@ where
     let mut executing: Option<Work<Result<(), Unavailable>>> = None;
     let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
     let mut touching: Option<Work<()>> = None;
+    let mut stalled = false;
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
+        // A client that does not read its answers is not given more of them.
         while executing.is_none()
+            && !outbox.is_full()
             && let Some(frame) = commands.pop_front()
         {
             let Some(command) = client.decode(&frame) else { continue };
@@ -133,8 +136,9 @@ where
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
         // were asked for together catch up together.
-        let may_replay = replaying.is_none() && executing.is_none() && commands.is_empty();
-        if may_replay && client.take_replay_wanted() {
+        let may_replay = executing.is_none() && commands.is_empty();
+        let has_stalled = std::mem::take(&mut stalled);
+        if ((may_replay && client.release_replay()) || has_stalled) && replaying.is_none() {
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
         }
@@ -145,7 +149,13 @@ where
         }
         tokio::select! {
             biased;
-            () = poll_fn(|cx| outbox.poll_over(cx)) => break,
+            signal = poll_fn(|cx| outbox.poll_signal(cx)) => match signal {
+                Signal::Over => break,
+                Signal::Stalled => {
+                    client.note_stalled();
+                    stalled = true;
+                }
+            },
             incoming = source.next(), if commands.len() < MAX_QUEUED => match incoming {
                 Some(Incoming::Text(frame)) => commands.push_back(frame),
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
@@ -172,8 +182,11 @@ where
                 }
             }
             () = poll_work(&mut touching) => touching = None,
+            () = poll_fn(|cx| outbox.poll_room(cx)), if executing.is_none() && !commands.is_empty() => {}
             () = &mut sleep => {
-                while let Some(due) = timers.due(Instant::now(), executing.is_some()) {
+                // Pongs that have come wait behind commands.
+                let waits = executing.is_some() || !commands.is_empty();
+                while let Some(due) = timers.due(Instant::now(), waits) {
                     match due {
                         Due::Ping => ping(client, hello),
                         Due::NoPong => client.close(Close::NoPong),

@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub broker_timeout: Duration,
     /// Bytes that may wait for one client; 0: no limit.
     pub max_pending: usize,
+    /// Bytes that may wait for all clients together; 0: no limit.
+    pub max_pending_total: usize,
     /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
     pub handover: bool,
 }

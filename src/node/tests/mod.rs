@@ -11,7 +11,7 @@ mod store;
 use super::*;
 use crate::auth::StreamsConfig;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::{Broker, Feed, Limits, RemoteDisconnect};
+use crate::broker::{Broker, Feed, Limits, Overflow, RemoteDisconnect};
 use crate::hub::{HubConfig, HubFeed, Outbox};
 use crate::protocol::{Encoding, Message, MessageId, Meta, Publication, StreamName, Subprotocol};
 use crate::rpc::*;
@@ -225,8 +225,8 @@ impl Feed for Fan {
     fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
         self.all(|hub| hub.live(stream, previous, message.clone()));
     }
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
-        self.all(|hub| hub.transient(stream, message.clone()));
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
+        self.all(|hub| hub.transient(stream, message.clone(), overflow));
     }
     fn lagged(&self, stream: &StreamName) {
         self.all(|hub| hub.lagged(stream));
@@ -288,6 +288,7 @@ impl Cluster {
                 history_hold: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,
+                max_pending_total: 0,
                 handover: true,
             };
             let application = (!setup.no_application).then(|| app.clone() as Arc<dyn Application>);
