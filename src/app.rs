@@ -238,6 +238,7 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
         max_pending_total: config.ws.max_pending_total,
+        max_whisper_rate: config.streams.max_whisper_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,

@@ -13,6 +13,7 @@
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `bad_input`: whatever comes, the server goes on
+//! * `pressure`: bursts, floods, clients that do not read, memory
 
 #[macro_use]
 mod harness;
@@ -27,6 +28,7 @@ mod embedded_store;
 mod gateways;
 mod outages;
 mod policies;
+mod pressure;
 mod publishing;
 mod rulings;
 mod wire;

@@ -87,6 +87,7 @@ const TAGS: List = List {
 };
 const PEM: Text = Text { check: |_| true, allowed: "PEM text or the path of a PEM file", name: "PEM" };
 const CALLS: Int = Int { min: 1, max: 1_000_000, name: "N" };
+const RATE_OR_NONE: Int = Int { min: 0, max: 1_000_000, name: "N" };
 const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
@@ -266,6 +267,8 @@ options! {
         public: bool [Switch] = "false", "public_streams", Streams;
         /// Allow whispers on signed streams
         whisper: bool [Switch] = "false", "streams_whisper", Streams;
+        /// Whispers that a client may send per second, twice as many at once after a pause; beyond it they are dropped. 0: no limit
+        max_whisper_rate: u32 [RATE_OR_NONE] = "100", "max_whisper_rate", Streams;
         /// Allow presence on signed streams
         presence: bool [Switch] = "true", "streams_presence", Streams;
         /// Name of the channel for streams; empty switches it off

@@ -292,8 +292,9 @@ impl Cursor {
                 self.advance(page.up_to);
                 return true;
             };
-            fanout.begin();
-            if !self.deliver_replay(message, fanout) {
+            let all = self.deliver_replay(message, fanout);
+            fanout.end();
+            if !all {
                 break;
             }
             page.messages.pop_front();
@@ -418,17 +419,16 @@ struct Group {
     /// The frame of the message being sent, with and without position.
     positioned: Option<Bytes>,
     plain: Option<Bytes>,
-    /// Which message the frames belong to.
-    round: u64,
 }
 
-/// Encodes each message once per group.
+/// Encodes each message once per group, and keeps the frames only while the message is being sent.
 pub struct Fanout {
     stream_json: String,
     epoch_json: String,
     groups: Slab<Group>,
     lookup: HashMap<(Arc<Identifier>, Encoding), GroupId>,
-    round: u64,
+    /// Groups that hold a frame.
+    encoded: Vec<GroupId>,
 }
 
 impl Fanout {
@@ -438,7 +438,7 @@ impl Fanout {
             epoch_json: json_text(epoch.as_str()),
             groups: Slab::new(),
             lookup: HashMap::new(),
-            round: 0,
+            encoded: Vec::new(),
         }
     }
 
@@ -449,14 +449,7 @@ impl Fanout {
     pub fn join(&mut self, identifier: &Arc<Identifier>, encoding: Encoding) -> GroupId {
         let groups = &mut self.groups;
         let id = *self.lookup.entry((identifier.clone(), encoding)).or_insert_with(|| {
-            groups.insert(Group {
-                identifier: identifier.clone(),
-                encoding,
-                members: 0,
-                positioned: None,
-                plain: None,
-                round: 0,
-            })
+            groups.insert(Group { identifier: identifier.clone(), encoding, members: 0, positioned: None, plain: None })
         });
         self.groups[id].members += 1;
         id
@@ -471,17 +464,19 @@ impl Fanout {
         }
     }
 
-    /// Frames from here on belong to another message.
-    pub fn begin(&mut self) {
-        self.round += 1;
+    /// The message has been sent to everybody it is for now.
+    pub fn end(&mut self) {
+        for id in self.encoded.drain(..) {
+            if let Some(group) = self.groups.get_mut(id) {
+                (group.positioned, group.plain) = (None, None);
+            }
+        }
     }
 
     fn frame(&mut self, id: GroupId, message: &Message, positioned: bool) -> Bytes {
         let group = &mut self.groups[id];
-        if group.round != self.round {
-            group.round = self.round;
-            group.positioned = None;
-            group.plain = None;
+        if group.positioned.is_none() && group.plain.is_none() {
+            self.encoded.push(id);
         }
         let slot = if positioned { &mut group.positioned } else { &mut group.plain };
         slot.get_or_insert_with(|| {

@@ -252,10 +252,10 @@ impl Stream {
 
     /// A message that was not stored: to everybody, at once, without a position.
     pub fn transient(&mut self, message: &Message, overflow: Overflow) {
-        self.fanout.begin();
         for (_, cursor) in &mut self.cursors {
             cursor.deliver_transient(message, overflow, &mut self.fanout);
         }
+        self.fanout.end();
     }
 
     /// The log began a new life: what was known of its past is void.
@@ -324,13 +324,13 @@ impl Stream {
         let before = std::mem::replace(&mut self.complete_to, message.offset);
         self.newest = message.offset;
         self.checked = now;
-        self.fanout.begin();
         let barrier_off = off(Safeguard::Barrier);
         for (_, cursor) in &mut self.cursors {
             if cursor.is_live() || barrier_off {
                 cursor.deliver_live(&message, before, &mut self.fanout);
             }
         }
+        self.fanout.end();
         metrics::BROADCASTS.inc();
         self.tail.append(message, now);
     }

@@ -78,6 +78,7 @@ metrics! {
     Gauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
     Counter PACED = "paced_total", "times that a client's stored messages began to wait in the log because enough was queued for it";
     Counter UNSTORED_DROPPED = "unstored_dropped_total", "whispers and other unstored messages that a client missed because it did not keep up";
+    Counter WHISPERS_DROPPED = "whispers_dropped_total", "whispers of clients that sent more than max_whisper_rate";
     Counter WRITE_TIMEOUTS = "timeout_server_msg_total", "writes to clients that hit the deadline";
     Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
     Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";

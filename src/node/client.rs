@@ -6,7 +6,7 @@ use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
 use crate::protocol::{Close, StreamName};
-use crate::session::Session;
+use crate::session::{Rate, Session};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +32,8 @@ pub struct State {
     pub cursors: HashMap<(StreamName, Option<Arc<str>>), Following>,
     /// Proofs that came with the restored session.
     pub saved_proofs: HashMap<StreamName, SavedProof>,
+    /// How often it may whisper.
+    pub whispers: Rate,
 }
 
 pub struct Client {
@@ -59,6 +61,7 @@ impl Client {
         receiver: Arc<Receiver>,
         handle: Arc<Handle>,
     ) -> Arc<Self> {
+        let whispers = Rate::new(node.config.max_whisper_rate);
         let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
         Arc::new(Self {
             node: node.clone(),
@@ -66,7 +69,7 @@ impl Client {
             handle,
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
-            state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
+            state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs, whispers }),
             replay: AtomicBool::new(false),
             due: AtomicBool::new(false),
             stalled: AtomicBool::new(false),

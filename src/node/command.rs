@@ -11,6 +11,7 @@ use crate::protocol::{Command, Epoch, HistoryRequest, Message, Meta, Payload, Po
 use crate::rpc::Application;
 use crate::session::{Ask, Followed, PRESENCE_KEY, Session, State, Subscribe, WHISPER_KEY};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// An open stream that a subscription is about to follow.
 pub(super) struct Opened {
@@ -224,8 +225,12 @@ impl Client {
 
     async fn whisper(self: &Arc<Self>, text: &str, data: bytes::Bytes) -> Result<(), Unavailable> {
         let (stream, sid) = {
-            let state = self.state();
+            let mut state = self.state();
             let Some(stream) = state.session.whisper_stream(text) else { return Ok(()) };
+            if !state.whispers.take(Instant::now()) {
+                metrics::WHISPERS_DROPPED.inc();
+                return Ok(());
+            }
             (stream, state.session.sid.clone())
         };
         let meta = Meta { exclude_socket: Some(sid), broadcast_type: None };

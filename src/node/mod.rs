@@ -59,6 +59,8 @@ pub struct NodeConfig {
     pub max_pending: usize,
     /// Bytes that may wait for all clients together; 0: no limit.
     pub max_pending_total: usize,
+    /// Whispers that a client may send per second; beyond it they are dropped. 0: no limit.
+    pub max_whisper_rate: u32,
     /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
     pub handover: bool,
 }

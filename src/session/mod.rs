@@ -2,10 +2,12 @@
 //! The session decides, the node carries out.
 
 mod application;
+mod rate;
 pub mod saved;
 pub mod timers;
 
 pub use application::Stop;
+pub use rate::Rate;
 pub use saved::SavedSession;
 pub use timers::{Due, TimerConfig, Timers};
 

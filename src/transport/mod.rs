@@ -6,5 +6,6 @@ pub mod listener;
 pub mod origin;
 pub mod socket;
 pub mod tls;
+mod unsent;
 mod upgrade;
 pub mod ws;

@@ -4,6 +4,7 @@ use super::asked::AskedConfig;
 use super::listener::PeerAddr;
 use super::origin::AllowedOrigins;
 use super::socket::Socket;
+use super::unsent;
 use super::upgrade::handshake;
 use crate::hub::{Outbox, OutboxLimits};
 use crate::metrics;
@@ -19,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -136,6 +138,7 @@ impl WebSockets {
         let node = &self.node.config;
         let limits = OutboxLimits { pending: node.max_pending, total: node.max_pending_total };
         let outbox = Arc::new(Outbox::within(encoding, limits));
+        unsent::bound(socket.tcp().as_fd());
         let (read, mut write) = tokio::io::split(socket);
         let config = WebSocketConfig::default()
             .read_buffer_size(self.config.read_buffer_size)

@@ -127,8 +127,9 @@ impl Stream {
             if cursor.outbox().pending() >= budget {
                 return PACED;
             }
-            self.fanout.begin();
-            if !cursor.deliver_replay(message, &mut self.fanout) {
+            let all = cursor.deliver_replay(message, &mut self.fanout);
+            self.fanout.end();
+            if !all {
                 return PACED;
             }
         }

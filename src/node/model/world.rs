@@ -368,6 +368,7 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
         broker_timeout: Duration::from_secs(8),
         max_pending: shape.max_pending,
         max_pending_total: 0,
+        max_whisper_rate: 0,
         handover: true,
     };
     let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });

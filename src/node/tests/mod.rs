@@ -289,6 +289,7 @@ impl Cluster {
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,
                 max_pending_total: 0,
+                max_whisper_rate: 0,
                 handover: true,
             };
             let application = (!setup.no_application).then(|| app.clone() as Arc<dyn Application>);
