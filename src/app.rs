@@ -7,6 +7,7 @@ use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
 use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
+use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
@@ -14,6 +15,7 @@ use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
+use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
@@ -79,7 +81,7 @@ impl App {
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
         let (broker, mut store) = start_broker(&config, feed, main.local_addr()).await?;
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new(config.broker.reauth_spread);
         hub.start(broker.clone(), registry.clone());
         let node = Node::with(
             node_config(&config, &*broker),
@@ -115,10 +117,10 @@ impl App {
         match own {
             None => router = router.merge(broadcast),
             Some(own) => {
-                listeners.spawn(own.serve(broadcast, draining.clone(), connections.clone()));
+                listeners.spawn(critical("http.listener", own.serve(broadcast, draining.clone(), connections.clone())));
             }
         }
-        listeners.spawn(main.serve(router, draining.clone(), connections.clone()));
+        listeners.spawn(critical("http.listener", main.serve(router, draining.clone(), connections.clone())));
         if let Some(path) = &config.server.port_file {
             let ports = serde_json::json!({ "http": addr.to_string(), "broadcast": broadcast_addr.to_string() });
             write_port_file(path, &ports.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
@@ -169,6 +171,7 @@ impl App {
         }
         self.connections.close();
         phases.run("finishing requests", self.connections.wait()).await;
+        self.node.registry.stop().await;
         self.node.tasks.close();
         phases.run("deleting revoked sessions", self.node.tasks.wait()).await;
         phases.reserve(Duration::ZERO);
@@ -239,6 +242,11 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         max_pending: config.ws.max_pending_size,
         max_pending_total: config.ws.max_pending_total,
         max_whisper_rate: config.streams.max_whisper_rate,
+        subscriptions: SubscriptionLimits {
+            number: config.ws.max_subscriptions,
+            identifier: config.ws.max_identifier_size,
+        },
+        max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,
             ShutdownMode::Resume => features.sessions,

@@ -16,7 +16,7 @@ const ORDER: &[&[&str]] = &[
     &["auth"],
     &["nats"],
     &["protocol"],
-    &["metrics", "secret"],
+    &["critical", "metrics", "secret"],
 ];
 
 fn rank(part: &str) -> Option<usize> {

@@ -9,9 +9,12 @@
 //! * `embedded_cluster`: nodes whose embedded nats-servers form a cluster
 //! * `embedded_store`: what can happen to the store of an embedded nats-server
 //! * `gateways`: two clusters joined
+//! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
+//! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
+//! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
 //! * `pressure`: bursts, floods, clients that do not read, memory
 
@@ -23,12 +26,15 @@ mod application_metrics;
 mod bad_input;
 mod cluster;
 mod contract;
+mod edge;
 mod embedded_cluster;
 mod embedded_store;
 mod gateways;
+mod openings;
 mod outages;
 mod policies;
 mod pressure;
 mod publishing;
 mod rulings;
+mod silent_path;
 mod wire;

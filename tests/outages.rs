@@ -104,6 +104,23 @@ async fn while_nats_is_away_connections_stay_and_then_every_stream_is_healed() {
     client.expect_silence().await;
 }
 
+/// Longer than a session's life and than half a remote disconnect's: that nothing was missed is a question of the log of
+/// remote commands, not of the time.
+#[tokio::test]
+async fn row_07_however_long_nats_is_away_nobody_is_thrown_out() {
+    let mut nats = NatsServer::start();
+    let server = Backend::on_nats(&nats.url(), &unused_prefix()).option("sessions_ttl", 1).start();
+    let (mut client, mut base) = (server.subscriber("chat").await, server.connect_base().await);
+    base.subscribe(&public("chat")).await;
+    nats.kill();
+    patience::let_pass(Duration::from_millis(31_500)).await;
+    nats.restart();
+    server.publish_eventually("chat", json!(1)).await;
+    client.expect_message(&public("chat"), json!(1)).await;
+    base.expect_message(&public("chat"), json!(1)).await;
+    client.barrier().await;
+}
+
 #[tokio::test]
 async fn a_frozen_nats_delays_but_loses_nothing() {
     let (nats, prefix) = (NatsServer::start(), unused_prefix());

@@ -6,6 +6,7 @@ use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{NatsBroker, NatsBrokerConfig};
 use crate::broker::{Broker, Feed, Status, none};
 use crate::config::{self, BrokerKind, Config, Endpoint, EndpointPort, SyncPolicy};
+use crate::critical::critical;
 use crate::nats::connect::ClientConfig;
 use crate::nats::embedded::{
     ClusterConfig, Credentials, EmbeddedConfig, EmbeddedServer, GatewayConfig, ListenAddr, RemoteGateway, State,
@@ -44,7 +45,7 @@ impl Store {
         };
         let status = watch::Sender::new(joined(&broker.borrow(), member.borrow().state));
         let watched = status.subscribe();
-        self.tasks.push(tokio::spawn(async move {
+        self.tasks.push(tokio::spawn(critical("app.readiness", async move {
             loop {
                 let now = joined(&broker.borrow_and_update(), member.borrow_and_update().state);
                 status.send_replace(now);
@@ -56,7 +57,7 @@ impl Store {
                     return;
                 }
             }
-        }));
+        })));
         watched
     }
 
@@ -108,7 +109,7 @@ pub async fn start_broker(
                 "Using in-memory broker (epoch: {}, {settings})",
                 broker.epoch().as_str()
             );
-            store.tasks.push(tokio::spawn(MemoryBroker::sweep(Arc::downgrade(&broker))));
+            store.tasks.push(tokio::spawn(critical("memory.sweep", MemoryBroker::sweep(Arc::downgrade(&broker)))));
             broker
         }
         BrokerKind::Nats => start_nats(config, feed, &mut store, &settings, addr).await?,
@@ -160,18 +161,27 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker =
-        NatsBroker::start(NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) }, feed)
-            .await?;
+    let broker = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    if store.embedded.is_none() {
+        let window = broker.shortest_window();
+        tracing::info!(
+            context = "broker",
+            "nats-server must close silent connections before retries are forgotten: set its ping_interval below {:.1}s \
+             with ping_max 2 (three pings within {:.1}s, see nats/STREAMS.md)",
+            window.as_secs_f64() / 3.0,
+            window.as_secs_f64(),
+        );
+    }
+    let broker = NatsBroker::start(broker, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
-        store.tasks.push(tokio::spawn(async move {
+        store.tasks.push(tokio::spawn(critical("app.disk", async move {
             while status.changed().await.is_ok() {
                 let full = status.borrow_and_update().state == State::StorageFull;
                 broker.set_disk_full(full);
             }
-        }));
+        })));
     }
     store.nats = Some(broker.clone());
     Ok(broker)

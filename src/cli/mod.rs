@@ -42,7 +42,7 @@ subcommands! { publish, tail, verify, token, sign, policy, epoch, cluster, licen
 /// Runs the program. `args` leaves its name out.
 ///
 /// Status 0: done, stopped gracefully, or stopped by a second signal. Status 1: arguments or settings cannot be used,
-/// the server could not start, or it failed.
+/// the server could not start, or it failed. Status 70: a part of the server panicked ([`crate::critical`]).
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     let command = command();
     let args = config::double_dashes(&command, args);
@@ -83,6 +83,7 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
 
 fn serve(config: Config, surroundings: &Surroundings) -> ExitCode {
     ops::logging::init(&config.logging, &config.node_id);
+    ops::panics::log_them();
     let presets: Vec<_> = config.loaded.presets.iter().map(|preset| preset.name()).collect();
     if !presets.is_empty() {
         tracing::info!(presets = presets.join(","), "load presets");

@@ -14,6 +14,7 @@ use std::time::Duration;
 const PORT: Int = Int { min: 0, max: 65_535, name: "PORT" };
 const BYTES: Int = Int { min: 1, max: 1 << 40, name: "BYTES" };
 const BYTES_OR_NONE: Int = Int { min: 0, max: 1 << 40, name: "BYTES" };
+const MOST: Int = Int { min: 1, max: 1_000_000, name: "N" };
 const COUNT: Int = Int { min: 0, max: 1_000_000_000, name: "N" };
 const WORKERS: Int = Int { min: 1, max: 1024, name: "N" };
 const PAYLOAD: Int = Int { min: 0, max: 64 * 1024 * 1024, name: "BYTES" };
@@ -231,6 +232,8 @@ options! {
         timeout: Duration [SOME_TIME] = "8", "broker_timeout", Broker;
         /// How long a publisher's retry is recognised; history_ttl at most. Costs memory: rate times window
         dedup_window: Duration [SOME_TIME] = "30", "dedup_window", Broker;
+        /// Time over which connected clients are closed to authenticate anew, where this node may have missed remote disconnects
+        reauth_spread: Duration [ANY_TIME] = "60", "reauth_spread", Broker;
         /// How long live messages of a resumed client wait for its history command
         history_hold: Duration [ANY_TIME] = "2", "history_hold", Broker;
         /// Bytes of recent messages held in memory for all streams of this node
@@ -300,6 +303,12 @@ options! {
         max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;
         /// Bytes queued for all clients together (a message that many get counts once): beyond, clients over ws_max_pending_size that would get more are dropped; 0: no limit
         max_pending_total: usize [BYTES_OR_NONE] = "268435456", "ws_max_pending_total", WebSocket;
+        /// Subscriptions of one connection; further ones are rejected. Twice as many commands and 100 may come at once
+        max_subscriptions: usize [MOST] = "2000", "max_subscriptions", WebSocket;
+        /// Bytes of an identifier; subscriptions with a longer one are rejected
+        max_identifier_size: usize [BYTES] = "4096", "max_identifier_size", WebSocket;
+        /// Commands per second of one connection, after those that may come at once; beyond it the connection is read more slowly. 0: no limit
+        max_commands_rate: u32 [COUNT] = "200", "max_commands_rate", WebSocket;
         /// Accepted for compatibility: messages are not compressed
         enable_compression: bool [Switch] = "false", "enable_ws_compression", WebSocket, hidden;
         derived {}

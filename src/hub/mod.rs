@@ -3,6 +3,19 @@
 //! [`stream::Stream`] and [`cursor::Cursor`] hold the rules and are pure; this file gives them a broker: it opens streams
 //! (many at a time), repairs holes, reads history on demand, checks heads, closes what nobody follows. Ordering, the gap
 //! check and the proofs live here once, over any backend.
+//!
+//! # What an await may change
+//!
+//! Callers are dropped at any await: by a time-out, by a client that leaves, by the end of the process. And what was read
+//! before an await may be over after it. So:
+//!
+//! * Nothing that others depend on belongs to a future that can be dropped. Openings belong to [`queue::Queue`], which is
+//!   entered without waiting and served by a task of the hub; who opens a stream only waits for the result. Counts are held
+//!   by guards ([`Open`]).
+//! * Whoever has asked the store compares before it uses the answer: the logs and the connection (`generation`) are those
+//!   of the question, the stream's epoch is the one that was read, and the cell is still the one in the map. What the store
+//!   has opened for a cell without a place in the map is closed again.
+//! * A stream is open *on a connection*: [`Cell::is_open_in`] compares. A list of cells is a list of what was there.
 
 pub mod cursor;
 mod frames;
@@ -11,11 +24,14 @@ mod open;
 pub mod outbox;
 mod pages;
 pub mod proof;
+mod queue;
 pub mod receiver;
 mod repair;
 pub mod sabotage;
 pub mod stream;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use cursor::Start;
 pub use history::{From, Located};
@@ -25,13 +41,15 @@ pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream, Which};
 
 use crate::broker::{Broker, Facts, Overflow, RemoteDisconnect, Status, Table, Unavailable};
+use crate::critical::{critical, end_process};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, StreamName};
+use queue::{Place, Queue};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,9 +71,6 @@ pub struct HubConfig {
 /// Bytes of one stream's tail: beyond them the oldest are read from the log again when somebody asks.
 const TAIL_BYTES: usize = 4 << 20;
 
-/// Streams waiting to be opened; when full, openers wait.
-const OPEN_QUEUE: usize = 16_384;
-
 /// An open stream: the pure core and what the tasks around it share.
 pub struct Cell {
     core: Mutex<Stream>,
@@ -64,14 +79,25 @@ pub struct Cell {
     users: AtomicUsize,
     /// One reader of the log at a time; the others find its result in the tail.
     gate: tokio::sync::Mutex<()>,
-    /// A comparison is already queued.
-    queued: AtomicBool,
+    /// Connection to the store (its generation) that it was opened on last; 0: none.
+    opened_in: AtomicU64,
+    place: Mutex<Place>,
     idle_since: Mutex<Option<Instant>>,
 }
 
 impl Cell {
     pub fn lock(&self) -> MutexGuard<'_, Stream> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic in the middle of a change leaves a stream that may hide a hole.
+        self.core.lock().unwrap_or_else(|_| end_process("hub.stream"))
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its feed runs on this connection to the store, and it has been compared there.
+    fn is_open_in(&self, generation: u64) -> bool {
+        self.opened_in.load(Ordering::Acquire) == generation && self.lock().is_open()
     }
 }
 
@@ -107,8 +133,7 @@ pub struct Hub {
     commands: OnceLock<Arc<dyn Commands>>,
     status: OnceLock<watch::Receiver<Status>>,
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
-    opener: mpsc::Sender<Arc<Cell>>,
-    to_open: Mutex<Option<mpsc::Receiver<Arc<Cell>>>>,
+    queue: Queue,
     /// What the last head check learnt of each log, by its epoch. A handful.
     facts: Mutex<Vec<(Epoch, Facts)>>,
     tasks: TaskTracker,
@@ -118,7 +143,6 @@ pub struct Hub {
 impl Hub {
     /// A hub without a broker yet: the broker needs the hub as its feed, so it comes with [`Self::start`].
     pub fn new(config: HubConfig) -> Arc<Self> {
-        let (opener, to_open) = mpsc::channel(OPEN_QUEUE);
         Arc::new(Self {
             tail_bytes: TAIL_BYTES.min(config.snapshot_budget),
             config,
@@ -126,8 +150,7 @@ impl Hub {
             commands: OnceLock::new(),
             status: OnceLock::new(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            opener,
-            to_open: Mutex::new(Some(to_open)),
+            queue: Queue::default(),
             facts: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -141,12 +164,10 @@ impl Hub {
             && self.commands.set(commands).is_ok()
             && self.status.set(status.clone()).is_ok();
         assert!(fresh, "the hub is started once");
-        let to_open = self.to_open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let to_open = to_open.expect("the hub is started once");
-        self.spawn(open::open_streams(self.clone(), to_open));
-        self.spawn(open::follow_status(self.clone(), status));
-        self.spawn(open::check_heads(self.clone()));
-        self.spawn(open::close_idle(self.clone()));
+        self.spawn("hub.open", open::open_streams(self.clone()));
+        self.spawn("hub.status", open::follow_status(self.clone(), status));
+        self.spawn("hub.heads", open::check_heads(self.clone()));
+        self.spawn("hub.idle", open::close_idle(self.clone()));
     }
 
     /// Ends the hub's tasks.
@@ -156,10 +177,10 @@ impl Hub {
         self.tasks.wait().await;
     }
 
-    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(self: &Arc<Self>, part: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
         self.tasks.spawn(async move {
-            cancel.run_until_cancelled(task).await;
+            cancel.run_until_cancelled(critical(part, task)).await;
         });
     }
 
@@ -198,33 +219,14 @@ impl Hub {
     /// Opens a stream, or finds it open: from here on its feed runs and its head is known. Concurrent openers share one
     /// opening. Waits for the store at most the broker timeout.
     pub async fn open(self: &Arc<Self>, stream: &StreamName) -> Result<Open, Unavailable> {
-        let (open, fresh) = {
-            let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
-            let fresh = !shard.contains_key(stream);
-            let cell = shard.entry(stream.clone()).or_insert_with(|| {
-                metrics::STREAMS.add(1);
-                let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
-                Arc::new(Cell {
-                    core: Mutex::new(core),
-                    opened: Notify::new(),
-                    users: AtomicUsize::new(0),
-                    gate: tokio::sync::Mutex::new(()),
-                    queued: AtomicBool::new(true),
-                    idle_since: Mutex::new(None),
-                })
-            });
-            cell.users.fetch_add(1, Ordering::AcqRel);
-            (Open(cell.clone()), fresh)
-        };
-        if fresh {
-            let _ = self.opener.send(open.0.clone()).await;
-        }
+        let open = self.enter(stream);
         let opened = async {
             loop {
                 let notified = open.opened.notified();
-                if open.lock().is_open() {
+                if open.is_open_in(self.generation()) {
                     return;
                 }
+                self.queue.await_opening(&open);
                 notified.await;
             }
         };
@@ -234,12 +236,50 @@ impl Hub {
         Ok(open)
     }
 
+    /// The stream's cell, made if it is not there; it stays as long as the answer is held.
+    fn enter(&self, stream: &StreamName) -> Open {
+        let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
+        let cell = shard.entry(stream.clone()).or_insert_with(|| {
+            metrics::STREAMS.add(1);
+            let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
+            Arc::new(Cell {
+                core: Mutex::new(core),
+                opened: Notify::new(),
+                users: AtomicUsize::new(0),
+                gate: tokio::sync::Mutex::new(()),
+                opened_in: AtomicU64::new(0),
+                place: Mutex::default(),
+                idle_since: Mutex::new(None),
+            })
+        });
+        cell.users.fetch_add(1, Ordering::AcqRel);
+        Open(cell.clone())
+    }
+
     /// Queues a comparison of a stream's head with what this node holds.
-    fn compare_soon(self: &Arc<Self>, cell: &Arc<Cell>) {
-        if !cell.queued.swap(true, Ordering::AcqRel) && self.opener.try_send(cell.clone()).is_err() {
-            // Full: the periodic head check finds whatever is missing.
-            cell.queued.store(false, Ordering::Release);
+    fn compare_soon(&self, cell: &Arc<Cell>) {
+        self.queue.doubt(cell);
+    }
+
+    /// This cell is the one in the map.
+    fn owns(&self, cell: &Arc<Cell>) -> bool {
+        let name = cell.lock().name().clone();
+        self.find(&name).is_some_and(|found| Arc::ptr_eq(&found, cell))
+    }
+
+    /// Ends the feed of a stream that has no cell. Another cell of the same name has been queued, or will be, and takes the
+    /// feed over.
+    fn close_if_unowned(&self, name: &StreamName) {
+        // Held meanwhile: whoever opens the stream again does so after this.
+        let shard = self.shard(name).read().unwrap_or_else(PoisonError::into_inner);
+        if !shard.contains_key(name) {
+            self.broker().close(name);
         }
+    }
+
+    /// The connection to the store.
+    fn generation(&self) -> u64 {
+        self.status.get().expect("the hub is started before it is used").borrow().generation
     }
 
     /// Brings a stream to its log's present epoch before anything of it is used.
@@ -285,7 +325,7 @@ impl crate::broker::Feed for HubFeed {
         hub.trim_if_over_budget(&mut core);
         drop(core);
         if let Some(gap) = gap {
-            hub.spawn(repair::repair(hub.clone(), cell, gap));
+            hub.spawn("hub.repair", repair::repair(hub.clone(), cell, gap));
         }
     }
 

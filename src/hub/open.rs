@@ -1,5 +1,6 @@
 //! The hub's standing tasks: opening streams many at a time, comparing heads after every doubt, closing what is idle.
 
+use super::queue::BATCH;
 use super::{Cell, Hub, repair};
 use crate::broker::{Facts, Head, Status};
 use crate::protocol::{Epoch, StreamName};
@@ -7,37 +8,39 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
-
-/// Streams per request to the store (its limit is 1,024 subjects).
-const BATCH: usize = 1_000;
 
 /// Pause before an opening that failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Opens and compares the streams that are queued, as many at a time as have come together.
-pub(super) async fn open_streams(hub: Arc<Hub>, mut queue: mpsc::Receiver<Arc<Cell>>) {
-    let mut todo: Vec<Arc<Cell>> = Vec::new();
+pub(super) async fn open_streams(hub: Arc<Hub>) {
     loop {
-        if todo.is_empty() && queue.recv_many(&mut todo, BATCH).await == 0 {
-            return;
+        let batch = hub.queue.take().await;
+        if compare(&hub, &batch, true).await {
+            continue;
         }
-        while todo.len() < BATCH
-            && let Ok(cell) = queue.try_recv()
-        {
-            todo.push(cell);
+        // Nobody is told: openers wait for as long as they are willing to, and the store may come back. What was closed
+        // meanwhile is not queued again.
+        for cell in &batch {
+            let awaited = cell.users.load(Ordering::Acquire) > 0 && !cell.is_open_in(hub.generation());
+            if awaited { hub.queue.await_opening(cell) } else { hub.queue.doubt(cell) }
         }
-        for cell in &todo {
-            cell.queued.store(false, Ordering::Release);
-        }
-        if compare(&hub, &todo, true).await {
-            todo.clear();
-        } else {
-            // Nobody is told: openers wait for as long as they are willing to, and the store may come back.
-            tokio::time::sleep(RETRY).await;
-            todo.retain(|cell| !cell.lock().is_open() || cell.lock().has_cursors());
-        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Streams that the store is asked to open. However that ends, also when it is given up, what was opened for a cell that
+/// has been closed meanwhile is closed again.
+struct Opening<'a> {
+    hub: &'a Hub,
+    names: &'a [StreamName],
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.names.iter().for_each(|name| self.hub.close_if_unowned(name));
     }
 }
 
@@ -49,14 +52,19 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
     let facts = hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let before = hub.status();
     let broker = hub.broker();
-    let answer = if open { broker.open(&names).await } else { broker.heads(&names).await };
+    let answer = if open {
+        let _opening = Opening { hub, names: &names };
+        broker.open(&names).await
+    } else {
+        broker.heads(&names).await
+    };
     let after = hub.status();
     let Ok(heads) = answer else { return false };
     if !before.logs.is(&after.logs) || before.generation != after.generation {
         return false;
     }
     let now = Instant::now();
-    for (cell, head) in cells.iter().zip(heads) {
+    for (cell, head) in cells.iter().zip(heads).filter(|(cell, _)| hub.owns(cell)) {
         let mut core = cell.lock();
         let began_anew = hub.settle_epoch(&mut core);
         // Another log than the one that was asked: whoever changed it has all streams opened again.
@@ -66,10 +74,13 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
         let known = facts.iter().find(|(epoch, _)| epoch == core.epoch());
         let (revision, time) = known.map_or((0, 0), |(_, facts)| (facts.revision, if open { 0 } else { facts.now }));
         let gap = core.compare(head, revision, time, now);
+        if open {
+            cell.opened_in.store(after.generation, Ordering::Release);
+        }
         drop(core);
         cell.opened.notify_waiters();
         if let Some(gap) = gap {
-            hub.spawn(repair::repair(hub.clone(), cell.clone(), gap));
+            hub.spawn("hub.repair", repair::repair(hub.clone(), cell.clone(), gap));
         }
     }
     true
@@ -94,9 +105,7 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
             hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clear();
             for cell in hub.cells() {
                 hub.settle_epoch(&mut cell.lock());
-                if !cell.queued.swap(true, Ordering::AcqRel) {
-                    let _ = hub.opener.send(cell).await;
-                }
+                hub.compare_soon(&cell);
             }
         }
         if now.readable {
@@ -125,9 +134,14 @@ pub(super) async fn check_heads(hub: Arc<Hub>) {
         let mut by_log: HashMap<Epoch, Vec<Arc<Cell>>> = HashMap::new();
         if status.readable {
             for cell in hub.cells() {
+                if !cell.is_open_in(status.generation) {
+                    // It waits to be opened on this connection, which compares it.
+                    hub.compare_soon(&cell);
+                    continue;
+                }
                 let epoch = {
                     let core = cell.lock();
-                    (core.is_open() && core.keeps()).then(|| core.epoch().clone())
+                    core.keeps().then(|| core.epoch().clone())
                 };
                 if let Some(epoch) = epoch {
                     by_log.entry(epoch).or_default().push(cell);
@@ -215,6 +229,7 @@ pub(super) async fn close_idle(hub: Arc<Hub>) {
                 let over = now.duration_since(*idle.get_or_insert(now)) >= hub.config.linger;
                 if over {
                     // Under the shard's lock, so that whoever opens the stream again does so after this.
+                    hub.queue.remove(cell);
                     hub.broker().close(name);
                     crate::metrics::STREAMS.add(-1);
                 }

@@ -77,6 +77,8 @@ struct Queue {
     closing: Option<Close>,
     /// The socket is gone.
     dead: bool,
+    /// Nothing is accepted but signs of life and the end.
+    suspended: bool,
 }
 
 impl Queue {
@@ -132,6 +134,16 @@ impl Outbox {
         usize::try_from(metrics::PENDING_BYTES.get()).is_ok_and(|waiting| waiting >= self.limits.total)
     }
 
+    /// Nothing is delivered any more until the connection is closed.
+    pub fn suspend(&self) {
+        self.queue().suspended = true;
+    }
+
+    /// Queues a frame that says that the connection lives.
+    pub fn push_sign_of_life(&self, frame: Bytes) {
+        self.push_to(self.queue(), counted(frame), Overflow::Disconnect);
+    }
+
     /// Queues a frame of this client's own, which cannot be made again.
     pub fn push(&self, frame: Bytes) {
         self.push_unstored(counted(frame), Overflow::Disconnect);
@@ -139,7 +151,13 @@ impl Outbox {
 
     /// Queues a message that is stored nowhere. `frame` is [`counted`] already.
     pub fn push_unstored(&self, frame: Bytes, overflow: Overflow) {
-        let mut queue = self.queue();
+        let queue = self.queue();
+        if !queue.suspended {
+            self.push_to(queue, frame, overflow);
+        }
+    }
+
+    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes, overflow: Overflow) {
         if queue.is_over() {
             return;
         }
@@ -164,7 +182,7 @@ impl Outbox {
     /// `frame` is [`counted`] already.
     pub fn push_stored(&self, frame: Bytes) -> bool {
         let mut queue = self.queue();
-        if queue.is_over() {
+        if queue.is_over() || queue.suspended {
             return true;
         }
         let bytes = queue.frames.bytes;

@@ -67,10 +67,13 @@ pub struct Sample {
 metrics! {
     Gauge CLIENTS = "clients_num", "authenticated sessions";
     Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
+    Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
     Counter FAILED_CLIENT_MSG = "failed_client_msg_total", "undecodable or failed client commands";
+    Counter SUBSCRIPTIONS_REFUSED = "refused_subscriptions_total", "subscriptions rejected because the connection had max_subscriptions or the identifier was too long";
+    Counter COMMANDS_PACED = "paced_client_msg_total", "client commands after which a connection was not read for a while because of max_commands_rate";
     Counter SERVER_MSG = "server_msg_total", "frames written to clients";
     Counter DATA_SENT = "data_sent_total", "bytes written to clients";
     Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
@@ -83,6 +86,7 @@ metrics! {
     Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
     Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";
     Counter BROADCASTS = "broadcast_msg_total", "stream messages distributed to local clients";
+    Counter REAUTHENTICATED = "reauthenticated_clients_total", "clients closed within reauth_spread because remote disconnects may have been missed";
     Counter REMOTE_COMMANDS = "remote_commands_total", "remote commands executed";
     Counter GAPS = "feed_gaps_total", "holes of the live feed found by the gap check or a head check";
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
@@ -99,6 +103,7 @@ metrics! {
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
+    Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";

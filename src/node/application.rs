@@ -6,7 +6,7 @@ use crate::hub::Identifier;
 use crate::metrics;
 use crate::protocol::{Close, HistoryRequest, StreamName};
 use crate::rpc::{Application, CommandCall, CommandEffects, CommandKind, Env, Outcome, PresenceChange};
-use crate::session::{Session, Stop};
+use crate::session::Stop;
 use std::sync::Arc;
 
 impl Client {
@@ -74,9 +74,12 @@ impl Client {
                     state.session.merge_cstate(cstate);
                     state.session.grant(text, istate);
                 }
-                let record = |session: &mut Session, followed| session.subscribed_as_granted(identifier, followed);
-                let confirm = || self.transmit(&transmissions);
-                self.follow(identifier, &distinct(streams), record, confirm, history).await?;
+                let prepared = self.prepare(&distinct(streams), history.cloned()).await?;
+                self.state().session.subscribed_as_granted(identifier, prepared.followed());
+                // A commit that fails costs resumability, not the subscription.
+                let _ = self.commit().await;
+                self.transmit(&transmissions);
+                self.stand(identifier, prepared);
                 self.keep_presence(text, presence);
             }
         }
@@ -94,7 +97,9 @@ impl Client {
         };
         let CommandEffects { disconnect, transmissions, cstate, .. } = effects;
         self.state().session.merge_cstate(cstate);
-        self.leave_subscription(text).await;
+        if self.drop_subscription(text) {
+            let _ = self.commit_removal().await;
+        }
         self.transmit(&transmissions);
         if disconnect {
             self.close(Close::CommandFailed);

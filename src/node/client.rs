@@ -1,15 +1,16 @@
 //! A connected client: its session and its cursors, shared by what runs on its connection.
 
-use super::disconnect::Handle;
+use super::disconnect::{Handle, Registration};
 use super::save::Saver;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
 use crate::protocol::{Close, StreamName};
-use crate::session::{Rate, Session};
+use crate::session::{CommandRate, Session};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
 
 /// A stream that this connection follows.
 #[derive(Clone)]
@@ -33,13 +34,14 @@ pub struct State {
     /// Proofs that came with the restored session.
     pub saved_proofs: HashMap<StreamName, SavedProof>,
     /// How often it may whisper.
-    pub whispers: Rate,
+    pub whispers: CommandRate,
 }
 
 pub struct Client {
     pub node: Arc<Node>,
     pub receiver: Arc<Receiver>,
     pub handle: Arc<Handle>,
+    _registration: Registration,
     pub saver: Saver,
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
@@ -50,6 +52,8 @@ pub struct Client {
     due: AtomicBool,
     /// Some cursor that was live found no room.
     stalled: AtomicBool,
+    /// It has left everything that it was part of.
+    departed: AtomicBool,
 }
 
 impl Client {
@@ -59,20 +63,23 @@ impl Client {
         session: Session,
         saved_proofs: HashMap<StreamName, SavedProof>,
         receiver: Arc<Receiver>,
-        handle: Arc<Handle>,
+        registration: Registration,
     ) -> Arc<Self> {
-        let whispers = Rate::new(node.config.max_whisper_rate);
+        let rate = node.config.max_whisper_rate;
+        let whispers = CommandRate::new(rate, rate.saturating_mul(2), Instant::now());
         let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
         Arc::new(Self {
             node: node.clone(),
             receiver,
-            handle,
+            handle: registration.handle.clone(),
+            _registration: registration,
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs, whispers }),
             replay: AtomicBool::new(false),
             due: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            departed: AtomicBool::new(false),
         })
     }
 
@@ -153,11 +160,35 @@ impl Client {
         self.state().cursors.values().cloned().collect()
     }
 
-    /// The connection is gone: nothing is delivered any more.
-    pub fn leave(&self) {
+    /// The connection is over: nothing is delivered any more, nobody can reach it, and the application is told. Once.
+    pub fn depart(&self) {
+        if self.withdraw()
+            && let Some(farewells) = &self.node.farewells
+        {
+            farewells.left(self);
+        }
+    }
+
+    /// The same for a client that was never let in: nobody is told. False: it has left before.
+    pub fn withdraw(&self) -> bool {
+        if self.departed.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         let cursors = std::mem::take(&mut self.state().cursors);
         for following in cursors.into_values() {
             following.cell.lock().remove(following.cursor);
+        }
+        self.node.registry.remove(&self.handle);
+        true
+    }
+}
+
+/// Whatever ends the task of a connection, a panic included: what it has registered goes with it.
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !*self.departed.get_mut() {
+            self.depart();
+            self.outbox().kill();
         }
     }
 }

@@ -9,9 +9,28 @@ use crate::metrics;
 use crate::protocol::command::{self, Skipped};
 use crate::protocol::{Command, Epoch, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
 use crate::rpc::Application;
-use crate::session::{Ask, Followed, PRESENCE_KEY, Session, State, Subscribe, WHISPER_KEY};
+use crate::session::{Ask, Followed, Subscribe};
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// A subscription whose streams are open, so that nothing stored from now on is missed, and which follows none of them
+/// yet: nothing precedes its confirmation.
+pub(super) struct Prepared {
+    opened: Vec<Opened>,
+    asks: Vec<Option<(Ask, Located)>>,
+    history: Option<HistoryRequest>,
+    /// One of the streams has a past.
+    has_history: bool,
+}
+
+impl Prepared {
+    /// What the session records. What the client asked for is part of what it must get, also if it drops before it has
+    /// received any of it.
+    pub fn followed(&self) -> Vec<Followed> {
+        let located = |ask: &Option<(Ask, Located)>| ask.as_ref().map(|(_, located)| *located);
+        self.opened.iter().zip(&self.asks).map(|(one, ask)| one.followed(located(ask))).collect()
+    }
+}
 
 /// An open stream that a subscription is about to follow.
 pub(super) struct Opened {
@@ -47,7 +66,7 @@ impl Client {
         }
     }
 
-    /// Executes a command; its replies are queued when this returns. An error means that the store could not be asked
+    /// Executes a command that shares nothing with others (see [`Joined`](super::joined::Joined)); its replies are queued when this returns. An error means that the store could not be asked
     /// in time: the connection is closed without a message, so that nothing the client knows is lost.
     pub async fn execute(self: &Arc<Self>, command: Command) -> Result<(), Unavailable> {
         match command {
@@ -87,58 +106,61 @@ impl Client {
     }
 
     /// The application, if this identifier names one of its channels.
-    fn decider(&self, text: &str) -> Option<Arc<dyn Application>> {
+    pub(super) fn decider(&self, text: &str) -> Option<Arc<dyn Application>> {
         let application = self.node.application.as_ref()?;
         matches!(self.node.access.resolve(text), Resolution::NotOurs).then(|| application.clone())
     }
 
+    /// A subscription that the application decides about.
     async fn subscribe(self: &Arc<Self>, text: &Arc<str>, history: Option<HistoryRequest>) -> Result<(), Unavailable> {
-        let decision = self.state().session.subscribe(text);
+        let limits = &self.node.config.subscriptions;
+        let decision = self.state().session.subscribe(text, limits, 0);
         let identifier = match decision {
             Subscribe::Ignore => {
                 metrics::FAILED_CLIENT_MSG.inc();
                 return Ok(());
             }
-            Subscribe::ConfirmRestored(identifier) => {
-                self.confirm(&identifier);
-                return match history {
-                    Some(history) => self.history(&identifier.text, &history).await,
-                    None => Ok(()),
-                };
+            Subscribe::ConfirmRestored(identifier) => return self.confirm_restored(&identifier, history).await,
+            Subscribe::Refuse(identifier) => {
+                self.refuse_subscription(&identifier);
+                return Ok(());
             }
             Subscribe::Authorize(identifier) => identifier,
         };
-        match self.node.access.resolve(text) {
-            Resolution::Stream { name, whisper, presence } => {
-                let mut istate = State::new();
-                if whisper {
-                    istate.insert(WHISPER_KEY.into(), name.as_str().into());
-                }
-                if presence {
-                    istate.insert(PRESENCE_KEY.into(), name.as_str().into());
-                }
-                let record = |session: &mut Session, followed| session.subscribed(&identifier, followed, istate);
-                let confirm = || self.confirm(&identifier);
-                self.follow(&identifier, &[name], record, confirm, history.as_ref()).await
+        match &self.node.application {
+            Some(application) => self.subscribe_by_application(application, &identifier, history.as_ref()).await,
+            None => {
+                self.reject_subscription(&identifier);
+                Ok(())
             }
-            Resolution::Rejected(reason) => {
-                tracing::debug!(context = "streams", reason, "subscription rejected");
-                self.reject_subscription(&identifier)
-            }
-            Resolution::NotOurs => match &self.node.application {
-                Some(application) => self.subscribe_by_application(application, &identifier, history.as_ref()).await,
-                None => self.reject_subscription(&identifier),
-            },
         }
     }
 
-    fn confirm(&self, identifier: &Identifier) {
+    /// The subscription came with the restored session, and the client asks for it anew.
+    pub(super) async fn confirm_restored(
+        self: &Arc<Self>,
+        identifier: &Arc<Identifier>,
+        history: Option<HistoryRequest>,
+    ) -> Result<(), Unavailable> {
+        self.confirm(identifier);
+        match history {
+            Some(history) => self.history(&identifier.text, &history).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn confirm(&self, identifier: &Identifier) {
         self.outbox().push(reply::confirm_subscription(self.receiver.encoding(), &identifier.json));
     }
 
-    fn reject_subscription(&self, identifier: &Identifier) -> Result<(), Unavailable> {
+    pub(super) fn reject_subscription(&self, identifier: &Identifier) {
         self.outbox().push(reply::reject_subscription(self.receiver.encoding(), &identifier.json));
-        Ok(())
+    }
+
+    /// Rejects what is beyond a limit.
+    pub(super) fn refuse_subscription(&self, identifier: &Identifier) {
+        metrics::SUBSCRIPTIONS_REFUSED.inc();
+        self.reject_subscription(identifier);
     }
 
     /// Opens streams for a subscription, or finds them open.
@@ -154,23 +176,18 @@ impl Client {
         futures_util::future::try_join_all(opening).await
     }
 
-    /// Subscribes to streams: opened first, committed, confirmed, and only then followed, from where they stood when they
-    /// were opened (or from where the client wants its history), so that nothing stored in between is missed and nothing
-    /// precedes the confirmation.
-    pub(super) async fn follow(
-        self: &Arc<Self>,
-        identifier: &Arc<Identifier>,
+    /// Opens the streams of a subscription and finds what the client wants of their past.
+    pub(super) async fn prepare(
+        &self,
         streams: &[StreamName],
-        record: impl FnOnce(&mut Session, Vec<Followed>),
-        confirm: impl FnOnce(),
-        history: Option<&HistoryRequest>,
-    ) -> Result<(), Unavailable> {
+        history: Option<HistoryRequest>,
+    ) -> Result<Prepared, Unavailable> {
         let hub = &self.node.hub;
         let has_history = asks_history(hub, streams);
         let opened = self.open_streams(streams).await?;
         let mut asks: Vec<Option<(Ask, Located)>> = Vec::with_capacity(opened.len());
         for one in &opened {
-            let ask = history.and_then(|request| Ask::of(&one.stream, request));
+            let ask = history.as_ref().and_then(|request| Ask::of(&one.stream, request));
             let ask = ask.filter(|ask| !has_history || !is_without_past(hub, ask));
             asks.push(match ask {
                 Some(ask) if hub.keeps(&one.stream) => {
@@ -181,56 +198,53 @@ impl Client {
                 None => None,
             });
         }
-        // What the client asked for is part of what it must get, also if it drops before it has received any of it.
-        let located = |ask: &Option<(Ask, Located)>| ask.as_ref().map(|(_, located)| *located);
-        let followed = opened.iter().zip(&asks).map(|(one, ask)| one.followed(located(ask))).collect();
-        record(&mut self.state().session, followed);
-        // A commit that fails costs resumability, not the subscription.
-        let _ = self.commit().await;
-        confirm();
+        Ok(Prepared { opened, asks, history, has_history })
+    }
+
+    /// Lets a subscription that is confirmed follow its streams, from where they stood when they were opened (or from
+    /// where the client wants its history).
+    pub(super) fn stand(self: &Arc<Self>, identifier: &Arc<Identifier>, prepared: Prepared) {
+        let Prepared { opened, asks, history, has_history } = prepared;
         for (one, ask) in opened.iter().zip(&asks) {
             self.attach(&one.cell, &one.stream, identifier, one.head, ask.is_some());
         }
-        let Some(request) = history else { return Ok(()) };
+        let Some(request) = history else { return };
         let located: Vec<_> = asks.into_iter().flatten().collect();
         // Nothing to look for where there is history is done; where there is none it is refused.
         if located.is_empty() && !has_history && request.is_wanted() {
             self.receiver.reject_history(identifier);
-            return Ok(());
-        }
-        self.start_history(identifier, located);
-        Ok(())
-    }
-
-    async fn unsubscribe(self: &Arc<Self>, text: &str) {
-        if self.state().session.subscription(text).is_none() {
-            metrics::FAILED_CLIENT_MSG.inc();
             return;
         }
-        match self.decider(text) {
-            Some(application) => self.unsubscribe_by_application(&application, text).await,
-            None => self.leave_subscription(text).await,
+        self.start_history(identifier, located);
+    }
+
+    /// Ends a subscription that the application decides about.
+    async fn unsubscribe(self: &Arc<Self>, text: &str) {
+        if let Some(application) = self.decider_of_known(text) {
+            self.unsubscribe_by_application(&application, text).await;
         }
     }
 
-    /// Ends a subscription; what is stored of it must not come back.
-    pub(super) async fn leave_subscription(self: &Arc<Self>, text: &str) {
+    /// Ends a subscription here. What is stored of it must not come back: a removal is to be committed. False: it is unknown.
+    pub(super) fn drop_subscription(&self, text: &str) -> bool {
         let removed = self.state().session.unsubscribe(text);
-        let Some(subscription) = removed else { return };
+        let Some(subscription) = removed else { return false };
         for followed in &subscription.streams {
             self.detach(&followed.stream, &subscription.identifier);
         }
-        let _ = self.commit_removal().await;
+        true
     }
 
     async fn whisper(self: &Arc<Self>, text: &str, data: bytes::Bytes) -> Result<(), Unavailable> {
         let (stream, sid) = {
             let mut state = self.state();
             let Some(stream) = state.session.whisper_stream(text) else { return Ok(()) };
-            if !state.whispers.take(Instant::now()) {
+            let now = Instant::now();
+            if state.whispers.wait_until(now).is_some() {
                 metrics::WHISPERS_DROPPED.inc();
                 return Ok(());
             }
+            state.whispers.take(now);
             (stream, state.session.sid.clone())
         };
         let meta = Meta { exclude_socket: Some(sid), broadcast_type: None };

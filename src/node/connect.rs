@@ -3,7 +3,7 @@
 use super::Node;
 use super::admit::{Admitted, admit, may_go_on};
 use super::client::Client;
-use super::disconnect::Handle;
+use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
 use crate::broker::{SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
@@ -52,7 +52,7 @@ const SID_LENGTH: usize = 21;
 struct Restored {
     session: Session,
     proofs: HashMap<StreamName, SavedProof>,
-    handle: Arc<Handle>,
+    registration: Registration,
 }
 
 /// Lets a client in and queues its `welcome`, or closes it. `None`: it was closed.
@@ -109,29 +109,27 @@ async fn restore(
         return Ok(None);
     }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
-    let handle = Handle::new(saved.identifiers().into(), outbox.clone(), true);
-    let registered = node.registry.add_for_now(&handle);
+    let registration = node.registry.add(Handle::new(saved.identifiers().into(), outbox.clone(), true));
     let mark = broker.mark(saved.identifiers()).await?;
     if mark > saved.mark {
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     }
-    handle.set_mark(saved.mark);
-    registered.keep();
+    registration.handle.set_mark(saved.mark);
     let proofs = saved.proofs();
     let longest = node.hub.table().longest_ttl();
     let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
     let session = saved.restore(sid.clone(), hello.subprotocol, oldest);
-    Ok(Some(Restored { session, proofs, handle }))
+    Ok(Some(Restored { session, proofs, registration }))
 }
 
 /// Goes on with a session: streams open, state committed under the new sid, `welcome` queued, and only then followed —
 /// stored messages wait for the client's history commands.
 async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let Restored { session, proofs, handle } = restored;
+    let Restored { session, proofs, registration } = restored;
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
-    let client = Client::new(node, hello, session, proofs, receiver, handle);
+    let client = Client::new(node, hello, session, proofs, receiver, registration);
     let followed: Vec<_> = {
         let state = client.state();
         let subscriptions = state.session.subscriptions();
@@ -146,12 +144,18 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             Ok(cell) => open.insert(stream, cell),
             Err(_) => {
                 outbox.close(Close::StoreUnavailable);
-                client.node.registry.remove(&client.handle);
+                client.withdraw();
                 return None;
             }
         };
     }
     let from: HashMap<&StreamName, u64> = open.iter().map(|(name, cell)| (name, cell.lock().complete_to())).collect();
+    if client.handle.suspended_since().is_some() {
+        // It would wait for its welcome until its turn to authenticate anew comes.
+        outbox.close(Close::StoreUnavailable);
+        client.withdraw();
+        return None;
+    }
     // If this fails the new sid cannot be resumed; the old one still can.
     let _ = client.commit().await;
     {
@@ -172,10 +176,9 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &
     let Admitted { identifiers, exp, cstate, transmissions } = admit(node, hello, sid, outbox).await?;
     let identifiers: Arc<str> = identifiers.into();
     let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
-    let handle = Handle::new(identifiers.clone(), outbox.clone(), resumable);
-    node.registry.add(&handle);
+    let registration = node.registry.add(Handle::new(identifiers.clone(), outbox.clone(), resumable));
     let mark = mark_of(node, &identifiers, sid, resumable).await;
-    handle.set_mark(*mark.as_ref().unwrap_or(&0));
+    registration.handle.set_mark(*mark.as_ref().unwrap_or(&0));
     let mut session = Session::new(sid.clone(), identifiers.clone(), hello.subprotocol, *mark.as_ref().unwrap_or(&0));
     session.exp = exp;
     session.merge_cstate(cstate);
@@ -183,7 +186,7 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &
         session.express_interest();
     }
     let receiver = Receiver::new(outbox.clone(), session.sids(), hello.subprotocol.extended());
-    let client = Client::new(node, hello, session, HashMap::new(), receiver, handle);
+    let client = Client::new(node, hello, session, HashMap::new(), receiver, registration);
     // Who it is was known only when the application had answered: a disconnect that came meanwhile is meant for it.
     let refused = match mark {
         Err(_) => Some(Close::StoreUnavailable),
@@ -191,10 +194,7 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &
     };
     if let Some(close) = refused {
         client.handle.revoke(close);
-        node.registry.remove(&client.handle);
-        if let Some(farewells) = &node.farewells {
-            farewells.left(&client);
-        }
+        client.depart();
         return None;
     }
     // A sid that is not stored yet is not given away as one that can be resumed: bounded wait, then it is a plain one.

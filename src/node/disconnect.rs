@@ -1,12 +1,18 @@
 //! Remote disconnects: every session of some identifiers, on this node, is closed and cannot be resumed.
 
+use super::save::unix_ms;
 use crate::broker::RemoteDisconnect;
+use crate::critical::critical;
 use crate::hub::{self, Outbox};
 use crate::metrics;
 use crate::protocol::Close;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How the registry reaches a connected client.
 pub struct Handle {
@@ -18,11 +24,21 @@ pub struct Handle {
     revoked: AtomicBool,
     /// What is saved of it can be resumed.
     resumable: bool,
+    /// Since when remote disconnects may have been missed (Unix milliseconds), 0: they were not. It is told nothing more
+    /// until it is closed.
+    suspended_since: AtomicU64,
 }
 
 impl Handle {
     pub fn new(identifiers: Arc<str>, outbox: Arc<Outbox>, resumable: bool) -> Arc<Self> {
-        Arc::new(Self { identifiers, outbox, mark: AtomicU64::new(0), revoked: AtomicBool::new(false), resumable })
+        Arc::new(Self {
+            identifiers,
+            outbox,
+            mark: AtomicU64::new(0),
+            revoked: AtomicBool::new(false),
+            resumable,
+            suspended_since: AtomicU64::new(0),
+        })
     }
 
     pub fn set_mark(&self, mark: u64) {
@@ -34,8 +50,20 @@ impl Handle {
         self.resumable && !self.is_revoked()
     }
 
+    /// What is saved of it must not be resumed: it was disconnected remotely, or may have been.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
+        self.revoked.load(Ordering::Acquire) || self.suspended_since().is_some()
+    }
+
+    /// Since when remote disconnects may have been missed, Unix milliseconds.
+    pub fn suspended_since(&self) -> Option<u64> {
+        Some(self.suspended_since.load(Ordering::Acquire)).filter(|since| *since > 0)
+    }
+
+    /// The client may have been disconnected remotely without our knowing: nothing is delivered to it any more.
+    fn suspend(&self) {
+        self.suspended_since.store(unix_ms(), Ordering::Release);
+        self.outbox.suspend();
     }
 
     /// Closes the client for good.
@@ -52,56 +80,70 @@ const MAX_RECENT: usize = 1_024;
 /// The last remote disconnects that this node heard of.
 #[derive(Default)]
 struct Recent {
-    /// All that were ever heard of.
-    count: u64,
+    heard: Heard,
     commands: VecDeque<RemoteDisconnect>,
 }
 
+/// How much of the remote disconnects was heard at some moment.
+#[derive(Clone, Copy, Default)]
+pub struct Heard {
+    /// All that were ever heard of.
+    count: u64,
+    /// Times that some may have been missed.
+    lost: u64,
+}
+
 /// The connected clients of this node by their connection identifiers.
-#[derive(Default)]
 pub struct Registry {
     clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
     /// For clients that are being let in: who they are is known only when the application has answered.
     recent: Mutex<Recent>,
+    /// Time over which clients are spread that must authenticate anew.
+    reauth_spread: Duration,
+    tasks: TaskTracker,
+    closed: CancellationToken,
 }
 
-/// A client that is registered as long as this lives, or for good.
-pub struct Registration<'a> {
-    registry: &'a Registry,
-    handle: &'a Arc<Handle>,
-    kept: bool,
+/// A client that is registered as long as this lives: whoever registers may be cut off, or panic, at any await.
+pub struct Registration {
+    registry: Arc<Registry>,
+    pub handle: Arc<Handle>,
 }
 
-impl Registration<'_> {
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Registration<'_> {
+impl Drop for Registration {
     fn drop(&mut self) {
-        if !self.kept {
-            self.registry.remove(self.handle);
-        }
+        self.registry.remove(&self.handle);
     }
 }
 
 impl Registry {
+    /// `reauth_spread`: clients that must authenticate anew, all at the same time, are closed over so long.
+    pub fn new(reauth_spread: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            clients: Mutex::default(),
+            recent: Mutex::default(),
+            reauth_spread,
+            tasks: TaskTracker::new(),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    /// Ends the registry's tasks.
+    pub async fn stop(&self) {
+        self.closed.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     fn clients(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Arc<Handle>>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From here on remote disconnects reach the client. Must precede the reading of the identifiers' mark.
-    pub fn add(&self, handle: &Arc<Handle>) {
+    pub fn add(self: &Arc<Self>, handle: Arc<Handle>) -> Registration {
         self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
         metrics::CLIENTS.add(1);
-    }
-
-    /// Like [`Self::add`], taken back when the answer is dropped without [`Registration::keep`]: whoever registers may
-    /// be cut off while it waits.
-    pub fn add_for_now<'a>(&'a self, handle: &'a Arc<Handle>) -> Registration<'a> {
-        self.add(handle);
-        Registration { registry: self, handle, kept: false }
+        Registration { registry: self.clone(), handle }
     }
 
     pub fn remove(&self, handle: &Arc<Handle>) {
@@ -133,7 +175,7 @@ impl Registry {
 
     fn remember(&self, command: &RemoteDisconnect) {
         let mut recent = self.recent();
-        recent.count += 1;
+        recent.heard.count += 1;
         if recent.commands.len() >= MAX_RECENT {
             recent.commands.pop_front();
         }
@@ -141,14 +183,17 @@ impl Registry {
     }
 
     /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
-    pub fn heard(&self) -> u64 {
-        self.recent().count
+    pub fn heard(&self) -> Heard {
+        self.recent().heard
     }
 
-    /// The remote disconnect of these identifiers that was heard of since then, if any. Asked after [`Self::add`].
-    pub fn disconnected_since(&self, identifiers: &str, heard: u64) -> Option<Close> {
+    /// Whether these identifiers were disconnected remotely since then, or may have been. Asked after [`Self::add`].
+    pub fn disconnected_since(&self, identifiers: &str, heard: Heard) -> Option<Close> {
         let recent = self.recent();
-        let newer = usize::try_from(recent.count - heard).unwrap_or(usize::MAX);
+        if recent.heard.lost != heard.lost {
+            return Some(Close::StoreUnavailable);
+        }
+        let newer = usize::try_from(recent.heard.count - heard.count).unwrap_or(usize::MAX);
         let mut meant = recent.commands.iter().rev().take(newer).filter(|command| command.identifiers == identifiers);
         meant.next().map(|command| Close::Remote { reconnect: command.reconnect })
     }
@@ -174,10 +219,35 @@ impl hub::Commands for Registry {
         }
     }
 
+    /// Everybody authenticates anew, but not at the same time: the application that lets them in would not bear it. Who is
+    /// meant by a disconnect that was missed is among them, so nothing is delivered to any of them meanwhile.
     fn commands_lost(&self) {
-        tracing::warn!(context = "node", "remote disconnects may have been missed; every client authenticates anew");
-        for handle in self.all() {
-            handle.revoke(Close::StoreUnavailable);
-        }
+        self.recent().heard.lost += 1;
+        // In the order of a hash with a random key: no group of clients is the first.
+        let handles = self.all();
+        handles.iter().for_each(|handle| handle.suspend());
+        metrics::REAUTHENTICATED.add(handles.len() as u64);
+        let (spread, closed) = (self.reauth_spread, self.closed.clone());
+        tracing::warn!(
+            context = "node",
+            clients = handles.len(),
+            seconds = spread.as_secs_f32(),
+            "remote disconnects may have been missed; every client is closed within this time and authenticates anew"
+        );
+        // Who leaves meanwhile is not held on to.
+        let handles: Vec<Weak<Handle>> = handles.iter().map(Arc::downgrade).collect();
+        self.tasks.spawn(critical("node.reauthentication", async move {
+            let begin = Instant::now();
+            let number = u32::try_from(handles.len()).unwrap_or(u32::MAX);
+            for (place, handle) in (0..number).zip(handles) {
+                let turn = begin + spread.mul_f64(f64::from(place) / f64::from(number));
+                if closed.run_until_cancelled(tokio::time::sleep_until(turn)).await.is_none() {
+                    return;
+                }
+                if let Some(handle) = handle.upgrade() {
+                    handle.revoke(Close::StoreUnavailable);
+                }
+            }
+        }));
     }
 }

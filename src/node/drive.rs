@@ -3,14 +3,14 @@
 
 use super::client::Client;
 use super::connect::{Hello, connect};
+use super::queue::Commands;
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
 use crate::hub::{Outbox, Signal};
 use crate::protocol::encoding::ping_frame;
-use crate::protocol::{Close, Command, reply};
+use crate::protocol::{Close, reply};
 use crate::session::{Due, TimerConfig, Timers};
 use futures_util::{Stream, StreamExt};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,10 +30,7 @@ pub enum Incoming {
     Closed,
 }
 
-/// Commands that may wait behind one that executes. When full the socket is not read: the client is slowed down.
-const MAX_QUEUED: usize = 64;
-
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Serves one client until its source ends or its outbox is closed. The caller writes the outbox to the client.
 pub async fn drive<S>(node: Arc<Node>, hello: Hello, mut source: S, outbox: Arc<Outbox>)
@@ -44,7 +41,7 @@ where
         outbox.close(Close::Restart);
         return;
     }
-    let mut commands: VecDeque<String> = VecDeque::new();
+    let mut commands = Commands::new(&node);
     let mut source_open = true;
     let connecting = Box::pin({
         let (node, hello, outbox) = (node.clone(), hello.clone(), outbox.clone());
@@ -67,11 +64,7 @@ where
     let _turn = tokio::time::timeout(DEPARTURE_WAIT, node.departures.acquire()).await;
     // Saved while it still follows its streams: what is known of their heads is part of it.
     client.finish().await;
-    client.leave();
-    node.registry.remove(&client.handle);
-    if let Some(farewells) = &node.farewells {
-        farewells.left(&client);
-    }
+    client.depart();
 }
 
 /// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered
@@ -80,7 +73,7 @@ async fn until_let_in<S>(
     mut connecting: Work<Option<Arc<Client>>>,
     source: &mut S,
     source_open: &mut bool,
-    commands: &mut VecDeque<String>,
+    commands: &mut Commands,
     outbox: &Outbox,
 ) -> Option<Arc<Client>>
 where
@@ -90,8 +83,8 @@ where
         tokio::select! {
             biased;
             client = &mut connecting => return client,
-            incoming = source.next(), if *source_open && commands.len() < MAX_QUEUED => match incoming {
-                Some(Incoming::Text(frame)) => commands.push_back(frame),
+            incoming = source.next(), if *source_open && commands.has_room() => match incoming {
+                Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => {}
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
@@ -106,7 +99,7 @@ where
     }
 }
 
-async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: VecDeque<String>)
+async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: Commands)
 where
     S: Stream<Item = Incoming> + Unpin,
 {
@@ -123,29 +116,23 @@ where
     tokio::pin!(sleep);
     loop {
         // A client that does not read its answers is not given more of them.
-        while executing.is_none()
-            && !outbox.is_full()
-            && let Some(frame) = commands.pop_front()
-        {
-            let Some(command) = client.decode(&frame) else { continue };
-            timers.on_command();
-            if command != Command::Pong {
-                let client = client.clone();
-                executing = Some(Box::pin(async move { client.execute(command).await }));
-            }
+        if executing.is_none() && !outbox.is_full() {
+            executing = commands.start(client, &mut timers);
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
-        // were asked for together catch up together.
-        let may_replay = executing.is_none() && commands.is_empty();
-        let has_stalled = std::mem::take(&mut stalled);
+        // were asked for together catch up together. What was live and found no room does not.
+        let is_suspended = client.handle.suspended_since().is_some();
+        let may_replay = executing.is_none() && commands.is_empty() && !is_suspended;
+        let has_stalled = std::mem::take(&mut stalled) && !is_suspended;
         if ((may_replay && client.release_replay()) || has_stalled) && replaying.is_none() {
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
         }
-        if let Some(deadline) = timers.next()
-            && sleep.deadline() != deadline
-        {
-            sleep.as_mut().reset(deadline);
+        let paced = commands.paced_until();
+        match [timers.next(), paced].into_iter().flatten().min() {
+            Some(deadline) if sleep.deadline() != deadline => sleep.as_mut().reset(deadline),
+            None if sleep.is_elapsed() => sleep.as_mut().reset(far_future()),
+            _ => {}
         }
         tokio::select! {
             biased;
@@ -156,8 +143,8 @@ where
                     stalled = true;
                 }
             },
-            incoming = source.next(), if commands.len() < MAX_QUEUED => match incoming {
-                Some(Incoming::Text(frame)) => commands.push_back(frame),
+            incoming = source.next(), if commands.has_room() => match incoming {
+                Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
@@ -184,9 +171,9 @@ where
             () = poll_work(&mut touching) => touching = None,
             () = poll_fn(|cx| outbox.poll_room(cx)), if executing.is_none() && !commands.is_empty() => {}
             () = &mut sleep => {
-                // Pongs that have come wait behind commands.
-                let waits = executing.is_some() || !commands.is_empty();
-                while let Some(due) = timers.due(Instant::now(), waits) {
+                // What a client sends that is read more slowly, or that does not read its answers, may wait unread.
+                let busy = executing.is_some() || paced.is_some() || !commands.is_empty();
+                while let Some(due) = timers.due(Instant::now(), busy) {
                     match due {
                         Due::Ping => ping(client, hello),
                         Due::NoPong => client.close(Close::NoPong),
@@ -241,17 +228,19 @@ fn touch_every(node: &Node) -> std::time::Duration {
     node.hub.table().shortest_ttl().map_or(sessions, |ttl| sessions.min(ttl / 4))
 }
 
-/// Pings queue in order with data: a client takes a ping's time as the moment up to which it has seen everything.
+/// Pings queue in order with data, and carry the time up to which data was delivered.
 fn ping(client: &Client, hello: &Hello) {
     let config = &client.node.config;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    // A client takes a ping's time as the moment up to which it has seen everything.
+    let now = client.handle.suspended_since().map_or(now, |since| now.min(std::time::Duration::from_millis(since)));
     let timestamp = match hello.ping_precision.unwrap_or(config.ping_precision) {
         PingPrecision::Seconds => u128::from(now.as_secs()),
         PingPrecision::Milliseconds => now.as_millis(),
         PingPrecision::Nanoseconds => now.as_nanos(),
     };
-    client.outbox().push(reply::ping(client.receiver.encoding(), timestamp));
+    client.outbox().push_sign_of_life(reply::ping(client.receiver.encoding(), timestamp));
     if config.native_pings {
-        client.outbox().push(ping_frame());
+        client.outbox().push_sign_of_life(ping_frame());
     }
 }

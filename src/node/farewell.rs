@@ -8,12 +8,15 @@ mod tests;
 
 use super::client::Client;
 use crate::broker::SessionKey;
+use crate::critical::critical;
 use crate::hub::Hub;
 use crate::metrics;
 use crate::rpc::{Application, DisconnectCall};
 use book::Book;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -127,10 +130,10 @@ impl Farewells {
             knows_no_restores: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         });
-        this.tasks.spawn(this.clone().run());
+        this.tasks.spawn(critical("disconnector.run", this.clone().run()));
         if has_book {
-            this.tasks.spawn(this.clone().keep_the_book());
-            this.tasks.spawn(this.clone().take_over());
+            this.tasks.spawn(critical("disconnector.book", this.clone().keep_the_book()));
+            this.tasks.spawn(critical("disconnector.take_over", this.clone().take_over()));
         }
         this
     }
@@ -256,7 +259,12 @@ impl Farewells {
                     next_call = if late < CATCH_UP { next_call + spacing } else { now + spacing };
                 }
                 busy.insert(notice.sid.clone());
-                calls.spawn(self.clone().tell(notice));
+                let (this, sid) = (self.clone(), notice.sid.clone());
+                calls.spawn(async move {
+                    // A panic is in the log; the next call about the session must not wait for this one.
+                    let _ = AssertUnwindSafe(this.tell(notice)).catch_unwind().await;
+                    sid
+                });
                 continue;
             }
             if ending && calls.is_empty() && self.is_empty() {

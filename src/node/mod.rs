@@ -10,9 +10,11 @@ mod disconnect;
 mod drive;
 pub mod farewell;
 mod history;
+mod joined;
 #[cfg(test)]
 mod model;
 pub mod publish;
+mod queue;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
 use crate::rpc::Application;
+use crate::session::SubscriptionLimits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -61,6 +64,9 @@ pub struct NodeConfig {
     pub max_pending_total: usize,
     /// Whispers that a client may send per second; beyond it they are dropped. 0: no limit.
     pub max_whisper_rate: u32,
+    pub subscriptions: SubscriptionLimits,
+    /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
+    pub max_commands_rate: u32,
     /// On shutdown resumable clients are closed without a message, so that they resume elsewhere.
     pub handover: bool,
 }

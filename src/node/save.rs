@@ -2,6 +2,7 @@
 
 use super::client::Client;
 use crate::broker::{SaveError, SessionKey};
+use crate::critical::critical;
 use crate::hub::SavedProof;
 use crate::metrics;
 use crate::protocol::{Close, StreamName};
@@ -177,11 +178,11 @@ impl Client {
             let (node, key) = (self.node.clone(), key.clone());
             // Until the entry would have expired by itself.
             let deadline = tokio::time::Instant::now() + self.node.config.sessions_ttl;
-            self.node.tasks.spawn(async move {
+            self.node.tasks.spawn(critical("node.deletions", async move {
                 while node.hub.broker().delete_session(&key).await.is_err() && tokio::time::Instant::now() < deadline {
                     tokio::time::sleep(RETRY).await;
                 }
-            });
+            }));
         }
     }
 }

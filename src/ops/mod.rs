@@ -3,4 +3,5 @@
 pub mod health;
 pub mod logging;
 pub mod metrics_page;
+pub mod panics;
 pub mod shutdown;

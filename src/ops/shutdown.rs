@@ -2,6 +2,7 @@
 //!
 //! The first SIGINT or SIGTERM starts the shutdown; a second one ends the process at once.
 
+use crate::critical::critical;
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,11 +31,11 @@ impl Signals {
     /// From now on the next signal ends the process with exit code 0, whatever it is doing. The task lives as long as
     /// the process; abort it to undo.
     pub fn exit_on_next(mut self) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(async move {
+        tokio::spawn(critical("app.signals", async move {
             let name = self.next().await;
             tracing::info!(signal = name, "Immediate termination requested. Stopped");
             std::process::exit(0);
-        })
+        }))
     }
 }
 

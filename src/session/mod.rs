@@ -2,12 +2,12 @@
 //! The session decides, the node carries out.
 
 mod application;
-mod rate;
+pub mod rate;
 pub mod saved;
 pub mod timers;
 
 pub use application::Stop;
-pub use rate::Rate;
+pub use rate::CommandRate;
 pub use saved::SavedSession;
 pub use timers::{Due, TimerConfig, Timers};
 
@@ -46,6 +46,21 @@ pub struct Subscription {
     pub presence: Option<PresenceChange>,
 }
 
+/// Bounds of what one client may subscribe to.
+#[derive(Clone, Copy, Debug)]
+pub struct SubscriptionLimits {
+    /// Subscriptions of a connection.
+    pub number: usize,
+    /// Bytes of an identifier.
+    pub identifier: usize,
+}
+
+impl Default for SubscriptionLimits {
+    fn default() -> Self {
+        Self { number: 2_000, identifier: 4_096 }
+    }
+}
+
 /// What a `subscribe` command means.
 #[derive(Clone, Debug)]
 pub enum Subscribe {
@@ -55,6 +70,8 @@ pub enum Subscribe {
     ConfirmRestored(Arc<Identifier>),
     /// Somebody must decide whether the client may have it.
     Authorize(Arc<Identifier>),
+    /// Beyond a limit: rejected, whoever would have to decide.
+    Refuse(Arc<Identifier>),
 }
 
 /// What one stream of a history request is asked for.
@@ -147,9 +164,14 @@ impl Session {
         std::iter::once(self.sid.clone()).chain(earlier).collect()
     }
 
-    /// Decides what a `subscribe` command means (Action Cable clients repeat unanswered ones).
-    pub fn subscribe(&mut self, identifier: &Arc<str>) -> Subscribe {
+    /// Decides what a `subscribe` command means (Action Cable clients repeat unanswered ones). `deciding`: subscriptions
+    /// of commands before this one that are not recorded yet.
+    pub fn subscribe(&mut self, identifier: &Arc<str>, limits: &SubscriptionLimits, deciding: usize) -> Subscribe {
+        let full = self.subscriptions.len() + deciding >= limits.number;
         match self.subscriptions.get_mut(identifier) {
+            None if full || identifier.len() > limits.identifier => {
+                Subscribe::Refuse(Identifier::new(identifier.clone()))
+            }
             None => Subscribe::Authorize(Identifier::new(identifier.clone())),
             Some(subscription) if subscription.confirmed => Subscribe::Ignore,
             Some(subscription) => {

@@ -1,36 +1,36 @@
-//! How often a client may do something. Time is an argument.
+//! How many commands a client may send. Time is an argument.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A token bucket: so many a second, and so many at once after a pause of two seconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Rate {
-    per_second: u32,
-    /// When the bucket is full again.
-    full_at: Option<Instant>,
+/// So many commands at once, then so many per second.
+#[derive(Debug)]
+pub struct CommandRate {
+    /// Time that one command uses up; zero: no limit.
+    spacing: Duration,
+    /// Time that may be used up in advance.
+    burst: Duration,
+    /// Everything before is used up.
+    used_until: Instant,
 }
 
-/// A pause fills the bucket for so long.
-const BURST: Duration = Duration::from_secs(2);
-
-impl Rate {
-    /// 0: no limit.
-    pub fn new(per_second: u32) -> Self {
-        Self { per_second, full_at: None }
+impl CommandRate {
+    /// `per_second` 0: no limit.
+    pub fn new(per_second: u32, burst: u32, now: Instant) -> Self {
+        let spacing = Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
+        Self { spacing, burst: spacing.saturating_mul(burst), used_until: now }
     }
 
-    /// Takes one. Returns whether there was one.
+    /// A command came. Answers whether the next one has to wait.
     pub fn take(&mut self, now: Instant) -> bool {
-        if self.per_second == 0 {
-            return true;
-        }
-        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + Duration::from_secs(1) / self.per_second;
-        let has_one = full_at <= now + BURST;
-        if has_one {
-            self.full_at = Some(full_at);
-        }
-        has_one
+        self.used_until = self.used_until.max(now) + self.spacing;
+        self.wait_until(now).is_some()
+    }
+
+    /// Commands that come before this moment have to wait; `None`: the next one may come now.
+    pub fn wait_until(&self, now: Instant) -> Option<Instant> {
+        let free_at = (self.used_until + self.spacing).checked_sub(self.burst)?;
+        (!self.spacing.is_zero() && free_at > now).then_some(free_at)
     }
 }
 
@@ -39,19 +39,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_and_then_so_many_a_second() {
-        let mut rate = Rate::new(10);
-        let start = Instant::now();
-        let mut taken = |now: Instant, wanted: usize| (0..wanted).filter(|_| rate.take(now)).count();
-        assert_eq!(taken(start, 100), 20);
-        assert_eq!(taken(start + Duration::from_millis(500), 100), 5);
-        assert_eq!(taken(start + Duration::from_secs(60), 100), 20);
+    fn a_burst_is_free_then_the_rate_holds() {
+        let start = Instant::now() + Duration::from_secs(60);
+        let mut rate = CommandRate::new(10, 3, start);
+        assert_eq!([0; 3].map(|_| rate.take(start)), [false, false, true]);
+        assert_eq!(rate.wait_until(start), Some(start + Duration::from_millis(100)));
+        assert_eq!(rate.wait_until(start + Duration::from_millis(100)), None);
+        assert!(rate.take(start + Duration::from_millis(100)));
     }
 
     #[test]
-    fn without_a_limit_everything_goes() {
-        let mut rate = Rate::new(0);
-        let now = Instant::now();
-        assert!((0..1_000_000).all(|_| rate.take(now)));
+    fn who_was_silent_has_the_whole_burst_again_and_no_more() {
+        let start = Instant::now() + Duration::from_secs(60);
+        let mut rate = CommandRate::new(10, 3, start);
+        for _ in 0..3 {
+            rate.take(start);
+        }
+        let later = start + Duration::from_secs(3_600);
+        assert_eq!([0; 3].map(|_| rate.take(later)), [false, false, true]);
+    }
+
+    #[test]
+    fn without_a_rate_nobody_waits() {
+        let start = Instant::now();
+        let mut rate = CommandRate::new(0, 0, start);
+        assert!((0..100_000).all(|_| !rate.take(start)));
     }
 }

@@ -26,6 +26,9 @@ pub enum Due {
     Touch,
 }
 
+/// No longer time can be asked for: far beyond what any connection lives, and far from any overflow of clocks.
+const LONGEST: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
 /// How soon a hold that did not end during a command is looked at again.
 const HOLD_AGAIN: Duration = Duration::from_millis(50);
 
@@ -41,6 +44,11 @@ pub struct Timers {
 impl Timers {
     /// `phase` in `[0, 1)` spreads first pings over `[0.5, 1.5)` intervals.
     pub fn new(config: TimerConfig, phase: f64, now: Instant) -> Self {
+        let config = TimerConfig {
+            ping_interval: config.ping_interval.min(LONGEST),
+            pong_timeout: config.pong_timeout.min(LONGEST),
+            touch_every: config.touch_every.min(LONGEST),
+        };
         let first = config.ping_interval.mul_f64(0.5 + phase);
         Self {
             config,
@@ -121,6 +129,18 @@ mod tests {
         assert_eq!(timers.due(start + 3 * SECOND, false), Some(Due::Ping));
         timers.on_command();
         assert_eq!(timers.next(), Some(start + 6 * SECOND));
+    }
+
+    #[test]
+    fn no_length_of_time_overflows() {
+        let now = Instant::now();
+        let config =
+            TimerConfig { ping_interval: Duration::MAX, pong_timeout: Duration::MAX, touch_every: Duration::MAX };
+        let mut timers = Timers::new(config, 0.999, now);
+        assert!(timers.next().is_some_and(|next| next > now));
+        assert_eq!(timers.due(now + 2 * LONGEST, false), Some(Due::Ping));
+        timers.on_native_pong(now + 2 * LONGEST);
+        assert_eq!(timers.due(now + 2 * LONGEST, false), Some(Due::Touch));
     }
 
     #[test]

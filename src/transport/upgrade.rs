@@ -6,6 +6,10 @@ use http::{HeaderMap, Method, StatusCode, header};
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+/// The longest time between pings that a client can ask for with `pi`; a larger number means this. Nothing between a
+/// client and us keeps a silent connection longer.
+const LONGEST_PING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
 /// A handshake that can be answered with 101.
 #[derive(Debug)]
 pub struct Accepted {
@@ -59,7 +63,10 @@ fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
         match &*name {
             "sid" => hello.restore = (!value.is_empty()).then(|| value.into_owned()),
             "pi" => match value.parse::<i64>() {
-                Ok(seconds) => hello.ping_interval = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
+                Ok(seconds) => {
+                    let wanted = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+                    hello.ping_interval = Some(wanted.min(LONGEST_PING_INTERVAL));
+                }
                 Err(_) => tracing::warn!(
                     context = "ws",
                     value = &*value,
@@ -132,6 +139,12 @@ mod tests {
         assert_eq!(hello(&headers(&[("x-anycable-restore-sid", "h")]), "sid=q").restore.as_deref(), Some("h"));
         assert_eq!(hello(&plain, "pi=7").ping_interval, Some(Duration::from_secs(7)));
         assert_eq!(hello(&plain, "pi=-1").ping_interval, Some(Duration::ZERO));
+        assert_eq!(hello(&plain, "pi=86399").ping_interval, Some(Duration::from_secs(86_399)));
+        for endless in ["86401", "9223372036854775807"] {
+            let query = format!("pi={endless}");
+            assert_eq!(hello(&plain, &query).ping_interval, Some(LONGEST_PING_INTERVAL));
+        }
+        assert_eq!(hello(&plain, "pi=9223372036854775808").ping_interval, None);
         assert_eq!(hello(&plain, "pi=x").ping_interval, None);
         assert_eq!(hello(&plain, "ptp=ns").ping_precision, Some(PingPrecision::Nanoseconds));
         assert_eq!(hello(&plain, "ptp=fortnights").ping_precision, Some(PingPrecision::Seconds));

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 #[derive(Clone)]
 pub struct Builder {
     options: Vec<String>,
+    env: Vec<(String, String)>,
     binary: PathBuf,
 }
 
@@ -30,7 +31,7 @@ impl Builder {
     /// As few options as possible; nobody may connect.
     pub fn closed() -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_carrick"));
-        Self { options: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
+        Self { options: Vec::new(), env: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
     }
 
     /// Another program than the one under test.
@@ -42,6 +43,12 @@ impl Builder {
 
     pub fn option(mut self, name: &str, value: impl ToString) -> Self {
         self.options.push(format!("--{name}={}", value.to_string()));
+        self
+    }
+
+    /// Sets an environment variable of the process.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -168,6 +175,7 @@ impl Server {
                 command.env_remove(name);
             }
         }
+        command.envs(self.builder.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.folder.path());
         command
     }

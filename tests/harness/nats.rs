@@ -15,6 +15,7 @@ pub struct NatsServer {
     folder: TempDir,
     process: Option<Process>,
     address: SocketAddr,
+    monitor: SocketAddr,
 }
 
 impl NatsServer {
@@ -47,9 +48,10 @@ impl NatsServer {
     fn prepare() -> Self {
         let folder = tempfile::Builder::new().prefix("nats-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let folder = folder.expect("a folder can be created");
-        let config = format!("ports_file_dir: {:?}\nping_interval: \"2s\"\n", folder.path());
+        let config = format!("ports_file_dir: {:?}\nping_interval: \"2s\"\nhttp: \"127.0.0.1:-1\"\n", folder.path());
         std::fs::write(folder.path().join("server.conf"), config).expect("the configuration can be written");
-        Self { folder, process: None, address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        let unbound = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { folder, process: None, address: unbound, monitor: unbound }
     }
 
     fn config(&self) -> PathBuf {
@@ -72,10 +74,14 @@ impl NatsServer {
         let address = eventually_blocking(|| {
             let text = std::fs::read_to_string(&ports).map_err(|error| error.to_string())?;
             let ports: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let url = ports["nats"][0].as_str().ok_or("no port yet")?;
-            url.trim_start_matches("nats://").parse::<SocketAddr>().map_err(|error| error.to_string())
+            let bound = |what: &str, scheme: &str| {
+                let url = ports[what][0].as_str().ok_or("no port yet")?;
+                url.trim_start_matches(scheme).parse::<SocketAddr>().map_err(|error| error.to_string())
+            };
+            Ok((bound("nats", "nats://")?, bound("monitoring", "http://")?))
         });
-        self.address = address.unwrap_or_else(|reason| panic!("nats-server: {reason}\n{}", process.log_tail()));
+        (self.address, self.monitor) =
+            address.unwrap_or_else(|reason| panic!("nats-server: {reason}\n{}", process.log_tail()));
         self.process = Some(process);
     }
 
@@ -116,6 +122,13 @@ impl NatsServer {
 
     pub fn thaw(&self) {
         self.process().signal("CONT");
+    }
+
+    /// Subscriptions of all its clients.
+    #[allow(dead_code, reason = "not every suite that shares this file counts them")]
+    pub async fn subscriptions(&self) -> u64 {
+        let answer = super::http::request(self.monitor, "GET", "/subsz", &[], b"").await.json();
+        answer["num_subscriptions"].as_u64().unwrap_or_else(|| panic!("no number of subscriptions in {answer}"))
     }
 
     /// An operator's connection.

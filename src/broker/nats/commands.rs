@@ -3,7 +3,7 @@
 //! Its sequence has no holes, so a hole in what was heard is a lost message and is read again. Marks rise across
 //! re-creations of this log, because each begins at the time of its creation.
 
-use super::api::{ApiError, StreamInfo};
+use super::api::{ApiError, StreamInfo, StreamState};
 use super::generation::Connection;
 use super::publish::{Write, WriteError};
 use super::token::hash_hex;
@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 /// How often the log is compared with what was heard: the last message of a burst can be lost with nothing behind it.
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
@@ -27,14 +27,27 @@ const BATCH: usize = 200;
 const MAX_BYTES: usize = 512 * 1024;
 const SILENCE: Duration = Duration::from_millis(1000);
 
-/// How far this node has followed, across connections.
+/// How far this node has followed, across connections. Whether something was missed is a question of sequences alone: how
+/// long the node was away, by whichever clock, says nothing about it.
 #[derive(Clone, Debug)]
 pub(super) struct Followed {
-    log: String,
+    pub log: String,
     /// All commands up to this sequence were passed on.
-    held: u64,
-    /// When that was last compared with the log.
-    checked: Instant,
+    pub held: u64,
+    /// Message id of the command at that sequence, if it is known: an older copy of the log may have another one there.
+    pub id: Option<String>,
+}
+
+/// Why nothing proves that all commands were heard.
+pub(super) fn missed(followed: &Followed, log: &str, state: &StreamState) -> Option<&'static str> {
+    if followed.log != log {
+        return Some("the log of remote commands is another one");
+    }
+    if state.last_seq < followed.held {
+        return Some("the log of remote commands went back");
+    }
+    let cut = state.first_seq > followed.held + 1 && state.last_seq > followed.held;
+    cut.then_some("remote commands expired before this node could read them")
 }
 
 impl Core {
@@ -49,47 +62,76 @@ impl Core {
     /// Subscribes, then catches up with what was missed since the last connection.
     pub(super) async fn follow_commands(&self, connection: &Connection, log: &str) -> Result<Subscriber, SetupError> {
         let subscriber = connection.subscribe(self.names.live_command_subject("*")).await?;
+        self.compare_newest(connection, log).await?;
         self.catch_up(connection, log).await?;
         Ok(subscriber)
+    }
+
+    /// An older copy of the log that has grown again reaches as far as this node has followed, with other commands.
+    async fn compare_newest(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
+        let Some(mut followed) = self.followed().filter(|followed| followed.log == log && followed.held > 0) else {
+            return Ok(());
+        };
+        let Some(kept) = connection.api.message(log, &json!({"seq": followed.held})).await? else {
+            // Expired: it was there for as long as any copy of it could have been put back.
+            return Ok(());
+        };
+        let id = kept.header(header::NATS_MESSAGE_ID.as_ref());
+        if followed.id.is_some() && followed.id != id {
+            let info = connection.api.info(log).await?;
+            self.lost(
+                Followed { log: log.into(), held: info.state.last_seq, id: None },
+                "the log of remote commands has changed",
+            );
+            return Ok(());
+        }
+        followed.id = id;
+        self.set_followed(followed);
+        Ok(())
+    }
+
+    /// Goes on from here although commands may have been missed.
+    fn lost(&self, followed: Followed, reason: &str) {
+        tracing::warn!(
+            log = followed.log,
+            reason,
+            "remote disconnects may have been missed: every client authenticates anew"
+        );
+        self.feed.commands_lost();
+        self.set_followed(followed);
     }
 
     /// Passes on everything up to the log's end, as the leader has it.
     async fn catch_up(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
         let info = connection.api.info(log).await?;
-        let now = Instant::now();
         let last = info.state.last_seq;
         let Some(mut followed) = self.followed() else {
             // A node that has just started has no sessions that an older command could be meant for.
-            self.set_followed(Followed { log: log.into(), held: last, checked: now });
+            self.set_followed(Followed { log: log.into(), held: last, id: None });
             return Ok(());
         };
-        let too_long = now - followed.checked > self.config.mark_life() / 2;
-        let lost = followed.log != log || last < followed.held || too_long;
-        let cut = info.state.first_seq > followed.held + 1 && last > followed.held;
-        if lost || cut {
-            tracing::warn!(log, "remote commands may have been missed: sessions are authenticated anew");
-            self.feed.commands_lost();
-            let held = if lost && !too_long { last } else { followed.held.max(info.state.first_seq.saturating_sub(1)) };
-            followed = Followed { log: log.into(), held, checked: now };
+        if let Some(reason) = missed(&followed, log, &info.state) {
+            let same = followed.log == log && last >= followed.held;
+            // What is still there of the same log is passed on: it names who must not come back at all.
+            let held = if same { info.state.first_seq.saturating_sub(1) } else { last };
+            followed = Followed { log: log.into(), held, id: None };
+            self.lost(followed.clone(), reason);
         }
         while followed.held < last {
-            let next = self.read_commands(connection, log, followed.held, &info).await?;
-            followed.held = next;
+            followed = self.read_commands(connection, followed, &info).await?;
             self.set_followed(followed.clone());
         }
-        followed.checked = now;
-        self.set_followed(followed);
         Ok(())
     }
 
-    /// Passes on the commands behind `held`; answers with the last one's sequence.
+    /// Passes on commands behind those that are held; answers with what is held then.
     async fn read_commands(
         &self,
         connection: &Connection,
-        log: &str,
-        held: u64,
+        followed: Followed,
         info: &StreamInfo,
-    ) -> Result<u64, ApiError> {
+    ) -> Result<Followed, ApiError> {
+        let Followed { log, held, mut id } = followed;
         let request = json!({"seq": held + 1, "batch": BATCH, "max_bytes": MAX_BYTES});
         let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
         let (messages, _) =
@@ -99,6 +141,7 @@ impl Core {
             match headers::number(&message, &NATS_SEQUENCE) {
                 Some(seq) if seq == reached + 1 => {
                     self.pass_on(seq, &message.payload);
+                    id = headers::text(&message, &header::NATS_MESSAGE_ID).map(str::to_owned);
                     reached = seq;
                 }
                 _ => break,
@@ -106,20 +149,20 @@ impl Core {
         }
         if reached == held {
             // A lagging replica, or the commands aged out between the two requests.
-            let kept = connection.api.message(log, &json!({"seq": held + 1})).await?;
+            let kept = connection.api.message(&log, &json!({"seq": held + 1})).await?;
             match kept {
                 Some(kept) => {
                     self.pass_on(kept.seq, &kept.data()?);
-                    return Ok(kept.seq);
+                    return Ok(Followed { id: kept.header(header::NATS_MESSAGE_ID.as_ref()), log, held: kept.seq });
                 }
                 None => {
-                    tracing::warn!(log, seq = held + 1, "a remote command is gone: sessions are authenticated anew");
-                    self.feed.commands_lost();
-                    return Ok(info.state.last_seq);
+                    let next = Followed { log, held: info.state.last_seq, id: None };
+                    self.lost(next.clone(), "a remote command is gone");
+                    return Ok(next);
                 }
             }
         }
-        Ok(reached)
+        Ok(Followed { log, held: reached, id })
     }
 
     fn pass_on(&self, seq: u64, payload: &[u8]) {
@@ -137,7 +180,7 @@ impl Core {
         let payload = Bytes::from(serde_json::to_vec(command).expect("a command is plain JSON"));
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
-        let mut write = Write::new(self, self.config.publish_timeout);
+        let mut write = Write::new(self, self.config.command_budget());
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             headers.insert(header::NATS_EXPECTED_STREAM, generation.commands.as_str());
@@ -194,6 +237,7 @@ pub(super) async fn run(core: Arc<Core>, connection: Arc<Connection>, log: Strin
             if seq == followed.held + 1 {
                 core.pass_on(seq, &message.payload);
                 followed.held = seq;
+                followed.id = headers::text(message, &header::NATS_MESSAGE_ID).map(str::to_owned);
                 core.set_followed(followed);
                 continue;
             }

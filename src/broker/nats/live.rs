@@ -15,6 +15,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::future::FutureExt;
 use futures_util::stream::{AbortHandle, Abortable, SelectAll, Stream, StreamExt};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,10 +38,59 @@ pub(super) struct LiveSet {
 }
 
 struct Opened {
-    /// Of its subscription, and of one per peer cluster.
-    handles: Vec<AbortHandle>,
+    /// Of its subscription, and of one per peer cluster. None while they are being made.
+    subscriptions: Subscriptions,
     /// Place of its policy.
     place: usize,
+}
+
+/// Ends its subscriptions when it is dropped, so that none is without an owner.
+#[derive(Default)]
+struct Subscriptions(Vec<AbortHandle>);
+
+impl Drop for Subscriptions {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// A stream that is being subscribed. It stands in the set from the start, so that closing it meanwhile is seen, and leaves
+/// it if it is not subscribed in the end.
+struct Subscribing<'a> {
+    set: &'a LiveSet,
+    stream: &'a StreamName,
+    subscriptions: Subscriptions,
+    done: bool,
+}
+
+impl<'a> Subscribing<'a> {
+    /// `None`: it is open.
+    fn begin(set: &'a LiveSet, stream: &'a StreamName, place: usize) -> Option<Self> {
+        match set.lock().entry(stream.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(vacant) => {
+                let subscriptions = Subscriptions(Vec::with_capacity(1));
+                vacant.insert(Opened { subscriptions: Subscriptions::default(), place });
+                Some(Self { set, stream, subscriptions, done: false })
+            }
+        }
+    }
+
+    /// Hands the subscriptions over to the set. If the stream was closed meanwhile they end.
+    fn finish(mut self) {
+        self.done = true;
+        if let Some(opened) = self.set.lock().get_mut(self.stream) {
+            opened.subscriptions = std::mem::take(&mut self.subscriptions);
+        }
+    }
+}
+
+impl Drop for Subscribing<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.set.close(self.stream);
+        }
+    }
 }
 
 /// One subscription, and the stream its messages belong to.
@@ -77,7 +127,7 @@ impl LiveSet {
     }
 
     /// Subscribes those that are not open yet. When it returns, the subscriptions are ahead of any later request on
-    /// the same connection.
+    /// the same connection. It may be given up at any time: what is subscribed by then is in the set, or ends.
     pub async fn open(
         &self,
         generation: &Generation,
@@ -86,36 +136,32 @@ impl LiveSet {
     ) -> Result<(), super::api::ApiError> {
         let _opening = self.opening.lock().await;
         for stream in streams {
-            if self.lock().contains_key(stream) {
-                continue;
-            }
-            let token = Token::of(stream);
             let place = generation.table.place(stream);
+            let Some(mut subscribing) = Subscribing::begin(self, stream, place) else { continue };
+            let token = Token::of(stream);
             let own = names.live_subject(&generation.table.policies()[place].name, &token.text);
             let subjects = std::iter::once((own, false));
             let subjects = subjects.chain(names.peer_live_subjects(&token.text).map(|subject| (subject, true)));
-            let mut opened = Opened { handles: Vec::with_capacity(1), place };
             let mut hasher = DefaultHasher::new();
             stream.hash(&mut hasher);
             let feeder = &self.feeders[hasher.finish() as usize % FEEDERS];
             for (subject, peer) in subjects {
                 let subscriber = generation.connection.subscribe(subject).await?;
                 let (handle, registration) = AbortHandle::new_pair();
+                subscribing.subscriptions.0.push(handle);
                 let log = generation.logs[place].clone();
                 let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer });
-                opened.handles.push(handle);
                 // A feeder that has ended means that the connection is lost; the next request on it fails.
                 let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
             }
-            self.lock().insert(stream.clone(), opened);
+            subscribing.finish();
         }
         Ok(())
     }
 
+    /// Ends the subscriptions of a stream, also those that are just being made.
     pub fn close(&self, stream: &StreamName) {
-        if let Some(opened) = self.lock().remove(stream) {
-            opened.handles.iter().for_each(AbortHandle::abort);
-        }
+        drop(self.lock().remove(stream));
     }
 
     /// Messages of all open streams, or of those at this place of the table, may have been lost.

@@ -45,6 +45,7 @@ use super::{
     AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
     SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
+use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
 use api::{ApiError, code};
 use async_trait::async_trait;
@@ -162,9 +163,9 @@ impl NatsBroker {
         }
         let mut attempts = core.attempts.subscribe();
         let mut current = core.current.subscribe();
-        core.tasks.spawn(core.clone().supervise());
+        core.tasks.spawn(critical("broker.connection", core.clone().supervise()));
         if core.config.witness_file.is_some() {
-            core.tasks.spawn(core.clone().keep_witness());
+            core.tasks.spawn(critical("broker.witness", core.clone().keep_witness()));
         }
         let broker = Arc::new(Self { core });
         // Whichever comes first: ready, a verdict, or a failed attempt (then nobody is there to give one).
@@ -410,13 +411,13 @@ impl Broker for NatsBroker {
                 Ok(heads) => {
                     if generation.connection.clustered() && !streams.is_empty() {
                         let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
-                        core.tasks.spawn(async move {
+                        core.tasks.spawn(critical("broker.interest", async move {
                             tokio::select! {
                                 () = tokio::time::sleep(INTEREST_SPREAD) => {}
                                 () = dead.cancelled() => return,
                             }
                             streams.iter().for_each(|stream| feed.lagged(stream));
-                        });
+                        }));
                     }
                     return Ok(heads);
                 }

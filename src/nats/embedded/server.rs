@@ -5,6 +5,7 @@ use super::config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, L
 use super::lock::StoreLock;
 use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
+use crate::critical::critical;
 use crate::nats::mark::{self, StoreMark};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -93,7 +94,7 @@ impl EmbeddedServer {
         let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
         let (addr, server_name) = (supervisor.addr.clone(), supervisor.server_name.clone());
         let (version, credentials) = (supervisor.binary.version.clone(), supervisor.credentials.clone());
-        let task = tokio::spawn(supervisor.run(process, stop.clone(), timeout));
+        let task = tokio::spawn(critical("enats.supervisor", supervisor.run(process, stop.clone(), timeout)));
         Ok(Self {
             addr,
             server_name,

@@ -1,5 +1,6 @@
 //! Starting a process that cannot outlive this one.
 
+use crate::critical::critical_thread;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
@@ -63,7 +64,9 @@ fn starter() -> io::Result<SyncSender<Job>> {
         return Ok(sender.clone());
     }
     let (sender, jobs) = sync_channel(4);
-    std::thread::Builder::new().name("enats-start".to_owned()).spawn(move || run(jobs))?;
+    std::thread::Builder::new()
+        .name("enats-start".to_owned())
+        .spawn(move || critical_thread("enats.start", || run(jobs)))?;
     // Of two first callers one wins; the other's thread ends unused, before it started anything.
     Ok(STARTER.get_or_init(|| sender).clone())
 }

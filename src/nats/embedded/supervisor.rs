@@ -6,6 +6,7 @@ use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::{self, StoreLock};
 use super::server::{DEFAULT_STOP, State, Status, reachable};
 use super::{EmbeddedError, output, probe, spawn};
+use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
 use rustix::process::{Pid, Signal};
@@ -153,7 +154,10 @@ impl Supervisor {
         }
         let stderr = child.stderr.take().expect("its standard error is a pipe");
         let (full, out_of_space) = watch::channel(false);
-        let output = tokio::spawn(output::forward(stderr, self.config.debug || self.config.trace, full));
+        let output = tokio::spawn(critical(
+            "enats.output",
+            output::forward(stderr, self.config.debug || self.config.trace, full),
+        ));
         self.status.send_modify(|status| {
             status.state = State::Starting;
             status.pid = Some(pid);

@@ -356,7 +356,7 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
     let logs = log.lock().unwrap().status().borrow().logs.clone();
     let status = Status { ready: true, readable: true, generation: 1, logs, reason: "".into() };
     let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
-    let registry = Arc::new(Registry::default());
+    let registry = Registry::new(Duration::from_secs(60));
     hub.start(broker.clone(), registry.clone());
     let config = NodeConfig {
         ping_interval: Duration::from_secs(3),
@@ -369,6 +369,8 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
         max_pending: shape.max_pending,
         max_pending_total: 0,
         max_whisper_rate: 0,
+        subscriptions: crate::session::SubscriptionLimits::default(),
+        max_commands_rate: 0,
         handover: true,
     };
     let access = Access::new(StreamsConfig { public: true, ..StreamsConfig::default() });

@@ -4,6 +4,9 @@ mod application;
 mod connect;
 mod farewell;
 mod lagging;
+mod limits;
+mod panics;
+mod reauth;
 mod resume;
 mod slow;
 mod store;
@@ -234,7 +237,9 @@ impl Feed for Fan {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         self.all(|hub| hub.disconnect(mark, command.clone()));
     }
-    fn commands_lost(&self) {}
+    fn commands_lost(&self) {
+        self.all(|hub| hub.commands_lost());
+    }
 }
 
 /// Some nodes on one log, before one application.
@@ -256,6 +261,10 @@ pub struct Setup {
     pub shared: bool,
     /// See [`store::Store::lag`].
     pub lag: Arc<std::sync::atomic::AtomicU64>,
+    pub subscriptions: crate::session::SubscriptionLimits,
+    pub max_commands_rate: u32,
+    /// What was written of sessions.
+    pub writes: Arc<store::Writes>,
 }
 
 impl Cluster {
@@ -276,8 +285,13 @@ impl Cluster {
                 broker_timeout: 8 * SECOND,
             });
             fan.0.lock().unwrap().push(HubFeed(hub.clone()));
-            let registry = Arc::new(Registry::default());
-            let store = Arc::new(store::Store { log: broker.clone(), shared: setup.shared, lag: setup.lag.clone() });
+            let registry = Registry::new(60 * SECOND);
+            let store = Arc::new(store::Store {
+                log: broker.clone(),
+                shared: setup.shared,
+                lag: setup.lag.clone(),
+                writes: setup.writes.clone(),
+            });
             hub.start(store, registry.clone());
             let config = NodeConfig {
                 ping_interval: 3 * SECOND,
@@ -290,6 +304,8 @@ impl Cluster {
                 max_pending: 1 << 20,
                 max_pending_total: 0,
                 max_whisper_rate: 0,
+                subscriptions: setup.subscriptions,
+                max_commands_rate: setup.max_commands_rate,
                 handover: true,
             };
             let application = (!setup.no_application).then(|| app.clone() as Arc<dyn Application>);

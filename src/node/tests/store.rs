@@ -15,6 +15,26 @@ pub struct Store {
     pub shared: bool,
     /// So many of the newest messages are not seen by who asks how far the log has come.
     pub lag: Arc<AtomicU64>,
+    pub writes: Arc<Writes>,
+}
+
+/// Writes of sessions.
+#[derive(Default)]
+pub struct Writes {
+    pub number: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+impl Writes {
+    fn count(&self, body: &Bytes) {
+        self.number.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Number and bytes since this was asked last.
+    pub fn take(&self) -> (u64, u64) {
+        (self.number.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
+    }
 }
 
 impl Store {
@@ -75,6 +95,7 @@ impl Broker for Store {
         self.log.load_session(key).await
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        self.writes.count(&body);
         self.log.save_session(key, body, revision).await
     }
     async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {

@@ -4,6 +4,7 @@
 use super::Target;
 use super::channel::Channel;
 use super::owner::Owner;
+use crate::critical::critical;
 use crate::rpc::RpcError;
 use crate::rpc::calls::Failed;
 use crate::rpc::dial::Dialer;
@@ -45,7 +46,7 @@ impl Balancer {
         let wanted = Arc::new(Notify::new());
         let (publish, view) = watch::channel(Arc::new(View { ready: Vec::new(), phase: Phase::Connecting }));
         let owner = Owner::new(target, dialer, health, publish).run(wanted.clone());
-        let owner = tokio::spawn(owner).abort_handle();
+        let owner = tokio::spawn(critical("rpc.connections", owner)).abort_handle();
         Self { view, wanted, turn: AtomicUsize::new(0), recovering: AtomicBool::new(false), owner }
     }
 

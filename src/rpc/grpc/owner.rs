@@ -5,6 +5,7 @@ use super::Target;
 use super::balancer::{Phase, View};
 use super::channel::{self, Channel, Ended};
 use super::health::{Health, Question, Word};
+use crate::critical::critical;
 use crate::rpc::dial::{Dialer, HostPort};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -172,7 +173,7 @@ impl Owner {
         };
         if let Some(name) = self.name.clone().filter(|_| resolve) {
             self.resolution = Resolution::Running;
-            self.tasks.spawn(resolved(name));
+            self.tasks.spawn(critical("rpc.connection", resolved(name)));
         }
         for slot in &mut self.slots {
             let dial = match slot.state {
@@ -184,10 +185,10 @@ impl Owner {
                 slot.state = State::Dialling;
                 let (id, to, address) = (slot.id, slot.to.clone(), slot.address);
                 let (dialer, keepalive) = (self.dialer.clone(), self.keepalive);
-                self.tasks.spawn(async move {
+                self.tasks.spawn(critical("rpc.connection", async move {
                     let opened = channel::open(&dialer, &to, address, keepalive).await;
                     Event::Dialled(id, opened.map(|(channel, driven)| (channel, Box::pin(driven) as Driven)))
-                });
+                }));
             }
         }
     }
@@ -250,13 +251,14 @@ impl Owner {
         match result {
             Ok((channel, driven)) => {
                 debug!(address = %slot.to.authority(), "connected to the application");
-                self.tasks.spawn(async move { Event::Ended(id, driven.await) });
+                self.tasks.spawn(critical("rpc.connection", async move { Event::Ended(id, driven.await) }));
                 self.connections += 1;
                 let number = self.connections;
                 let mut health = Health::default();
                 if let Some(origin) = &self.health {
                     let question = Question::new(channel.clone(), origin.clone());
-                    health.asking(self.tasks.spawn(listen(id, number, Box::new(question))));
+                    let listening = critical("rpc.connection", listen(id, number, Box::new(question)));
+                    health.asking(self.tasks.spawn(listening));
                 }
                 slot.state = State::Ready(Connection { channel, since: Instant::now(), health, number });
             }
@@ -285,7 +287,8 @@ impl Owner {
             }
         }
         if word != Word::NoHealth {
-            connection.health.asking(self.tasks.spawn(listen(id, number, question)));
+            let listening = critical("rpc.connection", listen(id, number, question));
+            connection.health.asking(self.tasks.spawn(listening));
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod faults;
+mod live;
 mod log;
 mod policies;
 mod remote;

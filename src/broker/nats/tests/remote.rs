@@ -137,3 +137,46 @@ async fn a_node_that_was_cut_off_hears_the_remote_commands_it_missed() {
         .collect();
     assert_eq!(heard, marks);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_07_an_older_copy_of_the_command_log_is_noticed_also_when_it_has_grown_again() {
+    let mut server = Server::start();
+    let copies = tempfile::tempdir().unwrap();
+    let copy = copies.path().join("copy");
+    let proxy = super::faults::Proxy::to(server.port).await;
+    let mut cut_off = config(&server);
+    cut_off.client = ClientConfig::for_servers(&format!("nats://127.0.0.1:{}", proxy.port));
+    let (one, two) = (Node::on(&server).await, Node::ready(cut_off).await);
+    let disconnect = async |node: &Node, who: &str| {
+        node.broker.disconnect(&RemoteDisconnect { identifiers: who.into(), reconnect: false }).await.unwrap()
+    };
+    disconnect(&one, "1").await;
+    server.kill();
+    server.copy_store(&copy);
+    server.run();
+    eventually("ready again", || one.broker.status().borrow().ready && two.broker.status().borrow().ready).await;
+    let newest = disconnect(&one, "2").await;
+    eventually("both heard", || two.feed.all().len() == 2).await;
+    proxy.cut();
+    server.kill();
+    server.put_back(&copy);
+    server.run();
+    let stranger = Node::on(&server).await;
+    assert_eq!(disconnect(&stranger, "3").await, newest, "the same place in the log");
+    proxy.join();
+    eventually("the node knows", || two.feed.all().contains(&Told::CommandsLost)).await;
+}
+
+#[test]
+fn row_07_sequences_alone_prove_that_nothing_was_missed() {
+    use crate::broker::nats::api::StreamState;
+    use crate::broker::nats::commands::{Followed, missed};
+    let followed = Followed { log: "ctl".into(), held: 10, id: None };
+    let state = |first_seq, last_seq| StreamState { messages: 0, first_seq, last_seq, subjects: Default::default() };
+    for (first, last) in [(1, 10), (5, 14), (11, 10), (11, 14)] {
+        assert_eq!(missed(&followed, "ctl", &state(first, last)), None, "{first} to {last}");
+    }
+    for (log, first, last) in [("other", 1, 10), ("ctl", 1, 9), ("ctl", 12, 14), ("ctl", 15, 14)] {
+        assert!(missed(&followed, log, &state(first, last)).is_some(), "{log} {first} to {last}");
+    }
+}

@@ -1,0 +1,144 @@
+//! A hub without clients, before a store that comes and goes. Time is virtual.
+
+mod store;
+
+use super::*;
+use futures_util::future::join_all;
+use store::Store;
+use tokio::time::timeout;
+
+const SECOND: Duration = Duration::from_secs(1);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// More streams than any fixed queue of openings has held.
+const MANY: usize = 20_000;
+
+struct Nobody;
+
+impl Commands for Nobody {
+    fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
+    fn commands_lost(&self) {}
+}
+
+fn hub(store: &Arc<Store>) -> Arc<Hub> {
+    let hub = Hub::new(HubConfig {
+        snapshot_budget: 1 << 20,
+        linger: 3 * SECOND,
+        head_check: 5 * SECOND,
+        broker_timeout: BROKER_TIMEOUT,
+    });
+    hub.start(store.clone(), Arc::new(Nobody));
+    hub
+}
+
+fn streams(count: usize) -> Vec<StreamName> {
+    (0..count).map(|number| StreamName::from(format!("s{number}"))).collect()
+}
+
+/// Waits until something holds; virtual time passes meanwhile.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("100 s have passed without: {what}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_05_every_opener_is_answered_in_time_however_many_there_are() {
+    let store = Store::new(false);
+    let hub = hub(&store);
+    let names = streams(MANY);
+    let openings = join_all(names.iter().map(|name| hub.open(name)));
+    let answers = timeout(BROKER_TIMEOUT + SECOND, openings).await.expect("all are answered within the broker timeout");
+    assert!(answers.iter().all(Result::is_err));
+}
+
+/// Clients that give up while their streams are queued, and come back.
+#[tokio::test(start_paused = true)]
+async fn row_05_a_stream_whose_opener_gave_up_can_be_opened_later() {
+    let store = Store::new(false);
+    let hub = hub(&store);
+    let names = streams(MANY);
+    let impatient = join_all(names.iter().map(|name| hub.open(name)));
+    assert!(timeout(SECOND, impatient).await.is_err(), "the store is away");
+    // They come back before anything is closed, and stay.
+    let returned = join_all(names.iter().map(|name| hub.open(name)));
+    let thaw = async {
+        tokio::time::sleep(SECOND).await;
+        store.set_there(true);
+    };
+    let (answers, ()) = tokio::join!(timeout(2 * BROKER_TIMEOUT, returned), thaw);
+    let refused = answers.expect("all are answered").iter().filter(|answer| answer.is_err()).count();
+    assert_eq!(refused, 0, "of {MANY} streams");
+    assert_eq!(store.fed().len(), MANY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_05_streams_asked_for_while_the_store_was_away_do_not_stay_subscribed() {
+    let store = Store::new(false);
+    let hub = hub(&store);
+    let names = streams(300);
+    let openings = join_all(names.iter().map(|name| hub.open(name)));
+    assert!(openings.await.iter().all(Result::is_err));
+    eventually("nobody wants them any more", || hub.open_streams() == 0).await;
+    store.set_there(true);
+    eventually("the store was asked", || store.openings.load(Ordering::SeqCst) > 0).await;
+    eventually("no feed runs", || store.fed().is_empty()).await;
+    // One that is wanted again is opened as ever.
+    let open = hub.open(&names[0]).await.expect("the store is there");
+    assert_eq!(store.fed(), [names[0].clone()].into());
+    drop(open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_05_an_open_stream_without_follower_is_opened_on_the_new_connection() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let name = StreamName::from("lonely");
+    drop(hub.open(&name).await.expect("the store is there"));
+    store.reconnect(1);
+    // The question of the new connection fails once; somebody comes while the stream lingers.
+    eventually("it was tried", || store.openings.load(Ordering::SeqCst) > 1).await;
+    let _open = hub.open(&name).await.expect("the store is there");
+    assert!(store.fed().contains(&name), "open means that the feed runs on this connection");
+}
+
+/// Whoever comes right after a reconnect gets what the new connection says, not what held before.
+#[tokio::test(start_paused = true)]
+async fn row_05_a_stream_is_open_only_on_the_present_connection() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let name = StreamName::from("a");
+    let _follower = hub.open(&name).await.expect("the store is there");
+    store.set_there(false);
+    store.reconnect(0);
+    assert!(hub.open(&name).await.is_err(), "nothing is known of the new connection");
+    store.set_there(true);
+    let _open = hub.open(&name).await.expect("the store is there");
+    assert!(store.fed().contains(&name));
+}
+
+#[tokio::test(start_paused = true)]
+async fn openings_do_not_starve_comparisons_and_come_first() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let names = streams(3 * queue::BATCH);
+    let cells: Vec<_> = names.iter().map(|name| hub.enter(name)).collect();
+    let (doubted, awaited) = cells.split_at(queue::BATCH);
+    let line = Queue::default();
+    doubted.iter().for_each(|cell| line.doubt(cell));
+    awaited.iter().for_each(|cell| line.await_opening(cell));
+    // Twice is once.
+    awaited.iter().for_each(|cell| line.await_opening(cell));
+    awaited.iter().for_each(|cell| line.doubt(cell));
+    let mut sizes = Vec::new();
+    for _ in 0..3 {
+        let batch = line.take().await;
+        let opened = batch.iter().filter(|cell| awaited.iter().any(|other| Arc::ptr_eq(&other.0, cell))).count();
+        sizes.push((opened, batch.len() - opened));
+    }
+    assert_eq!(sizes, [(750, 250), (750, 250), (500, 500)]);
+}

@@ -1,0 +1,99 @@
+//! Commands that have come and are not executed yet: bounded in number and in rate. Beyond either the connection is not
+//! read: the client is slowed down, nobody is closed.
+
+use super::client::Client;
+use super::drive::Work;
+use super::joined::Joined;
+use super::{Node, NodeConfig};
+use crate::broker::Unavailable;
+use crate::metrics;
+use crate::protocol::Command;
+use crate::session::{CommandRate, Timers};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Commands that may wait behind one that executes.
+const MAX_QUEUED: usize = 64;
+
+pub(super) struct Commands {
+    frames: VecDeque<String>,
+    /// Decoded, and next after those that execute now.
+    ahead: Option<Command>,
+    rate: CommandRate,
+}
+
+/// Commands that may come at once: a page that comes back anew subscribes to everything and asks for its history.
+fn burst(config: &NodeConfig) -> u32 {
+    u32::try_from(2 * config.subscriptions.number + 100).unwrap_or(u32::MAX)
+}
+
+impl Commands {
+    pub fn new(node: &Node) -> Self {
+        let rate = CommandRate::new(node.config.max_commands_rate, burst(&node.config), Instant::now());
+        Self { frames: VecDeque::new(), ahead: None, rate }
+    }
+
+    pub fn push(&mut self, frame: String) {
+        metrics::COMMANDS_PACED.add(u64::from(self.rate.take(Instant::now())));
+        self.frames.push_back(frame);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.ahead.is_none()
+    }
+
+    /// The connection may be read now.
+    pub fn has_room(&self) -> bool {
+        self.frames.len() < MAX_QUEUED && self.paced_until().is_none()
+    }
+
+    /// Too many came: the connection is not read before then.
+    pub fn paced_until(&self) -> Option<Instant> {
+        self.rate.wait_until(Instant::now())
+    }
+
+    /// The next command, pongs and faulty frames left out.
+    fn next(&mut self, client: &Client, timers: &mut Timers) -> Option<Command> {
+        if let Some(command) = self.ahead.take() {
+            return Some(command);
+        }
+        while let Some(frame) = self.frames.pop_front() {
+            let Some(command) = client.decode(&frame) else { continue };
+            timers.on_command();
+            // Who may have been disconnected remotely does nothing any more.
+            if command != Command::Pong && client.handle.suspended_since().is_none() {
+                return Some(command);
+            }
+        }
+        None
+    }
+
+    /// Takes what is to be executed next: one command, or as many neighbours as may share a commit. Those have different
+    /// identifiers, so that their order among each other does not matter.
+    pub fn start(&mut self, client: &Arc<Client>, timers: &mut Timers) -> Option<Work<Result<(), Unavailable>>> {
+        let mut joined: Vec<Joined> = Vec::new();
+        while let Some(command) = self.next(client, timers) {
+            match client.joined(command) {
+                Ok(next) if joined.iter().all(|one| one.identifier() != next.identifier()) => joined.push(next),
+                Ok(next) => {
+                    self.ahead = Some(next.into());
+                    break;
+                }
+                Err(command) if joined.is_empty() => {
+                    let client = client.clone();
+                    return Some(Box::pin(async move { client.execute(command).await }));
+                }
+                Err(command) => {
+                    self.ahead = Some(command);
+                    break;
+                }
+            }
+        }
+        if joined.is_empty() {
+            return None;
+        }
+        let client = client.clone();
+        Some(Box::pin(async move { client.execute_joined(joined).await }))
+    }
+}

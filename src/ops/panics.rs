@@ -1,0 +1,62 @@
+//! Panics in the log: one line that says where and what, counted, without what may be a secret.
+
+use crate::metrics;
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::{self, PanicHookInfo};
+
+/// From now on panics are logged in place of being printed. Call once, after the log was set up.
+pub fn log_them() {
+    panic::set_hook(Box::new(record));
+}
+
+fn record(panic: &PanicHookInfo<'_>) {
+    metrics::PANICS.inc();
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    let task = tokio::task::try_id().map(|id| id.to_string()).unwrap_or_default();
+    let said = gist(panic.payload());
+    // Only where RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(context = "node", location, thread, task, %backtrace, "panic: {said}");
+    } else {
+        tracing::error!(context = "node", location, thread, task, "panic: {said}");
+    }
+}
+
+/// What a panic says, up to where values begin: a value may be a client's text or a secret.
+fn gist(payload: &(dyn Any + Send)) -> &str {
+    // A literal holds no values.
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        return text;
+    }
+    let Some(text) = payload.downcast_ref::<String>() else { return "without a text" };
+    let end = [": ", "; ", " of `", "\""].iter().filter_map(|sign| text.find(sign)).min();
+    end.map_or(text, |end| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gist_of(work: impl FnOnce() + panic::UnwindSafe) -> String {
+        gist(&*panic::catch_unwind(work).unwrap_err()).to_owned()
+    }
+
+    #[test]
+    fn values_stay_out_of_the_text() {
+        assert_eq!(gist_of(|| panic!("plain words: kept")), "plain words: kept");
+        let secret = String::from("s3cr3t-ä");
+        let text = secret.clone();
+        assert_eq!(gist_of(move || panic!("no such key: {text}")), "no such key");
+        let text = secret.clone();
+        let sliced = gist_of(move || drop(std::hint::black_box(&text[..8]).to_owned()));
+        assert!(!sliced.contains("s3cr3t"), "{sliced}");
+        let failed: Result<(), String> = std::hint::black_box(Err(secret));
+        let unwrapped = gist_of(move || failed.unwrap());
+        assert!(!unwrapped.contains("s3cr3t"), "{unwrapped}");
+        let items: Vec<u8> = Vec::new();
+        assert_eq!(gist_of(move || assert_eq!(std::hint::black_box(items[3]), 0)), "index out of bounds");
+    }
+}

@@ -1,0 +1,3 @@
+//! What clients, publishers and web pages can do to a server from outside, and where that ends.
+
+mod panics;
