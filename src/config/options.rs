@@ -236,8 +236,10 @@ options! {
         reauth_spread: Duration [ANY_TIME] = "60", "reauth_spread", Broker;
         /// How long live messages of a resumed client wait for its history command
         history_hold: Duration [ANY_TIME] = "2", "history_hold", Broker;
-        /// Bytes of recent messages held in memory for all streams of this node
+        /// Bytes of recent messages held in memory for all streams of this node, with 200 for each message
         snapshot_budget: u64 [BYTES_OR_NONE] = "268435456", "snapshot_budget", Broker;
+        /// Bytes of memory for the history of all streams where the broker is `memory`, with 200 for each message; beyond it publications are refused (503, storage full). 0: no limit
+        memory_history_size: usize [BYTES_OR_NONE] = "536870912", "memory_history_size", Broker;
         /// How long a stream stays open after its last subscriber left
         stream_linger: Duration [ANY_TIME] = "5", "stream_linger", Broker;
         /// How often open streams are compared with the log; a quarter of history_ttl at most

@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
 const MAX_PENDING: usize = 10_000;
 
+/// Bytes of them, overhead included.
+const MAX_PENDING_BYTES: usize = 4 << 20;
+
 /// A hole in the live feed that must be fetched from the log before anything behind it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -82,6 +85,7 @@ pub struct Stream {
     proof: Proof,
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
     pending: VecDeque<(u64, Arc<Message>)>,
+    pending_bytes: usize,
     repairing: bool,
     cursors: Slab<Cursor>,
     /// What was read from the log a moment ago and did not join the tail.
@@ -106,6 +110,7 @@ impl Stream {
             checked: now,
             proof: Proof::default(),
             pending: VecDeque::new(),
+            pending_bytes: 0,
             repairing: false,
             cursors: Slab::new(),
             pages: None,
@@ -266,6 +271,7 @@ impl Stream {
         self.opened = false;
         self.repairing = false;
         self.pending.clear();
+        self.pending_bytes = 0;
         self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
@@ -296,7 +302,8 @@ impl Stream {
 
     fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
         // Full: dropped here, found by the comparison that follows every opening and repair.
-        if self.pending.len() < MAX_PENDING {
+        if self.pending.len() < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES {
+            self.pending_bytes += message.footprint();
             self.pending.push_back((previous, message));
         }
     }
@@ -316,6 +323,7 @@ impl Stream {
             }
         }
         self.pending = VecDeque::new();
+        self.pending_bytes = 0;
         None
     }
 

@@ -69,6 +69,7 @@ metrics! {
     Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
     Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
+    Gauge MEMORY_HISTORY = "memory_history_bytes", "bytes of memory that the history of the memory broker holds, overhead included";
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
     Counter FAILED_CLIENT_MSG = "failed_client_msg_total", "undecodable or failed client commands";

@@ -2,9 +2,15 @@
 //! nobody else notices, memory stays bounded.
 
 mod bursts;
+mod memory;
 mod whispers;
 
 use crate::harness::carrick::Server;
+
+/// Bytes of memory that the server's process has in use now.
+fn resident(server: &Server) -> u64 {
+    memory(server, "VmRSS:")
+}
 
 /// The most that it has had in use.
 fn peak(server: &Server) -> u64 {
