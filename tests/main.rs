@@ -17,6 +17,7 @@
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
 //! * `pressure`: bursts, floods, clients that do not read, memory
+//! * `secrets`: what must not stand in a log
 
 #[macro_use]
 mod harness;
@@ -36,5 +37,6 @@ mod policies;
 mod pressure;
 mod publishing;
 mod rulings;
+mod secrets;
 mod silent_path;
 mod wire;

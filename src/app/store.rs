@@ -13,7 +13,7 @@ use crate::nats::embedded::{
     SyncMode,
 };
 use crate::ops::shutdown::Phases;
-use crate::secret::Secret;
+use crate::secret::{Secret, bare_url};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -156,7 +156,7 @@ async fn start_nats(
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
         store_mark = Some(embedded.mark().clone());
     }
-    let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
+    let servers: Vec<_> = config.nats.servers.iter().map(|server| bare_url(server)).collect();
     let servers = match &store.embedded {
         Some(embedded) => format!("nats://{}", embedded.addr()),
         None => servers.join(","),
@@ -234,13 +234,6 @@ pub(super) fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {
     })
 }
 
-/// A server's URL as it may be shown.
-fn without_credentials(server: &str) -> String {
-    let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
-    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
-    format!("{scheme}://{address}")
-}
-
 /// What all members of a cluster of embedded servers derive their passwords from.
 ///
 /// # Errors
@@ -266,7 +259,7 @@ pub(super) async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedSe
         Some(addr) => Some(ClusterConfig {
             addr: listen(addr),
             name: enats.cluster_name.clone(),
-            routes: enats.routes.iter().map(Endpoint::url).collect(),
+            routes: enats.routes.iter().map(|route| route.url().into()).collect(),
             secret: shared()?,
         }),
         None => None,
@@ -281,7 +274,7 @@ pub(super) async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedSe
                 .iter()
                 .map(|gateway| RemoteGateway {
                     name: gateway.name.clone(),
-                    urls: gateway.urls.iter().map(Endpoint::url).collect(),
+                    urls: gateway.urls.iter().map(|url| url.url().into()).collect(),
                 })
                 .collect(),
             secret: shared()?,

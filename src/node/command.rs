@@ -7,7 +7,9 @@ use crate::broker::Unavailable;
 use crate::hub::{Identifier, Located, Open};
 use crate::metrics;
 use crate::protocol::command::{self, Skipped};
-use crate::protocol::{Command, Epoch, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
+use crate::protocol::{
+    Command, Epoch, HistoryRequest, Message, Meta, Payload, Position, ShownIdentifier, StreamName, reply,
+};
 use crate::rpc::Application;
 use crate::session::{Ask, Followed, Subscribe};
 use std::sync::Arc;
@@ -99,7 +101,7 @@ impl Client {
     fn decider_of_known(&self, text: &str) -> Option<Arc<dyn Application>> {
         if self.state().session.subscription(text).is_none() {
             metrics::FAILED_CLIENT_MSG.inc();
-            tracing::debug!(context = "node", identifier = text, "command for an unknown identifier skipped");
+            tracing::debug!(context = "node", identifier = %ShownIdentifier(text), "command for an unknown identifier skipped");
             return None;
         }
         self.decider(text)

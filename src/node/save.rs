@@ -5,7 +5,7 @@ use crate::broker::{SaveError, SessionKey};
 use crate::critical::critical;
 use crate::hub::SavedProof;
 use crate::metrics;
-use crate::protocol::{Close, StreamName};
+use crate::protocol::{Close, Sid, StreamName};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,9 +38,9 @@ struct Stored {
 }
 
 impl Saver {
-    pub fn new(sid: &str, resumable: bool) -> Self {
+    pub fn new(sid: &Sid, resumable: bool) -> Self {
         Self {
-            key: resumable.then(|| SessionKey::of(sid)),
+            key: resumable.then(|| SessionKey::of(sid.expose())),
             stored: tokio::sync::Mutex::default(),
             written: Mutex::new(None),
         }

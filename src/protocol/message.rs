@@ -1,6 +1,6 @@
 //! A message on its way in (publication) and as it stands in the log.
 
-use super::StreamName;
+use super::{Sid, StreamName};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// The session with this sid does not get the message.
-    pub exclude_socket: Option<Arc<str>>,
+    pub exclude_socket: Option<Sid>,
     /// `type` of the delivered message.
     pub broadcast_type: Option<Arc<str>>,
 }
@@ -89,9 +89,9 @@ const MESSAGE_OVERHEAD: usize = 200;
 impl Message {
     /// Bytes of memory that it holds, overhead included: what every budget counts.
     pub fn footprint(&self) -> usize {
-        let texts = [&self.meta.exclude_socket, &self.meta.broadcast_type];
-        let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
-        MESSAGE_OVERHEAD + self.payload.json().len() + texts
+        let excluded = self.meta.exclude_socket.as_ref().map_or(0, |sid| sid.expose().len());
+        let kind = self.meta.broadcast_type.as_ref().map_or(0, |kind| kind.len());
+        MESSAGE_OVERHEAD + self.payload.json().len() + excluded + kind
     }
 }
 

@@ -12,7 +12,7 @@ pub use saved::SavedSession;
 pub use timers::{Due, TimerConfig, Timers};
 
 use crate::hub::{From, Identifier};
-use crate::protocol::{HistoryRequest, Position, StreamName, Subprotocol};
+use crate::protocol::{HistoryRequest, Position, Sid, StreamName, Subprotocol};
 use crate::rpc::PresenceChange;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -108,14 +108,14 @@ pub enum Plan {
 #[derive(Debug)]
 pub struct Session {
     /// Names this connection; a credential.
-    pub sid: Arc<str>,
+    pub sid: Sid,
     /// Connection identifiers: opaque, compared byte for byte.
     pub identifiers: Arc<str>,
     pub subprotocol: Subprotocol,
     /// Newest remote disconnect of the identifiers when the session was authenticated.
     pub mark: u64,
     /// Sids of the connections before this one, and when they were left (Unix milliseconds).
-    pub earlier_sids: Vec<(Arc<str>, u64)>,
+    pub earlier_sids: Vec<(Sid, u64)>,
     pub cstate: State,
     /// When the token that it was authenticated by expires (Unix seconds).
     pub exp: Option<u64>,
@@ -130,7 +130,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(sid: Arc<str>, identifiers: Arc<str>, subprotocol: Subprotocol, mark: u64) -> Self {
+    pub fn new(sid: Sid, identifiers: Arc<str>, subprotocol: Subprotocol, mark: u64) -> Self {
         Self {
             sid,
             identifiers,
@@ -159,7 +159,7 @@ impl Session {
     }
 
     /// Every sid that a message may exclude this session by.
-    pub fn sids(&self) -> Vec<Arc<str>> {
+    pub fn sids(&self) -> Vec<Sid> {
         let earlier = self.earlier_sids.iter().map(|(sid, _)| sid.clone());
         std::iter::once(self.sid.clone()).chain(earlier).collect()
     }

@@ -84,7 +84,7 @@ fn subscribe(address: &str, wish: &Wish) -> Result<Subscribed> {
         reader.until(|frame| matches!(frame, Frame::ConfirmSubscription(_)))?;
     }
     reader.stream.set_read_timeout(None)?;
-    Ok(Subscribed { stream: reader.stream, rest: reader.buffer, sid })
+    Ok(Subscribed { stream: reader.stream, rest: reader.buffer, sid: sid.expose().to_owned() })
 }
 
 struct Reader {

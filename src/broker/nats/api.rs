@@ -6,6 +6,7 @@
 use super::clock;
 use super::headers;
 use super::mux::{Mux, RequestError};
+use crate::secret::json_fault;
 use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -209,7 +210,7 @@ impl Api {
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(ApiError::NoResponders);
         }
-        let mut ack: Ack = serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))?;
+        let mut ack: Ack = serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(json_fault(&e)))?;
         match ack.error.take() {
             Some(refusal) => Err(refusal.into()),
             None if ack.seq == 0 => Err(ApiError::Unreadable("an acknowledgement without a sequence".into())),
@@ -230,7 +231,7 @@ fn read<T: DeserializeOwned>(answer: &async_nats::Message) -> Result<T, ApiError
     if let Ok(Envelope { error: Some(refusal) }) = serde_json::from_slice(&answer.payload) {
         return Err(refusal.into());
     }
-    serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))
+    serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(json_fault(&e)))
 }
 
 /// Marks a deletion in a bucket.

@@ -11,6 +11,7 @@ use super::{Attempts, Core, SetupError, headers};
 use crate::broker::{AppendError, RemoteDisconnect, Unavailable};
 use crate::metrics;
 use crate::protocol::MessageId;
+use crate::secret::json_fault;
 use async_nats::header::{self, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
@@ -171,7 +172,7 @@ impl Core {
                 metrics::REMOTE_COMMANDS.inc();
                 self.feed.disconnect(seq, command);
             }
-            Err(error) => tracing::warn!(seq, %error, "unreadable remote command"),
+            Err(error) => tracing::warn!(seq, error = json_fault(&error), "unreadable remote command"),
         }
     }
 
