@@ -185,6 +185,26 @@ pub struct Behind {
     pub after: u64,
 }
 
+/// What a stream lacks on this node: its messages in `(after, up_to]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    pub stream: StreamName,
+    pub after: u64,
+    /// Known to be in the log.
+    pub up_to: u64,
+    /// The newest message that the node has, or where the stream began for it. The stream had none in `(newest, after]`.
+    pub newest: u64,
+}
+
+/// Everything that is kept in a hole.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// `remaining` is 0.
+    pub page: Page,
+    /// What was kept at and behind the hole's `newest` once the page was read.
+    pub behind: Behind,
+}
+
 /// Key of a saved session: a hash, so that the client's text never becomes a key and the store reveals no credential.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey(pub String);
@@ -289,6 +309,26 @@ pub trait Broker: Send + Sync + 'static {
     /// What is kept at and behind offset `x`, fresh as of this call (from the leader). Asked after a page was read, it
     /// tells whether messages had been dropped to make room before the page was complete.
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
+
+    /// Reads what is kept in these holes, in the order asked for. This is work in the background: reads of clients go first.
+    /// One hole is always filled. Of many, those that are not worth being read together, or do not fit, are `None`: they
+    /// are to be asked for again, alone or with fewer.
+    async fn fill(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
+        let mut filled = Vec::with_capacity(holes.len());
+        for hole in holes {
+            let mut messages = Vec::new();
+            let page = loop {
+                let from = messages.last().map_or(hole.after, |last: &Arc<Message>| last.offset) + 1;
+                let mut page = self.read(&hole.stream, ReadFrom::Offset(from), hole.up_to, 500, 256 << 10).await?;
+                messages.append(&mut page.messages);
+                if page.remaining == 0 {
+                    break Page { messages, ..page };
+                }
+            };
+            filled.push(Some(Filled { page, behind: self.behind(&hole.stream, hole.newest).await? }));
+        }
+        Ok(filled)
+    }
 
     /// The state of this stream's log, fresh as of this call (from the leader).
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable>;

@@ -2,7 +2,6 @@
 
 use super::pages::SharedPage;
 use super::proof::{SavedProof, is_complete_after};
-use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
 use crate::broker::{Behind, Facts, MAX_OFFSET, Page, ReadFrom, Unavailable};
@@ -11,6 +10,10 @@ use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Messages and bytes per read.
+const PAGE_MESSAGES: usize = 500;
+const PAGE_BYTES: usize = 256 << 10;
 
 /// How long the end of a shared log may lie before a position of it: a leader that was just elected, or has been frozen,
 /// may still be applying what it has agreed to. Only what stays wrong is wrong.

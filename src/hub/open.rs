@@ -1,7 +1,7 @@
 //! The hub's standing tasks: opening streams many at a time, comparing heads after every doubt, closing what is idle.
 
 use super::queue::BATCH;
-use super::{Cell, Hub, repair};
+use super::{Cell, Hub};
 use crate::broker::{Facts, Head, Status};
 use crate::protocol::{Epoch, StreamName};
 use std::collections::HashMap;
@@ -77,11 +77,11 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
         if open {
             cell.opened_in.store(after.generation, Ordering::Release);
         }
+        if let Some(gap) = gap {
+            hub.repairs.push(cell, gap, core.epoch().clone());
+        }
         drop(core);
         cell.opened.notify_waiters();
-        if let Some(gap) = gap {
-            hub.spawn("hub.repair", repair::repair(hub.clone(), cell.clone(), gap));
-        }
     }
     true
 }

@@ -91,6 +91,8 @@ metrics! {
     Counter REMOTE_COMMANDS = "remote_commands_total", "remote commands executed";
     Counter GAPS = "feed_gaps_total", "holes of the live feed found by the gap check or a head check";
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
+    Gauge GAPS_OPEN = "feed_gaps_open_num", "holes of the live feed that are being repaired or wait for it; at most one per open stream";
+    Counter GAPS_TOGETHER = "feed_gaps_read_together_total", "holes of the live feed that were read together with others";
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";

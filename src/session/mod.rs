@@ -127,6 +127,8 @@ pub struct Session {
     granted: Option<(Arc<str>, State)>,
     /// Counts changes of what is saved.
     version: u64,
+    /// The version in which something was taken away last.
+    shrunk: u64,
 }
 
 impl Session {
@@ -143,11 +145,18 @@ impl Session {
             subscriptions: HashMap::new(),
             granted: None,
             version: 1,
+            shrunk: 0,
         }
     }
 
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version in which a subscription or a stream was taken away last. What is stored of an older version holds more
+    /// than the client may have.
+    pub fn shrunk(&self) -> u64 {
+        self.shrunk
     }
 
     pub fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
@@ -198,7 +207,10 @@ impl Session {
     /// Takes a subscription back: the client left it, or it could not be carried out.
     pub fn unsubscribe(&mut self, identifier: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(identifier);
-        self.version += u64::from(removed.is_some());
+        if removed.is_some() {
+            self.version += 1;
+            self.shrunk = self.version;
+        }
         removed
     }
 

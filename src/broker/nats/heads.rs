@@ -179,10 +179,10 @@ impl Core {
                 request["up_to_seq"] = json!(reached);
             }
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let place = self.slots.heads().await;
             let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(subject, request, CHUNK + 2, SILENCE).await?;
-            drop(permit);
+            drop(place);
             let Some(up_to) = headers::number(&end, &headers::UP_TO_SEQUENCE).filter(|up_to| *up_to >= last) else {
                 return Err(ApiError::Unreadable("a replica answered that lags behind".into()));
             };

@@ -7,6 +7,7 @@ use super::api::{ApiError, StreamInfo};
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
+use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core, clock};
 use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
@@ -20,14 +21,11 @@ use std::time::Duration;
 
 /// Messages of one request; the answer must fit the inbox of the connection.
 pub(super) const MAX_BATCH: usize = 1000;
-/// Batches of this node under way at once: the server serves the reads of a log one after another, and publishers wait
-/// behind them.
-pub(super) const MAX_BATCHES: usize = 8;
 /// Bytes of one answer: a client that reads slowly is not cut off, others wait no longer than some milliseconds.
-const MAX_BYTES: usize = 512 * 1024;
+pub(super) const MAX_BYTES: usize = 512 * 1024;
 /// A replica that has not answered by then may be frozen; another one is asked. Scans of scattered messages can take a
 /// while on a busy server.
-const SILENCE: Duration = Duration::from_millis(1500);
+pub(super) const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Where the next request begins.
 #[derive(Clone, Copy)]
@@ -59,9 +57,7 @@ impl Core {
         &self,
         stream: &StreamName,
         from: ReadFrom,
-        up_to: u64,
-        max_messages: usize,
-        max_bytes: usize,
+        limits: Limits,
     ) -> Result<Page, Unavailable> {
         let token = Token::of(stream);
         let next = match from {
@@ -69,7 +65,7 @@ impl Core {
             ReadFrom::Time(second) => Start::Time(second),
         };
         let mut got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
-        let limits = Limits { up_to, max_messages: max_messages.max(1), max_bytes };
+        let limits = Limits { max_messages: limits.max_messages.max(1), ..limits };
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         let mut former = String::new();
         loop {
@@ -147,10 +143,10 @@ impl Core {
             });
             got.next.put_into(&mut request);
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let place = self.slots.read(limits.class).await;
             let api_subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(api_subject, request, MAX_BATCH + 1, SILENCE).await?;
-            drop(permit);
+            drop(place);
             let exhausted = match end.status {
                 Some(StatusCode::NOT_FOUND) => true,
                 Some(status) if status.as_u16() == 204 => {
@@ -212,10 +208,13 @@ impl Core {
     }
 }
 
-struct Limits {
-    up_to: u64,
-    max_messages: usize,
-    max_bytes: usize,
+/// How far a read goes, and for whom.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub up_to: u64,
+    pub max_messages: usize,
+    pub max_bytes: usize,
+    pub class: Class,
 }
 
 /// The facts of a broker that stores nothing.

@@ -141,15 +141,24 @@ impl Stream {
     /// Hands a cursor what follows `after` from a shared page. `false`: there is none.
     pub fn supply_shared(&mut self, id: CursorId, after: u64) -> bool {
         let Some(page) = self.shared(after).cloned() else { return false };
-        if let Some(cursor) = self.cursors.get_mut(id) {
+        if let Some(cursor) = self.asking(id, after) {
             cursor.set_backlog(page.after(after).iter().cloned().collect(), page.to);
         }
         true
     }
 
+    /// The cursor, if it still needs what follows `after`. While the page was read another command may have begun to replay
+    /// from further back, or the place may have gone to another connection.
+    fn asking(&mut self, id: CursorId, after: u64) -> Option<&mut Cursor> {
+        let complete_to = self.complete_to;
+        let cursor = self.cursors.get_mut(id)?;
+        let asks = !cursor.is_live() && !cursor.is_held() && cursor.behind(complete_to) == Some(after);
+        asks.then_some(cursor)
+    }
+
     /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
     pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: &SharedPage) {
-        let Some(cursor) = self.cursors.get_mut(id) else { return };
+        let Some(cursor) = self.asking(id, after) else { return };
         if !complete {
             cursor.hole_in_replay(after);
         }
@@ -240,5 +249,25 @@ mod tests {
         let wanted = (1..=100).flat_map(|offset| ["a", "b", "c"].map(|name| (format!("{name:?}"), Some(offset))));
         assert_eq!(got, wanted.collect::<Vec<_>>());
         assert!(stream.is_live(cursor));
+    }
+
+    /// A page that is read for one command must not be taken for what another one needs.
+    #[test]
+    fn row_05_a_page_comes_too_late_for_a_replay_that_has_begun_further_back() {
+        let now = Instant::now();
+        let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20, now);
+        stream.compare(Head { newest: 20, up_to: 20 }, 1, 0, now);
+        let receiver = Receiver::new(Arc::new(Outbox::new(Encoding::Json, 0)), Vec::new(), true);
+        let identifier = Identifier::new("i".into());
+        let cursor = stream.attach(None, &receiver, &identifier, 20, true);
+        let job = || HistoryJob::new(receiver.clone(), identifier.clone(), 1);
+        stream.history(cursor, "i", Start { after: 10, claimed: None }, job());
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { after: 10 });
+        // Meanwhile the client asks for more.
+        stream.history(cursor, "i", Start { after: 5, claimed: None }, job());
+        let page = SharedPage { from: 10, to: 20, messages: vec![message(15)], since: None };
+        stream.supply(cursor, 10, true, &page);
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { after: 5 }, "6 to 10 are not skipped");
     }
 }

@@ -2,6 +2,7 @@
 
 mod application;
 mod connect;
+mod dropped;
 mod farewell;
 mod lagging;
 mod limits;

@@ -7,7 +7,7 @@ use crate::protocol::{Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
 
 pub struct Store {
@@ -23,12 +23,20 @@ pub struct Store {
 pub struct Writes {
     pub number: AtomicU64,
     pub bytes: AtomicU64,
+    /// They are not answered now.
+    pub stuck: AtomicBool,
 }
 
 impl Writes {
     fn count(&self, body: &Bytes) {
         self.number.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+    }
+
+    async fn answered(&self) {
+        while self.stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
     }
 
     /// Number and bytes since this was asked last.
@@ -96,9 +104,11 @@ impl Broker for Store {
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.count(&body);
+        self.writes.answered().await;
         self.log.save_session(key, body, revision).await
     }
     async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        self.writes.answered().await;
         self.log.delete_session(key).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

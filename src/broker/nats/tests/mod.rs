@@ -5,6 +5,7 @@ mod faults;
 mod live;
 mod log;
 mod policies;
+mod range;
 mod remote;
 mod server;
 mod start;
