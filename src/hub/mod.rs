@@ -40,10 +40,10 @@ pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream, Which};
 
-use crate::broker::{Broker, Facts, Overflow, RemoteDisconnect, Status, Table, Unavailable};
+use crate::broker::{Broker, Overflow, RemoteDisconnect, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
 use crate::metrics;
-use crate::protocol::{Epoch, Message, StreamName};
+use crate::protocol::{Message, StreamName};
 use queue::{Place, Queue};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -135,8 +135,6 @@ pub struct Hub {
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
     queue: Queue,
     repairs: repair::Repairs,
-    /// What the last head check learnt of each log, by its epoch. A handful.
-    facts: Mutex<Vec<(Epoch, Facts)>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -153,7 +151,6 @@ impl Hub {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             queue: Queue::default(),
             repairs: repair::Repairs::default(),
-            facts: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -244,7 +241,7 @@ impl Hub {
         let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
         let cell = shard.entry(stream.clone()).or_insert_with(|| {
             metrics::STREAMS.add(1);
-            let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
+            let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes);
             Arc::new(Cell {
                 core: Mutex::new(core),
                 opened: Notify::new(),

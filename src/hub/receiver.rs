@@ -51,6 +51,13 @@ impl Receiver {
         sid.is_some_and(|sid| self.sids.contains(sid))
     }
 
+    /// Tells of a loss that nobody has asked about: only the extended protocol has a word for it.
+    pub fn signal_loss(&self, identifier: &Identifier) {
+        if self.extended {
+            self.reject_history(identifier);
+        }
+    }
+
     pub fn reject_history(&self, identifier: &Identifier) {
         metrics::HISTORY_REJECTED.inc();
         self.outbox.push(reply::reject_history(self.encoding(), &identifier.json));

@@ -98,7 +98,7 @@ impl Wanted {
         if hub.settle_epoch(&mut core) || *core.epoch() != self.epoch {
             return;
         }
-        let next = core.repaired(self.gap, &filled.page, filled.behind, Instant::now());
+        let next = core.repaired(self.gap, &filled.messages, &filled.behind, Instant::now());
         hub.trim_if_over_budget(&mut core);
         if let Some(gap) = next {
             hub.repairs.push(&self.cell, gap, self.epoch.clone());

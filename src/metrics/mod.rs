@@ -33,6 +33,10 @@ impl Gauge {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -107,6 +111,7 @@ metrics! {
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
     Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
+    Gauge STORE_CLOCK_SKEW = "store_clock_skew_milliseconds", "how far the clocks of the servers that led a log may differ, at most, as measured";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";

@@ -139,7 +139,7 @@ impl Client {
         let _ = if stopped.is_empty() { self.commit().await } else { self.commit_removal().await };
         self.transmit(&transmissions);
         for one in &opened {
-            self.attach(&one.cell, &one.stream, &identifier, one.head, false);
+            self.attach(&one.cell, &one.stream, &identifier, &one.head, false);
         }
         self.keep_presence(text, effects.presence);
         if disconnect {

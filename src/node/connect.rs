@@ -9,7 +9,7 @@ use crate::auth::jwt::Token;
 use crate::broker::{SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
 use crate::metrics;
-use crate::protocol::{Close, Sid, StreamName, Subprotocol, random_text, reply};
+use crate::protocol::{Close, Position, Sid, StreamName, Subprotocol, random_text, reply};
 use crate::rpc::Env;
 use crate::session::{SavedSession, Session};
 use std::collections::{BTreeMap, HashMap};
@@ -157,7 +157,11 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             }
         };
     }
-    let from: HashMap<&StreamName, u64> = open.iter().map(|(name, cell)| (name, cell.lock().complete_to())).collect();
+    let position = |cell: &Open| {
+        let core = cell.lock();
+        core.position(core.complete_to())
+    };
+    let from: HashMap<&StreamName, Position> = open.iter().map(|(name, cell)| (name, position(cell))).collect();
     if client.handle.suspended_since().is_some() {
         // It would wait for its welcome until its turn to authenticate anew comes.
         outbox.close(Close::StoreUnavailable);
@@ -172,7 +176,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         outbox.push(reply::welcome(outbox.encoding(), &sid, Some(&ids)));
     }
     for (identifier, stream) in &followed {
-        client.attach(&open[stream], stream, identifier, from[stream], true);
+        client.attach(&open[stream], stream, identifier, &from[stream], true);
     }
     client.receiver.set_welcomed();
     metrics::SESSIONS_RESTORED.inc();

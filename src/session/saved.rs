@@ -145,6 +145,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::StoreTime;
 
     #[test]
     fn a_saved_session_restores_everything_but_confirmations() {
@@ -153,7 +154,10 @@ mod tests {
         let began = Position { epoch: "e".into(), offset: 12 };
         let followed = Followed { stream: "chat/7".into(), began };
         session.subscribed(&identifier, vec![followed.clone()], State::from([("$w".into(), "chat/7".into())]));
-        let proof = SavedProof { epoch: "f".into(), proof: Proof { head: 3, last: 12, revision: 1, time: 5 } };
+        let proof = SavedProof {
+            epoch: "f".into(),
+            proof: Proof { head: 3, last: 12, revision: 1, time: StoreTime { millis: 5, clock: 9 } },
+        };
 
         let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000);
         let saved = SavedSession::decode(&body).unwrap();

@@ -136,7 +136,8 @@ async fn row_04_a_joint_replay_reaches_a_client_that_comes_back() {
 async fn row_04_a_client_that_reads_slowly_is_paced() {
     for backend in [Backend::Memory, Backend::EmbeddedNats] {
         let options = Server::on(backend).option("ws_max_pending_size", 200_000).option("history_limit", 1_000);
-        let server = options.option("metrics_http", "/metrics").start();
+        // It does not read while the messages are published.
+        let server = options.option("ws_write_timeout", 60).option("metrics_http", "/metrics").start();
         let mut slow = server.dial().receive_buffer(4_096).connect().await;
         slow.subscribe(&public("chat")).await;
         let text = "x".repeat(20_000);

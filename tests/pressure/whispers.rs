@@ -10,7 +10,9 @@ use std::time::Duration;
 /// connections and get what is stored.
 #[tokio::test]
 async fn row_18_a_whisper_flood_closes_nobody() {
-    let server = Server::on(Backend::Memory).option("metrics_http", "/metrics").option("max_whisper_rate", 0).start();
+    // Followers and flood share this process: it may have no time for a follower for a while.
+    let options = Server::on(Backend::Memory).option("max_whisper_rate", 0).option("ws_write_timeout", 30);
+    let server = options.option("metrics_http", "/metrics").start();
     let mut followers = Vec::new();
     for _ in 0..14 {
         let mut follower = server.dial().receive_buffer(128 << 10).connect().await;

@@ -1,8 +1,8 @@
 //! The log of one policy in memory: one sequence, a ring per stream. What it holds depends on what is kept, never on what
 //! has passed: there is one entry per stream that keeps something, and one per idempotency key within the window.
 
-use super::super::Facts;
 use super::super::policy::Policy;
+use super::super::{Facts, StoreTime};
 use super::lock;
 use super::room::Room;
 use crate::protocol::{Epoch, Message, MessageId, Meta, Payload, StreamName};
@@ -15,6 +15,9 @@ const RING_OVERHEAD: usize = 320;
 
 /// What the id of a message with a key holds while a retry may come.
 const ID_OVERHEAD: usize = 96;
+
+/// There is one clock only.
+const OWN_CLOCK: u64 = 1;
 
 pub(super) struct Log {
     pub limit: u64,
@@ -73,11 +76,6 @@ impl Log {
 
     pub fn ring(&self, stream: &StreamName) -> Option<Arc<Mutex<Ring>>> {
         lock(&self.rings).get(stream).cloned()
-    }
-
-    /// The last sequence issued. A message up to it that is not in its ring yet is being put there under the ring's lock.
-    pub fn last(&self) -> u64 {
-        lock(&self.sequence).last
     }
 
     /// Stores a message and hands it to `deliver` with the offset that preceded it in its stream. `clock`: Unix milliseconds,
@@ -188,7 +186,7 @@ impl Log {
         }
     }
 
-    pub fn facts(&self, now: u64) -> Facts {
+    pub fn facts(&self, millis: u64) -> Facts {
         let sequence = lock(&self.sequence);
         Facts {
             first_seq: sequence.aged + 1,
@@ -197,7 +195,8 @@ impl Log {
             ttl: self.ttl,
             revision: 1,
             raised_at: 0,
-            now,
+            now: StoreTime { millis, clock: OWN_CLOCK },
+            skew: Duration::ZERO,
         }
     }
 }

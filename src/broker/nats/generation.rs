@@ -332,7 +332,8 @@ impl Core {
                 continue;
             };
             let (asks, questions) = heads::asks();
-            let answering = heads::answer(connection.clone(), found.name.clone(), questions);
+            let clocks = self.clocks.clone();
+            let answering = heads::answer(connection.clone(), found.name.clone(), clocks, questions);
             self.tasks.spawn(critical("broker.heads", answering));
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));

@@ -37,6 +37,7 @@ mod publish;
 mod range;
 mod read;
 mod sessions;
+mod skew;
 mod slots;
 mod token;
 mod witness;
@@ -49,7 +50,7 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Head, Hole, Logs, Page, ReadFrom,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Page, ReadFrom,
     RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::critical::critical;
@@ -94,6 +95,7 @@ struct Core {
     /// By log.
     witnesses: Mutex<Vec<(String, Arc<Witness>)>>,
     rules: Mutex<Arc<Rules>>,
+    clocks: Arc<skew::Clocks>,
     /// Sequence of the newest proposal of other policies that this node is prepared for.
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
@@ -259,6 +261,7 @@ impl Core {
             away_since: Mutex::new(Instant::now()),
             witnesses: Mutex::default(),
             rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
+            clocks: Arc::default(),
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
             fatal: watch::Sender::new(None),
@@ -406,7 +409,7 @@ impl Broker for NatsBroker {
         sent.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let core = &self.core;
         let mut attempts = Attempts::new(core, core.config.broker_timeout);
         loop {
@@ -440,7 +443,7 @@ impl Broker for NatsBroker {
         }
     }
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;

@@ -12,7 +12,7 @@ use super::read::{Limits, MAX_BATCH, MAX_BYTES, SILENCE};
 use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core};
-use crate::broker::{Behind, Facts, Filled, Hole, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Facts, Filled, Hole, ReadFrom, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::StatusCode;
 use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
@@ -61,7 +61,8 @@ impl Core {
             messages.append(&mut page.messages);
             if page.remaining == 0 {
                 let behind = self.behind(&hole.stream, hole.newest).await?;
-                return Ok(Filled { page: Page { messages, ..page }, behind });
+                behind.confirms(&messages, hole.up_to)?;
+                return Ok(Filled { messages, behind });
             }
         }
     }
@@ -137,6 +138,9 @@ struct Range<'a> {
     by_token: HashMap<String, usize>,
     /// What precedes the token in a subject of this log.
     prefix: String,
+    /// Where the range begins, and the first message that was read of it.
+    start: u64,
+    first: Option<u64>,
     next: u64,
     held: usize,
     wasted: usize,
@@ -152,7 +156,7 @@ impl<'a> Range<'a> {
         }
         let next = parts.iter().map(|part| part.after).min().unwrap_or(0) + 1;
         let prefix = core.names.log_subject(&log.policy, "");
-        Self { core, generation, log, parts, by_token, prefix, next, held: 0, wasted: 0 }
+        Self { core, generation, log, parts, by_token, prefix, start: next, first: None, next, held: 0, wasted: 0 }
     }
 
     /// Reads to the end of the log. Answers with the log's state after that, and how many messages may have come behind
@@ -174,6 +178,7 @@ impl<'a> Range<'a> {
                 break;
             }
         }
+        self.confirm_start().await?;
         let uncounted = (facts.last_seq + 1).saturating_sub(self.next);
         Ok(Some((facts, uncounted)))
     }
@@ -223,11 +228,23 @@ impl<'a> Range<'a> {
         }
     }
 
+    /// A replica may have dropped, by its own clock, what the leader still keeps: the oldest first.
+    async fn confirm_start(&self) -> Result<(), ApiError> {
+        let which = json!({"next_by_subj": format!("{}>", self.prefix), "seq": self.start.max(1)});
+        match self.generation.api().message(&self.log.name, &which).await? {
+            Some(kept) if kept.seq < self.first.unwrap_or(self.next) => {
+                Err(ApiError::Unreadable("a replica has dropped what the leader keeps".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn take(&mut self, raw: &async_nats::Message) -> Result<(), ApiError> {
         let Some(seq) = headers::number(raw, &NATS_SEQUENCE) else {
             return Err(ApiError::Unreadable("a message without its sequence".into()));
         };
         self.next = seq + 1;
+        self.first.get_or_insert(seq);
         let token = headers::text(raw, &NATS_SUBJECT).and_then(|subject| subject.strip_prefix(&self.prefix));
         let part = token.and_then(|token| self.by_token.get(token)).map(|at| &mut self.parts[*at]);
         let Some(part) = part.filter(|part| seq > part.after && headers::is_of(raw, &part.stream, part.hashed)) else {
@@ -259,8 +276,9 @@ impl<'a> Range<'a> {
             if part.left_out || after >= facts.limit || part.after < facts.raised_at {
                 continue;
             }
-            let page = Page { messages: part.messages, remaining: 0, facts: facts.clone() };
-            filled[part.index] = Some(Filled { page, behind: Behind { kept: false, after } });
+            let next = part.messages.first().map(|first| first.offset);
+            let behind = Behind { kept: false, after, next, facts: facts.clone() };
+            filled[part.index] = Some(Filled { messages: part.messages, behind });
         }
     }
 }

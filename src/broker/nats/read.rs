@@ -10,7 +10,7 @@ use super::logs::Log;
 use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core, clock};
-use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Facts, Page, ReadFrom, StoreTime, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::StatusCode;
 use async_nats::header::NATS_SEQUENCE;
@@ -71,43 +71,45 @@ impl Core {
         loop {
             let generation = attempts.next().await?;
             let Some(log) = generation.of(stream).1 else {
-                return Ok(Page { messages: Vec::new(), remaining: 0, facts: nothing_kept() });
+                return Ok(Page { messages: Vec::new(), remaining: 0 });
             };
             if former != log.name {
                 // Another log: what came from the former one is void.
                 former.clone_from(&log.name);
                 got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
             }
-            let outcome = async {
-                self.fill(&generation, log, stream, &token, &limits, &mut got).await?;
-                log.asks.top().await
-            };
-            match outcome.await {
-                Ok(top) => {
-                    return Ok(Page { messages: got.messages, remaining: got.remaining, facts: top.facts });
-                }
+            match self.fill(&generation, log, stream, &token, &limits, &mut got).await {
+                Ok(()) => return Ok(Page { messages: got.messages, remaining: got.remaining }),
                 Err(error) => attempts.failed(error),
             }
         }
     }
 
-    /// What the leader keeps at and behind an offset. Where the message itself is gone the whole subject is counted.
+    /// What the leader keeps at and behind an offset, and then the log's state. Where the message itself is gone the whole
+    /// subject is counted.
     pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         let token = Token::of(stream);
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
-            let Some(log) = generation.of(stream).1 else { return Ok(Behind { kept: false, after: 0 }) };
+            let Some(log) = generation.of(stream).1 else {
+                return Ok(Behind { kept: false, after: 0, next: None, facts: nothing_kept() });
+            };
             let subject = self.names.log_subject(&log.policy, &token.text);
-            let (api, log) = (generation.api(), &log.name);
+            let (api, name) = (generation.api(), &log.name);
             let asked = async {
-                let at = api.message(log, &json!({"next_by_subj": subject, "seq": x.max(1)})).await?;
-                if at.as_ref().is_some_and(|at| at.seq == x) {
-                    return Ok::<_, ApiError>(Behind { kept: true, after: 0 });
-                }
-                let which = json!({"subjects_filter": subject});
-                let info: StreamInfo = api.call(&format!("STREAM.INFO.{log}"), &which).await?;
-                Ok(Behind { kept: false, after: info.state.subjects.values().sum() })
+                let first = |seq: u64| json!({"next_by_subj": subject, "seq": seq.max(1)});
+                let at = api.message(name, &first(x)).await?.map(|at| at.seq);
+                let kept = at == Some(x);
+                let (next, after) = if kept {
+                    (api.message(name, &first(x + 1)).await?.map(|at| at.seq), 0)
+                } else {
+                    let which = json!({"subjects_filter": subject});
+                    let info: StreamInfo = api.call(&format!("STREAM.INFO.{name}"), &which).await?;
+                    (at, info.state.subjects.values().sum())
+                };
+                // A question of its own: within one answer the server counts after it has looked at the log's state.
+                Ok::<_, ApiError>(Behind { kept, after, next, facts: log.asks.top().await?.facts })
             };
             match asked.await {
                 Ok(behind) => return Ok(behind),
@@ -226,6 +228,7 @@ pub(super) fn nothing_kept() -> Facts {
         ttl: Duration::ZERO,
         revision: 0,
         raised_at: 0,
-        now: super::unix_millis(),
+        now: StoreTime::default(),
+        skew: Duration::ZERO,
     }
 }

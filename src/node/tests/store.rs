@@ -46,11 +46,11 @@ impl Writes {
 }
 
 impl Store {
-    fn lagging(&self, heads: Vec<Head>) -> Vec<Head> {
+    fn lagging(&self, heads: Vec<Looked>) -> Vec<Looked> {
         let lag = self.lag.load(Ordering::Relaxed);
-        let seen = |head: Head| {
+        let seen = |Looked { head, look }: Looked| {
             let up_to = head.up_to.saturating_sub(lag);
-            Head { newest: head.newest.min(up_to), up_to }
+            Looked { head: Head { newest: head.newest.min(up_to), up_to }, look }
         };
         heads.into_iter().map(seen).collect()
     }
@@ -70,7 +70,7 @@ impl Broker for Store {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log.transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         if streams.iter().any(|stream| stream.as_str().starts_with("slow")) {
             tokio::time::sleep(super::SECOND).await;
         }
@@ -79,7 +79,7 @@ impl Broker for Store {
     fn close(&self, stream: &StreamName) {
         self.log.close(stream);
     }
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         Ok(self.lagging(self.log.heads(streams).await?))
     }
     async fn read(

@@ -66,7 +66,7 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
     for node in [&node, &other] {
         node.until_ready().await;
         assert_eq!(node.epoch(), epoch);
-        assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].newest, last);
+        assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, last);
         let mut stored: Vec<u64> = Vec::new();
         while stored.last() != Some(&last) {
             let from = ReadFrom::Offset(stored.last().map_or(0, |offset| offset + 1));
@@ -79,7 +79,7 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
     // Reading one's own write, whichever replica answers.
     for i in 0..200 {
         let offset = node.publish(&stream, &i.to_string()).await;
-        assert_eq!(other.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].newest, offset);
+        assert_eq!(other.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, offset);
         let page = other.broker.read(&stream, ReadFrom::Offset(offset), offset, 10, 1 << 20).await.unwrap();
         assert_eq!(page.messages.len(), 1);
     }

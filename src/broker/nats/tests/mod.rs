@@ -11,7 +11,7 @@ mod server;
 mod start;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Head, Limits, Overflow, RemoteDisconnect};
+use crate::broker::{Broker, Feed, Head, Limits, Looked, Overflow, RemoteDisconnect, Unavailable};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
@@ -128,6 +128,10 @@ impl Node {
     async fn publish(&self, stream: &StreamName, data: &str) -> u64 {
         self.broker.append(publication(stream, data)).await.unwrap().offset
     }
+}
+
+fn heads_of(looked: Result<Vec<Looked>, Unavailable>) -> Vec<Head> {
+    looked.unwrap().into_iter().map(|looked| looked.head).collect()
 }
 
 fn publication(stream: &StreamName, data: &str) -> Publication {

@@ -23,7 +23,7 @@ async fn published(node: &Node, streams: usize, rounds: usize) -> Vec<(StreamNam
 }
 
 fn offsets(filled: &Filled) -> Vec<u64> {
-    filled.page.messages.iter().map(|message| message.offset).collect()
+    filled.messages.iter().map(|message| message.offset).collect()
 }
 
 async fn node() -> (Server, Node) {
@@ -51,8 +51,8 @@ async fn row_06_what_is_read_together_is_what_is_read_alone() {
     for (hole, filled) in holes.iter().zip(&together) {
         let filled = filled.as_ref().unwrap();
         let alone = node.broker.fill(std::slice::from_ref(hole)).await.unwrap().pop().flatten().unwrap();
-        assert_eq!(filled.page.messages, alone.page.messages, "{hole:?}");
-        assert_eq!((filled.page.remaining, &filled.page.facts.limit), (0, &LIMIT));
+        assert_eq!(filled.messages, alone.messages, "{hole:?}");
+        assert_eq!(filled.behind.facts.limit, LIMIT);
         let kept = node.broker.read(&hole.stream, crate::broker::ReadFrom::Offset(hole.after + 1), last, 99, 9_999);
         let kept = kept.await.unwrap().messages.len() as u64;
         assert!((kept..LIMIT).contains(&filled.behind.after), "never fewer than the {kept} kept: {filled:?}");
@@ -98,5 +98,5 @@ async fn row_06_a_hole_far_behind_the_others_does_not_make_them_slow() {
     holes.push(hole(&lonely, early));
     let filled = node.broker.fill(&holes).await.unwrap();
     assert!(filled[20].is_none(), "15,000 messages for one hole");
-    assert!(filled[..20].iter().all(|one| one.as_ref().is_some_and(|one| one.page.messages.len() == 1)));
+    assert!(filled[..20].iter().all(|one| one.as_ref().is_some_and(|one| one.messages.len() == 1)));
 }
