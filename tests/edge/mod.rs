@@ -1,3 +1,6 @@
 //! What clients, publishers and web pages can do to a server from outside, and where that ends.
 
+mod addresses;
+mod files;
+mod memory;
 mod panics;
