@@ -108,7 +108,7 @@ impl App {
         let (addr, scheme) = (main.local_addr(), if main.is_tls() { "https" } else { "http" });
         let base = |addr: SocketAddr| format!("{scheme}://{addr}");
         let broadcast_addr = own.as_ref().map_or(addr, Listener::local_addr);
-        let broadcast = http_broadcast(&config, broker.clone());
+        let broadcast = http_broadcast(&config, broker.clone(), broadcast_addr);
         announce_broadcast(&config, &base(broadcast_addr));
         let sockets = WebSockets::new(ws_config(&config), node.clone(), websockets.clone());
         for path in &config.ws.paths {
@@ -377,12 +377,13 @@ fn access(config: &Config) -> Access {
     })
 }
 
-fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
+fn http_broadcast(config: &Config, broker: Arc<dyn Broker>, addr: SocketAddr) -> Router {
     let broadcast = HttpBroadcastConfig {
         path: config.http_broadcast.path.clone(),
         keys: config.broadcast_key.as_ref().map(|keys| Secrets::parse(keys.expose())),
         cors: config.http_broadcast.cors_headers,
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        loopback: addr.ip().is_loopback().then(|| config.server.host.clone()),
         max_body: config.http_broadcast.max_body,
         max_pending: config.http_broadcast.max_pending,
     };

@@ -48,7 +48,7 @@ const WS_PATHS: List = List {
     name: "PATHS",
 };
 const ORIGINS: List = List {
-    check: |t| !t.contains('/') && !t.contains(char::is_whitespace),
+    check: is_origin,
     allowed: "`host[:port]` or `*suffix` separated by commas, without a scheme such as `https://`",
     min: 0,
     array: false,

@@ -4,11 +4,12 @@
 //! position of each message, and an `Idempotency-Key` makes a retry the same message.
 
 use super::budget::{Lease, PublishBudget};
+use super::pages::PagePolicy;
 use super::payload::{self, Payload};
 use super::{answer, cors};
 use crate::auth::Secrets;
 use crate::broker::{AppendError, Broker};
-use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
+use crate::metrics::{MALFORMED_PUBLICATIONS, PAGES_REFUSED, PUBLICATIONS};
 use crate::node::publish::publish_all;
 use crate::protocol::ShownWord;
 use crate::transport::origin::AllowedOrigins;
@@ -19,6 +20,7 @@ use axum::response::Response;
 use axum::routing;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use hyper::body::{Frame, SizeHint};
 use std::pin::Pin;
@@ -47,6 +49,8 @@ pub struct HttpBroadcastConfig {
     pub cors: bool,
     /// Origins of those pages. Empty: all.
     pub allowed_origins: AllowedOrigins,
+    /// The name that the listener has on loopback, if it is bound to that: without a key no other one is answered.
+    pub loopback: Option<String>,
     /// Largest body, bytes.
     pub max_body: usize,
     /// Bytes of publications that are being read or published at a time.
@@ -60,6 +64,7 @@ impl Default for HttpBroadcastConfig {
             keys: None,
             cors: false,
             allowed_origins: AllowedOrigins::default(),
+            loopback: None,
             max_body: 4 << 20,
             max_pending: 128 << 20,
         }
@@ -71,11 +76,17 @@ pub struct HttpBroadcast {
     config: HttpBroadcastConfig,
     broker: Arc<dyn Broker>,
     budget: PublishBudget,
+    /// There where no key keeps others out.
+    pages: Option<PagePolicy>,
 }
 
 impl HttpBroadcast {
     pub fn new(config: HttpBroadcastConfig, broker: Arc<dyn Broker>) -> Arc<Self> {
-        Arc::new(Self { budget: PublishBudget::new(config.max_pending), config, broker })
+        let pages = config.keys.is_none().then(|| PagePolicy {
+            origins: config.cors.then(|| config.allowed_origins.clone()),
+            loopback: config.loopback.clone(),
+        });
+        Arc::new(Self { pages, budget: PublishBudget::new(config.max_pending), config, broker })
     }
 
     /// A router with this endpoint alone, to be merged with others of the same listener.
@@ -95,23 +106,28 @@ impl HttpBroadcast {
     pub async fn handle(&self, request: Request) -> Response {
         let (parts, body) = request.into_parts();
         let mut lease = self.budget.lease();
-        let mut response = self.answer(&parts.method, &parts.headers, body, &mut lease).await;
+        let mut response = self.answer(&parts, body, &mut lease).await;
         if self.config.cors {
             cors::allow(&self.config.allowed_origins, parts.headers.get(header::ORIGIN), response.headers_mut());
         }
         response.map(|body| Body::new(Held { body, _lease: lease }))
     }
 
-    async fn answer(&self, method: &Method, headers: &HeaderMap, body: Body, lease: &mut Lease) -> Response {
-        if self.config.cors && method == Method::OPTIONS {
+    async fn answer(&self, parts: &Parts, body: Body, lease: &mut Lease) -> Response {
+        let Parts { method, headers, uri, .. } = parts;
+        if self.config.cors && *method == Method::OPTIONS {
             return Response::new(Body::empty());
         }
         // 422 and before the key, as AnyCable has it.
-        if method != Method::POST {
+        if *method != Method::POST {
             return answer::refused(StatusCode::UNPROCESSABLE_ENTITY, "publishing takes the method POST");
         }
         if !self.is_authorized(headers) {
             return answer::refused(StatusCode::UNAUTHORIZED, "the Authorization header must be \"Bearer <key>\"");
+        }
+        if let Some(reason) = self.pages.as_ref().and_then(|pages| pages.refusal(uri, headers)) {
+            PAGES_REFUSED.inc();
+            return answer::refused(StatusCode::FORBIDDEN, reason);
         }
         let key = match idempotency_key(headers) {
             Ok(key) => key,

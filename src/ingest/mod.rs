@@ -7,6 +7,7 @@ mod answer;
 mod budget;
 mod cors;
 pub mod http;
+pub mod pages;
 pub mod payload;
 
 pub use http::{HttpBroadcast, HttpBroadcastConfig};

@@ -8,7 +8,6 @@ use crate::broker::RemoteDisconnect;
 use crate::protocol::{MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -251,66 +250,8 @@ fn not_json(error: serde_json::Error) -> Malformed {
     Malformed(format!("the body is not JSON: {error}"))
 }
 
-/// The named fields of a JSON object, unparsed; absent ones are `None`.
 fn fields<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Result<[Option<&'a RawValue>; N], Malformed> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let fields = Fields(&names).deserialize(&mut json).map_err(not_json)?;
-    json.end().map_err(not_json)?;
-    Ok(fields)
-}
-
-/// Unlike a derived struct, takes repeated fields (the last one counts) and leaves the values' types to the caller,
-/// who can say more about a wrong one.
-struct Fields<'n, const N: usize>(&'n [&'n str; N]);
-
-impl<'de, const N: usize> DeserializeSeed<'de> for Fields<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de, const N: usize> Visitor<'de> for Fields<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = [None; N];
-        while let Some(index) = map.next_key_seed(Key(self.0))? {
-            match index {
-                Some(index) => fields[index] = Some(map.next_value()?),
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(fields)
-    }
-}
-
-/// The index of a field's name among those wanted.
-struct Key<'n>(&'n [&'n str]);
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field name")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|wanted| *wanted == name))
-    }
+    crate::protocol::fields::fields(text, names).map_err(not_json)
 }
 
 #[cfg(test)]

@@ -122,6 +122,7 @@ metrics! {
     Counter QUEUED_COMMANDS_FULL = "queued_commands_full_total", "times that reading from a client stopped because too many bytes of commands waited";
     Gauge PUBLISHING = "http_broadcast_pending_bytes", "bytes of publications over HTTP being read or published";
     Counter PUBLISHING_FULL = "http_broadcast_refused_total", "publications over HTTP refused because too many bytes were being read or published";
+    Counter PAGES_REFUSED = "http_broadcast_pages_refused_total", "publications without a key refused because a web page sent them";
     Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
     Gauge STORE_CLOCK_SKEW = "store_clock_skew_milliseconds", "how far the clocks of the servers that led a log may differ, at most, as measured";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";

@@ -28,6 +28,8 @@ pub enum Incoming {
     NativePong,
     /// A message over the size limit; nothing follows.
     TooBig,
+    /// Something against the rules of the transport; nothing follows.
+    Faulty(Close),
     /// The client closed, or its connection failed; nothing follows.
     Closed,
 }
@@ -104,6 +106,10 @@ where
                     outbox.close(Close::TooBig);
                     *source_open = false;
                 }
+                Some(Incoming::Faulty(close)) => {
+                    outbox.close(close);
+                    *source_open = false;
+                }
                 Some(Incoming::Closed) | None => {
                     outbox.finish();
                     *source_open = false;
@@ -171,6 +177,10 @@ where
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
+                    break;
+                }
+                Some(Incoming::Faulty(close)) => {
+                    outbox.close(close);
                     break;
                 }
                 Some(Incoming::Closed) | None => break,

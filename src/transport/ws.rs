@@ -11,6 +11,7 @@ use super::upgrade::handshake;
 use crate::hub::{Outbox, OutboxLimits};
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
+use crate::protocol::Close;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::task::TaskTracker;
@@ -375,6 +376,14 @@ impl Stream for Frames {
                 Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
                     self.over = true;
                     Incoming::TooBig
+                }
+                Some(Err(Error::Utf8(_))) => {
+                    self.over = true;
+                    Incoming::Faulty(Close::InvalidText)
+                }
+                Some(Err(Error::Protocol(fault))) if fault != ProtocolError::ResetWithoutClosingHandshake => {
+                    self.over = true;
+                    Incoming::Faulty(Close::ProtocolError)
                 }
                 Some(Err(_)) | None => {
                     self.over = true;

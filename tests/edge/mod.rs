@@ -2,5 +2,7 @@
 
 mod addresses;
 mod files;
+mod headers;
 mod memory;
+mod pages;
 mod panics;
