@@ -3,10 +3,11 @@
 //! Histories are generated: a stream with limits, and a client that comes, goes and is told what is true.
 
 use super::alarms::Limits;
-use super::judge::{Rules, Verdict, judge};
+use super::judge::{Rules, judge};
 use super::member::{Arrival, Record, Reject, Stay};
 use super::roster::{Dice, Follow, Follower, Kind};
 use super::source::{Ack, Id, Published, Unacked};
+use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,10 +69,13 @@ impl Trace {
         let ack = |n: u64| {
             let begun = start + BEAT * u32::try_from(n).unwrap();
             let position = Some((Arc::from("e"), n * 10));
-            Ack { id: Id { lane: 0, n }, position, duplicate: false, begun, at: begun + STORING }
+            Ack { id: Id { lane: 0, n }, position, duplicate: false, excluded: None, begun, at: begun + STORING }
         };
         let published = Published {
             stream: STREAM.to_owned(),
+            lane: 0,
+            after: 0,
+            open: vec![],
             begun: MESSAGES,
             acks: (1..=MESSAGES).map(ack).collect(),
             retries: 0,
@@ -108,11 +112,18 @@ impl Trace {
     }
 
     fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
-        self.record.stays.push(Stay { stood, ended, fresh: false, by_client: Some(true), positions: BTreeMap::new() });
+        self.record.stays.push(Stay {
+            stood,
+            ended,
+            fresh: false,
+            session: 1,
+            by_client: Some(true),
+            positions: BTreeMap::new(),
+        });
     }
 
     fn verdict(&self) -> Verdict {
-        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &self.rules)
+        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &[], &self.rules)
     }
 }
 
