@@ -321,3 +321,44 @@ async fn a_replay_during_losses_is_complete() {
     keeper.expect_numbers(&public("chat"), 1..=60).await;
     assert_eq!(proxy.lost(), 40, "the fault acted");
 }
+
+/// A stopped node finds a message on its way that is as old as the stop; what was lost behind it has aged out meanwhile.
+/// It must not take the one for fresh and the other for nothing.
+#[tokio::test]
+async fn row_02_a_node_that_was_stopped_does_not_take_old_evidence_for_fresh() {
+    let (nats, prefix) = (shared_nats(), unused_prefix());
+    let proxy = NatsProxy::start(nats.address());
+    let node = |url: &str| Backend::on_nats(url, &prefix).option("history_ttl", 2).option("dedup_window", 1).start();
+    let (stopped, other) = (node(&proxy.url()), node(&nats.url()));
+    let mut open = stopped.subscriber("chat").await;
+    let mut at = other.publish("chat", json!(0)).await;
+    open.expect_message(&public("chat"), json!(0)).await;
+
+    process::signal(stopped.pid(), "STOP");
+    other.publish("chat", json!(1)).await;
+    // What the kernel has taken for the stopped node is there when it goes on, the end of its connection, too.
+    patience::let_pass(Duration::from_millis(300)).await;
+    assert!(proxy.cut() > 0);
+    other.publish("chat", json!(2)).await;
+    patience::let_pass(Duration::from_secs(4)).await;
+    process::signal(stopped.pid(), "CONT");
+
+    // Whatever of it still reaches the client, in the end it is told that something is lost.
+    loop {
+        let frame = open.next().await;
+        if frame["type"] == "reject_history" {
+            break;
+        }
+        let delivery = Delivery::of(&frame).expect("a message or a rejection");
+        assert_eq!(delivery.message, json!(1), "2 is lost");
+        at = delivery.at();
+    }
+    // Both nodes say the same of the position before the hole.
+    for server in [&stopped, &other] {
+        let mut late = server.subscriber("chat").await;
+        late.ask_history(&public("chat"), after(&at)).await;
+        late.expect(json!({"type": "reject_history", "identifier": public("chat")})).await;
+    }
+    let position = other.publish("chat", json!(3)).await;
+    assert_eq!(open.expect_message(&public("chat"), json!(3)).await.at(), position);
+}

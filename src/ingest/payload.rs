@@ -12,7 +12,6 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 /// Longest stream name, bytes: what a client's `subscribe` command could name at the most by default.
 pub const MAX_STREAM_NAME: usize = 64 * 1024;
@@ -145,8 +144,8 @@ fn is_protocol_type(name: &str) -> bool {
         || name.starts_with("reject_")
 }
 
-fn non_empty(text: Cow<'_, str>) -> Option<Arc<str>> {
-    (!text.is_empty()).then(|| Arc::from(text.as_ref()))
+fn non_empty<T: for<'a> From<&'a str>>(text: Cow<'_, str>) -> Option<T> {
+    (!text.is_empty()).then(|| T::from(text.as_ref()))
 }
 
 /// Where in the payload something is wrong.

@@ -11,6 +11,7 @@ use crate::broker::SessionKey;
 use crate::critical::critical;
 use crate::hub::Hub;
 use crate::metrics;
+use crate::protocol::Sid;
 use crate::rpc::{Application, DisconnectCall};
 use book::Book;
 use bytes::Bytes;
@@ -83,7 +84,7 @@ enum Kind {
 
 struct Notice {
     kind: Kind,
-    sid: Arc<str>,
+    sid: Sid,
     call: DisconnectCall,
 }
 
@@ -174,7 +175,7 @@ impl Farewells {
     }
 
     /// A session goes on under a new sid. Returns when every node can see it, or after a bounded wait.
-    pub async fn restored(&self, old_sid: &str, client: &Client) {
+    pub async fn restored(&self, old_sid: &Sid, client: &Client) {
         if self.config.tell_restores && !self.knows_no_restores.load(Ordering::Relaxed) {
             let (sid, call) = about(client);
             self.push(Notice { kind: Kind::Restored, sid, call });
@@ -245,9 +246,9 @@ impl Farewells {
 
     async fn run(self: Arc<Self>) {
         let spacing = Duration::from_secs(1).checked_div(self.config.rate).unwrap_or_default();
-        let mut calls: JoinSet<Arc<str>> = JoinSet::new();
+        let mut calls: JoinSet<Sid> = JoinSet::new();
         // Calls about one session keep their order.
-        let mut busy: HashSet<Arc<str>> = HashSet::new();
+        let mut busy: HashSet<Sid> = HashSet::new();
         let mut next_call = Instant::now();
         loop {
             let now = Instant::now();
@@ -289,7 +290,7 @@ impl Farewells {
         &self,
         now: Instant,
         next_call: Instant,
-        busy: &HashSet<Arc<str>>,
+        busy: &HashSet<Sid>,
         calls: usize,
     ) -> (Option<Notice>, Option<Instant>, bool) {
         let mut queue = self.queue();
@@ -330,10 +331,10 @@ impl Farewells {
         let Some(book) = &self.book else { return };
         let every = (self.config.grace / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
         // What stands in the book: when it is looked at again, and the claim that was seen then.
-        let mut seen: HashMap<Arc<str>, (Instant, u64)> = HashMap::new();
+        let mut seen: HashMap<Sid, (Instant, u64)> = HashMap::new();
         while self.closed.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let Ok(foreign) = book.foreign().await else { continue };
-            let mut still: HashMap<Arc<str>, (Instant, u64)> = HashMap::with_capacity(foreign.len());
+            let mut still: HashMap<Sid, (Instant, u64)> = HashMap::with_capacity(foreign.len());
             for (sid, call) in foreign {
                 let now = Instant::now();
                 let (mut due, mut claim) =
@@ -363,11 +364,11 @@ const NO_CLAIM: u64 = 0;
 const LEFT: &[u8] = b"left";
 
 /// Where it is noted that a session ended or was restored: an entry beside the saved session, with the same life.
-fn note(sid: &str) -> SessionKey {
-    SessionKey::of(&format!("{sid}/end"))
+fn note(sid: &Sid) -> SessionKey {
+    SessionKey::of(&format!("{}/end", sid.expose()))
 }
 
-fn about(client: &Client) -> (Arc<str>, DisconnectCall) {
+fn about(client: &Client) -> (Sid, DisconnectCall) {
     let env = client.env();
     let state = client.state();
     (state.session.sid.clone(), state.session.call_about_all(env))

@@ -5,7 +5,7 @@ use crate::broker::{SaveError, SessionKey};
 use crate::critical::critical;
 use crate::hub::SavedProof;
 use crate::metrics;
-use crate::protocol::{Close, StreamName};
+use crate::protocol::{Close, Sid, StreamName};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,14 +33,12 @@ struct Stored {
     revision: u64,
     /// The session's version in that write.
     version: u64,
-    /// The store holds, or may hold, more than the client may have.
-    excessive: bool,
 }
 
 impl Saver {
-    pub fn new(sid: &str, resumable: bool) -> Self {
+    pub fn new(sid: &Sid, resumable: bool) -> Self {
         Self {
-            key: resumable.then(|| SessionKey::of(sid)),
+            key: resumable.then(|| SessionKey::of(sid.expose())),
             stored: tokio::sync::Mutex::default(),
             written: Mutex::new(None),
         }
@@ -65,14 +63,12 @@ impl Client {
         self.save_within(COMMIT_WAIT, false).await
     }
 
-    /// Commits a state that takes something away. If that fails the older, larger state must not be resumed: it is
-    /// replaced or deleted as soon as the store answers.
+    /// Commits a state that takes something away. If that fails, or whoever waits for it is dropped, the older, larger
+    /// state must not be resumed: [`Session::shrunk`] tells, and it is replaced or deleted as soon as the store answers.
+    ///
+    /// [`Session::shrunk`]: crate::session::Session::shrunk
     pub async fn commit_removal(&self) -> Result<(), NotSaved> {
-        let saved = self.save_within(REMOVAL_WAIT, false).await;
-        if saved.is_err() {
-            self.saver.stored.lock().await.excessive = true;
-        }
-        saved
+        self.save_within(REMOVAL_WAIT, false).await
     }
 
     /// What is stored has lived half its life, or its proofs have grown old: they are worth something as long as what came
@@ -116,7 +112,7 @@ impl Client {
                 return Err(NotSaved::Revoked);
             }
             let version = self.state().session.version();
-            if stored.version == version && !always && !stored.excessive {
+            if stored.version == version && !always {
                 return Ok(());
             }
             let body = {
@@ -126,7 +122,7 @@ impl Client {
             match broker.save_session(key, body, Some(stored.revision)).await {
                 Ok(revision) => {
                     *self.saver.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                    *stored = Stored { revision, version, excessive: false };
+                    *stored = Stored { revision, version };
                     return Ok(());
                 }
                 Err(SaveError::Conflict) => stored.revision = self.settle_conflict(key).await?,
@@ -173,7 +169,7 @@ impl Client {
         if !self.handle.is_revoked() {
             let _ = self.touch().await;
         }
-        let excessive = self.saver.stored.lock().await.excessive;
+        let excessive = self.saver.stored.lock().await.version < self.state().session.shrunk();
         if self.handle.is_revoked() || excessive {
             let (node, key) = (self.node.clone(), key.clone());
             // Until the entry would have expired by itself.

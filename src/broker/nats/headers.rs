@@ -5,7 +5,7 @@
 
 use super::clock;
 use super::token::Token;
-use crate::protocol::{Message, MessageId, Meta, Payload, Publication, StreamName};
+use crate::protocol::{Message, MessageId, Meta, Payload, Publication, Sid, StreamName};
 use async_nats::HeaderMap;
 use async_nats::header::{self, HeaderName};
 use base64::Engine;
@@ -64,7 +64,7 @@ fn common(headers: &mut HeaderMap, stream: &StreamName, token: &Token, meta: &Me
         headers.insert(STREAM, URL_SAFE_NO_PAD.encode(stream.as_str()));
     }
     if let Some(sid) = &meta.exclude_socket {
-        headers.insert(EXCLUDE, encode(sid));
+        headers.insert(EXCLUDE, encode(sid.expose()));
     }
     if let Some(kind) = &meta.broadcast_type {
         headers.insert(TYPE, encode(kind));
@@ -168,9 +168,11 @@ pub(super) fn message(raw: &async_nats::Message, offset: u64, stored_at: u64) ->
         Some("json") if offset == 0 => Payload::from_json(raw.payload.clone()),
         _ => Payload::from_data(&raw.payload),
     };
-    let decoded = |name| text(raw, name).and_then(decode).map(Arc::from);
+    let decoded = |name| text(raw, name).and_then(decode);
     let meta = match &raw.headers {
-        Some(_) => Meta { exclude_socket: decoded(&EXCLUDE), broadcast_type: decoded(&TYPE) },
+        Some(_) => {
+            Meta { exclude_socket: decoded(&EXCLUDE).map(Sid::from), broadcast_type: decoded(&TYPE).map(Arc::from) }
+        }
         None => Meta::default(),
     };
     Arc::new(Message { offset, time: stored_at / 1_000_000, payload, meta })

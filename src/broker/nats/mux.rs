@@ -4,6 +4,8 @@
 //! for their timeout when the connection is gone. Here both end at once.
 
 use super::generation::Link;
+use super::read::MAX_BATCH;
+use super::slots;
 use crate::nats::connect::SUBSCRIPTION_CAPACITY;
 use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
@@ -17,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 /// Single answers outstanding at once; beyond it requests wait. More buys no throughput (256 in flight saturate a
 /// server), and together with the batches it stays below the inbox's capacity.
 const MAX_SINGLE: usize = 4096;
-const _: () = assert!(MAX_SINGLE + super::read::MAX_BATCHES * (super::read::MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
+const _: () = assert!(MAX_SINGLE + (slots::READS + slots::HEADS) * (MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum RequestError {

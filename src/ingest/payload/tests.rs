@@ -28,7 +28,7 @@ fn single_publication() {
     let publication = one(body);
     assert_eq!(publication.stream.as_str(), "orders/9");
     assert_eq!(publication.data, r#"{"state":"paid"}"#);
-    assert_eq!(publication.meta.exclude_socket.as_deref(), Some("k3Jq"));
+    assert_eq!(publication.meta.exclude_socket, Some("k3Jq".into()));
     assert_eq!(publication.meta.broadcast_type, None);
     assert!(!publication.transient);
 }
