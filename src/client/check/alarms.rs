@@ -122,8 +122,12 @@ impl StreamLog {
 /// Why a rejection was false: the last message that the client had of this stream was kept when it was told.
 pub(super) fn is_false_alarm(record: &Record, reject: &Reject, log: &StreamLog, limits: Limits) -> Option<String> {
     let stream = &record.follower.follows[reject.follow].stream;
-    let of_stream = |arrival: &&Arrival| record.follower.follows[arrival.follow].stream == *stream;
-    let before = record.arrivals[..reject.after].iter().rev().filter(of_stream);
+    // What another subscription gets on the same connection came after this one had asked.
+    let counts = |arrival: &&Arrival| {
+        let same = arrival.follow == reject.follow;
+        same || arrival.connection < reject.connection && record.follower.follows[arrival.follow].stream == *stream
+    };
+    let before = record.arrivals[..reject.after].iter().rev().filter(counts);
     let (epoch, offset) = before.filter_map(|arrival| arrival.position.as_ref()).next()?;
     log.keeps(epoch, *offset, reject.at, limits)
 }

@@ -108,7 +108,7 @@ impl Trace {
     }
 
     fn reject(&mut self, at: Instant) {
-        self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), at });
+        self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), connection: 1, at });
     }
 
     fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
@@ -177,7 +177,7 @@ fn a_rejection_of_a_client_whose_position_is_kept_is_a_false_alarm() {
         if trace.age(arrival.id.n, at) > BEAT {
             continue;
         }
-        trace.record.rejects.push(Reject { follow: 0, after: index + 1, at });
+        trace.record.rejects.push(Reject { follow: 0, after: index + 1, connection: 1, at });
         trace.record.rejects.sort_by_key(|reject| reject.after);
         let verdict = trace.verdict();
         assert!(charges(&verdict).contains(&"false alarms"), "{verdict:?}");
@@ -199,10 +199,10 @@ fn a_rejection_under_a_dead_epoch_is_none() {
     }
     let after = trace.record.arrivals.iter().position(|arrival| arrival.id.n > half).unwrap();
     let at = trace.acked_at(half) + BEAT / 2;
-    trace.record.rejects.push(Reject { follow: 0, after, at });
+    trace.record.rejects.push(Reject { follow: 0, after, connection: 1, at });
     assert_eq!(trace.verdict().false_alarms.count, 0);
     // The same a moment before the end of the first life is one.
-    trace.record.rejects[0] = Reject { follow: 0, after: 5, at: trace.record.arrivals[4].at };
+    trace.record.rejects[0] = Reject { follow: 0, after: 5, connection: 1, at: trace.record.arrivals[4].at };
     assert_eq!(trace.verdict().false_alarms.count, 1);
 }
 

@@ -127,7 +127,7 @@ fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     let plain = follower(Kind::Plain);
     for (after, unsignalled) in [(0, 1), (1, 0), (2, 1)] {
         let mut lossy = record(&plain, &[(0, 1), (0, 3)]);
-        lossy.rejects.push(Reject { follow: 0, after, at: tokio::time::Instant::now() });
+        lossy.rejects.push(Reject { follow: 0, after, connection: 1, at: tokio::time::Instant::now() });
         let verdict = judge(&published(&plain), &[lossy], &[], &Rules::default());
         assert_eq!((verdict.missing.count, verdict.unsignalled.count), (1, unsignalled), "rejected after {after}");
         assert_eq!(verdict.rejects.count, 1);

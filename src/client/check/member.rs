@@ -40,6 +40,8 @@ pub struct Reject {
     pub follow: usize,
     /// Arrivals of the member before it.
     pub after: usize,
+    /// Counts the client's connections, as in [`Arrival`].
+    pub connection: u32,
     pub at: Instant,
 }
 
@@ -488,7 +490,8 @@ impl Member {
                         && let Some(follow) = self.follow(&identifier)
                     {
                         let after = self.record.arrivals.len();
-                        self.record.rejects.push(Reject { follow, after, at: Instant::now() });
+                        let (connection, at) = (self.connection, Instant::now());
+                        self.record.rejects.push(Reject { follow, after, connection, at });
                     }
                     self.answered.insert(identifier);
                 }
