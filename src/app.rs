@@ -6,11 +6,14 @@ mod store;
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
-use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
+use crate::config::{
+    self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, Network, ShutdownMode, TimePrecision,
+};
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
+use crate::ops::files;
 use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
@@ -18,8 +21,10 @@ use crate::rpc::{self, RpcConfig};
 use crate::secret::bare_url;
 use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
-use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
+use crate::transport::connections::{ConnectionLimits, Connections};
+use crate::transport::listener::{self, ListenConfig, Listener, TlsConfig};
 use crate::transport::origin::AllowedOrigins;
+use crate::transport::proxies::TrustedProxies;
 use crate::transport::ws::{WebSockets, WsConfig};
 use anyhow::Context;
 use axum::Router;
@@ -33,6 +38,9 @@ use tokio_util::task::TaskTracker;
 
 /// Part of the shutdown budget that is kept for the store: stopping it cleanly is what makes the next start quick.
 const STORE_SHARE: Duration = Duration::from_secs(3);
+
+/// Bytes of a client's commands that may wait, however small its messages must be.
+const MIN_QUEUED: usize = 64 * 1024;
 
 /// Runs the server until a signal ends it.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -71,13 +79,15 @@ pub struct App {
 impl App {
     /// Starts everything; what cannot work is an error before the first client is let in.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        announce(&config);
+        let files = files::raise_limit();
+        announce(&config, files);
         let deciders = deciders(&config)?;
         // Bound first: a port in use must not leave a store behind.
-        let main = bind(&config, config.server.port).await?;
+        let connections = Connections::new(connection_limits(&config, files));
+        let main = bind(&config, config.server.port, &connections).await?;
         let own = match config.http_broadcast.listener {
             BroadcastListener::Main => None,
-            BroadcastListener::Own(port) => Some(bind(&config, port).await?),
+            BroadcastListener::Own(port) => Some(bind(&config, port, &connections).await?),
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
@@ -98,7 +108,7 @@ impl App {
         let (addr, scheme) = (main.local_addr(), if main.is_tls() { "https" } else { "http" });
         let base = |addr: SocketAddr| format!("{scheme}://{addr}");
         let broadcast_addr = own.as_ref().map_or(addr, Listener::local_addr);
-        let broadcast = http_broadcast(&config, broker.clone());
+        let broadcast = http_broadcast(&config, broker.clone(), broadcast_addr);
         announce_broadcast(&config, &base(broadcast_addr));
         let sockets = WebSockets::new(ws_config(&config), node.clone(), websockets.clone());
         for path in &config.ws.paths {
@@ -181,14 +191,39 @@ impl App {
     }
 }
 
-async fn bind(config: &Config, port: u16) -> anyhow::Result<Listener> {
+/// Clients may have what the limit of open files leaves them, or less where that is wanted.
+fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
+    let shares = files::shares(files);
+    let wanted = config.server.max_conn;
+    if wanted > shares.connections {
+        tracing::warn!(
+            context = "config",
+            "max_conn is {wanted}, but the open file limit of {files} leaves {} for connections: raise it (ulimit -n, \
+             LimitNOFILE)",
+            shares.connections
+        );
+    }
+    ConnectionLimits {
+        max: if wanted == 0 { shares.connections } else { wanted.min(shares.connections) },
+        reserve: shares.reserve,
+        per_address: config.server.max_conn_per_address,
+    }
+}
+
+fn trusted_proxies(config: &Config) -> TrustedProxies {
+    TrustedProxies::new(config.server.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect())
+}
+
+async fn bind(config: &Config, port: u16, connections: &Arc<Connections>) -> anyhow::Result<Listener> {
     let listen = ListenConfig {
         host: config.server.host.clone(),
         port,
         tls: config.server.ssl().map(|(cert, key)| TlsConfig { cert: cert.to_owned(), key: key.to_owned() }),
-        max_conn: config.server.max_conn,
+        write_timeout: listener::WRITE_TIMEOUT,
+        keepalive: Some(config.server.tcp_keepalive).filter(|silence| !silence.is_zero()),
+        proxies: trusted_proxies(config),
     };
-    Ok(Listener::bind(&listen).await?)
+    Ok(Listener::bind(&listen, connections.clone()).await?)
 }
 
 /// Written whole or not at all: whoever waits for it never reads half of it.
@@ -241,6 +276,10 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
+        // One that executes, and what has come meanwhile.
+        max_queued: config.ws.max_message_size.saturating_mul(2).max(MIN_QUEUED),
+        max_queued_all: config.ws.max_queued_size,
+        auth_timeout: config.ws.auth_timeout,
         subscriptions: SubscriptionLimits {
             number: config.ws.max_subscriptions,
             identifier: config.ws.max_identifier_size,
@@ -310,6 +349,7 @@ fn ws_config(config: &Config) -> WsConfig {
     WsConfig {
         paths: config.ws.paths.clone(),
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        proxies: trusted_proxies(config),
         asked: asked_config(config),
         max_message_size: config.ws.max_message_size,
         read_buffer_size: config.ws.read_buffer_size,
@@ -335,21 +375,21 @@ fn access(config: &Config) -> Access {
     })
 }
 
-fn http_broadcast(config: &Config, broker: Arc<dyn Broker>) -> Router {
+fn http_broadcast(config: &Config, broker: Arc<dyn Broker>, addr: SocketAddr) -> Router {
     let broadcast = HttpBroadcastConfig {
         path: config.http_broadcast.path.clone(),
         keys: config.broadcast_key.as_ref().map(|keys| Secrets::parse(keys.expose())),
         cors: config.http_broadcast.cors_headers,
         allowed_origins: AllowedOrigins::new(&config.server.allowed_origins),
+        loopback: addr.ip().is_loopback().then(|| config.server.host.clone()),
         max_body: config.http_broadcast.max_body,
+        max_pending: config.http_broadcast.max_pending,
     };
     HttpBroadcast::new(broadcast, broker).router()
 }
 
 /// What an operator wants to know first.
-fn announce(config: &Config) {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let files = files.map_or("unlimited".to_owned(), |files| files.to_string());
+fn announce(config: &Config, files: u64) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     tracing::info!(
         "Starting Carrick {} (pid: {}, open file limit: {files}, gomaxprocs: {threads})",

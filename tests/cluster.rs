@@ -183,6 +183,31 @@ async fn a_retry_on_the_other_node_is_not_a_second_message() {
     assert_eq!((Position::of(&first), &second["duplicate"]), (Position::of(&second), &json!(true)));
 }
 
+/// What is kept of a stream must not hold what came over the same connection and was not for it.
+#[tokio::test]
+async fn row_15_memory_depends_on_what_is_kept_and_not_on_what_passed() {
+    const STREAMS: usize = 500;
+    let (nats, prefix) = (NatsServer::start(), unused_prefix());
+    let server = Backend::on_nats(&nats.url(), &prefix).start();
+    let mut client = server.connect().await;
+    for number in 0..STREAMS {
+        client.subscribe(&public(&format!("s{number}"))).await;
+    }
+    let operator = nats.operator().await;
+    let before = server.memory();
+    for number in 0..STREAMS {
+        let stream = format!("s{number}");
+        server.publish(&stream, json!(number)).await;
+        client.expect_message(&public(&stream), json!(number)).await;
+        // The node reads it and has no use for it.
+        operator.publish(format!("{prefix}.peer.witness"), vec![b'x'; 60_000].into()).await.expect("published");
+        operator.flush().await.expect("flushed");
+    }
+    let grown = server.memory().saturating_sub(before);
+    println!("{STREAMS} small messages were kept: {grown} KiB");
+    assert!(grown < 12_000, "{STREAMS} small messages hold {grown} KiB");
+}
+
 #[tokio::test]
 async fn two_deployments_on_one_nats_do_not_meet() {
     let ([one], [two]) = (nodes(), nodes());

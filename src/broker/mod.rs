@@ -125,6 +125,12 @@ pub enum AppendError {
     /// The message is larger than the store takes.
     #[error("message of {size} bytes exceeds the store's limit of {limit} bytes")]
     TooLarge { size: usize, limit: usize },
+    /// What a message carries besides its data is larger than the store takes.
+    #[error(
+        "stream name, exclude_socket and broadcast_type take {size} bytes of headers, more than the store's limit of \
+         {limit} bytes for headers"
+    )]
+    HeadersTooLarge { size: usize, limit: usize },
     /// The store's disk or quota is full; nothing is discarded to make room.
     #[error("storage full: {0}")]
     StorageFull(String),

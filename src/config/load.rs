@@ -232,7 +232,7 @@ fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File
             continue;
         };
         if let Err(allowed) = (row.read)(&mut config, raw) {
-            let value = describe(raw, row.secret);
+            let value = describe(raw, row.secret, row.holds_urls());
             faults.push(Fault { option: row.name().to_owned(), origin: origin.clone(), value, allowed });
         }
         origins.push(origin);
@@ -264,7 +264,7 @@ fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File
         match (old.apply)(&mut config, raw) {
             Ok(()) => config.loaded.warnings.push(format!("{} ({origin}) is deprecated: {}", old.flag, old.instead)),
             Err(allowed) => {
-                let value = describe(raw, !old.switch);
+                let value = describe(raw, !old.switch, false);
                 faults.push(Fault { option: old.flag.to_owned(), origin, value, allowed });
             }
         }
@@ -273,11 +273,43 @@ fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File
     if faults.is_empty() { Ok(Given { config, origins }) } else { Err(ConfigError::Faults(faults)) }
 }
 
-/// A value for a message: in quotes if it is text, stars if it is secret or may hold credentials.
-fn describe(raw: Raw<'_>, secret: bool) -> String {
+/// A value for a message: in quotes if it is text, stars if it is secret or may hold credentials. Of a faulty URL nobody
+/// can tell what is the password.
+fn describe(raw: Raw<'_>, secret: bool, is_url: bool) -> String {
     let text = match raw {
         Raw::Text(text) => format!("{text:?}"),
         Raw::Toml(value) => value.to_string(),
     };
-    if secret || !may_be_shown(&text) { "***".to_owned() } else { text }
+    let hidden = secret || !may_be_shown(&text) || (is_url && !is_plain(&text));
+    if hidden { "***".to_owned() } else { text }
+}
+
+/// Only hosts and ports, however they are put together.
+fn is_plain(text: &str) -> bool {
+    let is_known = |c: char| c.is_ascii_alphanumeric() || " \".-_:/,;[]".contains(c);
+    let mut after_colons = text.split(':').skip(1);
+    text.chars().all(is_known)
+        && after_colons.all(|rest| rest.starts_with("//") || rest.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_25_of_a_faulty_url_no_password_is_shown() {
+        for text in [
+            "east:user:hunter2@h:7222",
+            "nats:/u:hunter2@h",
+            "nats://u:hunter2#h:4222",
+            "nats://u:hunter2/h",
+            "u:hunter2",
+        ] {
+            assert_eq!(describe(Raw::Text(text), false, true), "***", "{text}");
+        }
+        for text in ["nats://h:99999", "h:0,nats://i", "nats://h"] {
+            assert_eq!(describe(Raw::Text(text), false, true), format!("{text:?}"));
+        }
+        assert_eq!(describe(Raw::Text("x"), true, false), "***");
+    }
 }

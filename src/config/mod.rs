@@ -14,6 +14,7 @@ mod file;
 mod history;
 mod kinds;
 mod load;
+mod network;
 mod options;
 mod presets;
 mod print;
@@ -29,6 +30,7 @@ pub use endpoint::{Credentials, Endpoint, EndpointPort, Gateway};
 pub use history::{HistoryPolicies, HistoryPolicy, HistoryStorage};
 pub use kinds::parse_time;
 pub use load::{ConfigError, Fault, Invocation, Origin, Surroundings};
+pub use network::Network;
 pub use options::{
     App, Broker, Config, Disconnector, EmbeddedNats, HttpBroadcast, Jwt, Logging, Nats, NatsBroadcast, NatsPubsub, Rpc,
     Server, Streams, Ws,

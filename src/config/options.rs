@@ -4,6 +4,7 @@
 use super::endpoint::{Endpoint, Gateway, Gateways, Listen, Peers, Sync, is_address, is_server};
 use super::history::{HistoryPolicies, HistoryTables};
 use super::kinds::{ANY_TIME, Choices, Hidden, Int, Kind, List, Location, Millis, Raw, SOME_TIME, Switch, Text};
+use super::network::Network;
 use super::row::{Category, Row, options, traits_of};
 use super::values::*;
 use super::{Loaded, Secret};
@@ -47,11 +48,18 @@ const WS_PATHS: List = List {
     name: "PATHS",
 };
 const ORIGINS: List = List {
-    check: |t| !t.contains('/') && !t.contains(char::is_whitespace),
+    check: is_origin,
     allowed: "`host[:port]` or `*suffix` separated by commas, without a scheme such as `https://`",
     min: 0,
     array: false,
     name: "HOSTS",
+};
+const NETWORKS: List = List {
+    check: |t| Network::parse(t).is_some(),
+    allowed: "addresses and networks as `10.0.0.0/8` or `::1`, separated by commas",
+    min: 0,
+    array: true,
+    name: "NETWORKS",
 };
 const SERVERS: List = List {
     check: is_server,
@@ -128,8 +136,14 @@ options! {
         health_path: String [PATH] = "/health", "health-path", Server;
         /// Path that answers 503 while draining or while the store is away
         ready_path: String [PATH] = "/ready", "ready_path", Server;
-        /// Most TCP connections per listener at a time; 0: no limit
+        /// Most connections at a time, of all listeners together; beyond it WebSockets are answered 503. 0: what the open file limit leaves after a reserve
         max_conn: usize [COUNT] = "0", "max-conn", Server;
+        /// Most WebSockets from one address (one /64 network of IPv6), with its connections that have not asked for anything yet; beyond it 429. 0: no limit
+        max_conn_per_address: usize [COUNT] = "0", "max_conn_per_address", Server;
+        /// Networks of proxies, as `10.0.0.0/8,::1`, whose X-Forwarded-For tells the address of a client
+        trusted_proxies: Vec<String> [NETWORKS] = "", "trusted_proxies", Server;
+        /// After so long a silence TCP asks whether a peer is still there, and gives it as long again; 0: never
+        tcp_keepalive: Duration [ANY_TIME] = "60", "tcp_keepalive", Server;
         /// Browser origins that may connect, as `host[:port]` or `*suffix`; empty: all
         allowed_origins: Vec<String> [ORIGINS] = "", "allowed_origins", Server;
         /// Certificate chain in a PEM file; TLS is on if key and certificate are given
@@ -298,6 +312,10 @@ options! {
         write_timeout: Duration [SOME_TIME] = "2", "ws_write_timeout", WebSocket;
         /// Bytes queued for a client before it is dropped as too slow; 0: no limit
         max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;
+        /// Bytes of commands that may wait for their turn, of all clients together; beyond it those who are not let in yet are not read, the others one command at a time. A single client may have twice max_message_size
+        max_queued_size: usize [BYTES] = "67108864", "ws_max_queued_size", WebSocket;
+        /// How long a connection may wait to be let in, its turn at the application included, before it is closed and may try again; 0: no limit
+        auth_timeout: Duration [ANY_TIME] = "60", "auth_timeout", WebSocket;
         /// Subscriptions of one connection; further ones are rejected. Twice as many commands and 100 may come at once
         max_subscriptions: usize [MOST] = "2000", "max_subscriptions", WebSocket;
         /// Bytes of an identifier; subscriptions with a longer one are rejected
@@ -350,6 +368,8 @@ options! {
         cors_headers: bool [Switch] = "false", "http_broadcast_cors", Broadcasting, hidden;
         /// Largest body of a publication in bytes
         max_body: usize [BYTES] = "8388608", "http_broadcast_max_body", Broadcasting;
+        /// Bytes of publications over HTTP that are being read or published at a time; further ones wait a second, then they are answered 503. At least http_broadcast_max_body
+        max_pending: usize [BYTES] = "134217728", "http_broadcast_max_pending", Broadcasting;
         derived {
             /// Where to listen, by the rules of [`BroadcastListener`]
             listener: BroadcastListener;

@@ -24,6 +24,10 @@ pub fn resolve(mut given: Given, cwd: &Path) -> Result<Config, ConfigError> {
     faults.extend(nats_methods(&given));
     faults.extend(adapters(&given));
     faults.extend(application::faults(&given));
+    let http = &given.config.http_broadcast;
+    if http.max_pending < http.max_body {
+        faults.push(given.fault("http_broadcast.max_pending", "at least http_broadcast_max_body"));
+    }
     let servers_are_default = given.is_default("nats.servers");
 
     let embedded_name_given = !given.config.embedded_nats.name.is_empty();

@@ -48,6 +48,11 @@ impl Row {
         self.flag.unwrap_or(&self.key)
     }
 
+    /// Its values are URLs or addresses, which may hold a user's password.
+    pub fn holds_urls(&self) -> bool {
+        matches!(self.value_name, "URL" | "URLS" | "GATEWAYS" | "ADDRESS")
+    }
+
     pub(super) fn hidden(mut self) -> Self {
         self.hidden = true;
         self

@@ -660,6 +660,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
             ("NAME", default) if !row.values.is_empty() => {
                 (*row.values.iter().find(|value| **value != default).unwrap()).to_owned()
             }
+            ("NETWORKS", _) => "10.0.0.0/8,::1".to_owned(),
             ("NAMES", _) => row.values.first().unwrap_or(&"other").to_string(),
             _ => "other".to_owned(),
         };
@@ -667,6 +668,7 @@ fn every_option_is_printed_so_that_it_loads_back() {
             "nats_user" => "--nats_password p",
             "nats_password" => "--nats_user u",
             "enforce_jwt" => "--jwt_secret s",
+            "http_broadcast_max_pending" => "--http_broadcast_max_body 4096",
             _ => "",
         };
         reloads(&format!("--{flag}={value} {extra}"));

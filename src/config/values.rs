@@ -221,6 +221,23 @@ pub fn is_ws_path(text: &str) -> bool {
     is_path(text) && body.split('/').all(is_segment)
 }
 
+/// `host[:port]` with an IPv6 address in brackets, or `*` and the end of such; a bare `*` is everybody.
+pub fn is_origin(text: &str) -> bool {
+    let (is_suffix, text) = text.strip_prefix('*').map_or((false, text), |suffix| (true, suffix));
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_name = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+    let is_host = match bare {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => (is_suffix || !host.is_empty()) && is_name(host),
+    };
+    is_host
+        && port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|n| n > 0))
+}
+
 /// What NATS takes for the name of a stream, and for one word of a subject.
 pub fn is_word(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
@@ -245,6 +262,30 @@ mod tests {
         }
         for path in ["", "cable", "/a b", "/a?b", "/t/{}/c", "/t/x{y}", "/*/cable", "/a*", "/t/{a b}"] {
             assert!(!is_ws_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn row_25_origins_are_hosts_with_a_possible_port() {
+        for origin in
+            ["acme.test", "localhost:3000", "*", "*.acme.test", "*.acme.test:8080", "[::1]:8080", "[::1]", "a_b.test"]
+        {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for origin in [
+            "",
+            "a;b",
+            "acme.test:",
+            "acme.test:0",
+            "acme.test:65536",
+            "acme.test:x",
+            "https://a",
+            "a/b",
+            "a b",
+            "[::g]",
+            "a@b",
+        ] {
+            assert!(!is_origin(origin), "{origin}");
         }
     }
 

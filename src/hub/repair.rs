@@ -26,6 +26,9 @@ const MANY: usize = 16;
 /// How long many holes gather while streams are still being compared, and how often that is looked at.
 const GATHER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
+/// Bytes of messages that are handed on before other tasks have a turn: who follows many streams gets all of this at once,
+/// and must be able to write meanwhile.
+const TURN: usize = 16 << 10;
 
 /// A hole on its way.
 pub(super) struct Wanted {
@@ -180,11 +183,18 @@ async fn fill_together(hub: &Hub, mut wanted: Vec<Wanted>) -> Vec<Wanted> {
         };
         let asked = wanted.len();
         let mut left = Vec::new();
+        let mut handed_on = 0;
         for (one, filled) in wanted.into_iter().zip(filled) {
             match filled {
                 Some(filled) => {
                     metrics::GAPS_TOGETHER.inc();
                     one.close(hub, &filled);
+                    let bytes = filled.messages.iter().map(|message| message.payload.json().len());
+                    handed_on += bytes.sum::<usize>();
+                    if handed_on >= TURN {
+                        handed_on = 0;
+                        tokio::task::yield_now().await;
+                    }
                 }
                 None => left.push(one),
             }

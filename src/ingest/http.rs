@@ -3,11 +3,13 @@
 //! Beyond what AnyCable's publishers expect (201 or not): malformed payloads get 422 with a reason, the 201 carries the
 //! position of each message, and an `Idempotency-Key` makes a retry the same message.
 
+use super::budget::{Lease, PublishBudget};
+use super::pages::PagePolicy;
 use super::payload::{self, Payload};
 use super::{answer, cors};
 use crate::auth::Secrets;
-use crate::broker::Broker;
-use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
+use crate::broker::{AppendError, Broker};
+use crate::metrics::{MALFORMED_PUBLICATIONS, PAGES_REFUSED, PUBLICATIONS};
 use crate::node::publish::publish_all;
 use crate::protocol::ShownWord;
 use crate::transport::origin::AllowedOrigins;
@@ -18,12 +20,19 @@ use axum::response::Response;
 use axum::routing;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
+use hyper::body::{Frame, SizeHint};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How long a publisher may take to send a body; a connection must not be held for ever by one that stalls.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a publication takes besides its text: headers, tasks, its answer.
+const PER_REQUEST: usize = 4 * 1024;
 
 /// Longest `Idempotency-Key`.
 const MAX_KEY: usize = 255;
@@ -40,8 +49,12 @@ pub struct HttpBroadcastConfig {
     pub cors: bool,
     /// Origins of those pages. Empty: all.
     pub allowed_origins: AllowedOrigins,
+    /// The name that the listener has on loopback, if it is bound to that: without a key no other one is answered.
+    pub loopback: Option<String>,
     /// Largest body, bytes.
     pub max_body: usize,
+    /// Bytes of publications that are being read or published at a time.
+    pub max_pending: usize,
 }
 
 impl Default for HttpBroadcastConfig {
@@ -51,7 +64,9 @@ impl Default for HttpBroadcastConfig {
             keys: None,
             cors: false,
             allowed_origins: AllowedOrigins::default(),
+            loopback: None,
             max_body: 4 << 20,
+            max_pending: 128 << 20,
         }
     }
 }
@@ -60,11 +75,18 @@ impl Default for HttpBroadcastConfig {
 pub struct HttpBroadcast {
     config: HttpBroadcastConfig,
     broker: Arc<dyn Broker>,
+    budget: PublishBudget,
+    /// There where no key keeps others out.
+    pages: Option<PagePolicy>,
 }
 
 impl HttpBroadcast {
     pub fn new(config: HttpBroadcastConfig, broker: Arc<dyn Broker>) -> Arc<Self> {
-        Arc::new(Self { config, broker })
+        let pages = config.keys.is_none().then(|| PagePolicy {
+            origins: config.cors.then(|| config.allowed_origins.clone()),
+            loopback: config.loopback.clone(),
+        });
+        Arc::new(Self { pages, budget: PublishBudget::new(config.max_pending), config, broker })
     }
 
     /// A router with this endpoint alone, to be merged with others of the same listener.
@@ -83,39 +105,49 @@ impl HttpBroadcast {
     /// Answers one request, whatever its path.
     pub async fn handle(&self, request: Request) -> Response {
         let (parts, body) = request.into_parts();
-        let mut response = self.answer(&parts.method, &parts.headers, body).await;
+        let mut lease = self.budget.lease();
+        let mut response = self.answer(&parts, body, &mut lease).await;
         if self.config.cors {
             cors::allow(&self.config.allowed_origins, parts.headers.get(header::ORIGIN), response.headers_mut());
         }
-        response
+        response.map(|body| Body::new(Held { body, _lease: lease }))
     }
 
-    async fn answer(&self, method: &Method, headers: &HeaderMap, body: Body) -> Response {
-        if self.config.cors && method == Method::OPTIONS {
+    async fn answer(&self, parts: &Parts, body: Body, lease: &mut Lease) -> Response {
+        let Parts { method, headers, uri, .. } = parts;
+        if self.config.cors && *method == Method::OPTIONS {
             return Response::new(Body::empty());
         }
         // 422 and before the key, as AnyCable has it.
-        if method != Method::POST {
+        if *method != Method::POST {
             return answer::refused(StatusCode::UNPROCESSABLE_ENTITY, "publishing takes the method POST");
         }
         if !self.is_authorized(headers) {
             return answer::refused(StatusCode::UNAUTHORIZED, "the Authorization header must be \"Bearer <key>\"");
         }
+        if let Some(reason) = self.pages.as_ref().and_then(|pages| pages.refusal(uri, headers)) {
+            PAGES_REFUSED.inc();
+            return answer::refused(StatusCode::FORBIDDEN, reason);
+        }
         let key = match idempotency_key(headers) {
             Ok(key) => key,
             Err(reason) => return malformed(&reason),
         };
-        let body = match tokio::time::timeout(BODY_TIMEOUT, read(body, self.config.max_body)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(error)) => return answer::refused(error.status(), &error.to_string()),
-            Err(_) => {
-                let error = BodyError::Timeout;
-                return answer::refused(error.status(), &error.to_string());
-            }
+        let reading = tokio::time::timeout(BODY_TIMEOUT, read(body, self.config.max_body, lease));
+        let body = match reading.await.unwrap_or(Err(BodyError::Timeout)) {
+            Ok(body) => body,
+            Err(BodyError::Exhausted) => return exhausted(),
+            Err(error) => return answer::refused(error.status(), &error.to_string()),
         };
-        match payload::parse(&body, key) {
+        let parsed = payload::parse(&body, key);
+        // What was parsed stands for itself.
+        drop(body);
+        match parsed {
             Ok(payload) => {
                 PUBLICATIONS.inc();
+                if lease.resize(PER_REQUEST + payload.memory()).await.is_err() {
+                    return exhausted();
+                }
                 self.publish(payload).await
             }
             Err(reason) => malformed(&reason.0),
@@ -150,6 +182,35 @@ impl HttpBroadcast {
     }
 }
 
+/// Too much is under way: nothing of this publication is stored, and in a moment there is room again.
+fn exhausted() -> Response {
+    let reason = "publications that are under way take all of http_broadcast_max_pending";
+    answer::failed(&AppendError::NotStored(reason.to_owned()))
+}
+
+/// An answer that holds what its publication took until it is on its way.
+struct Held {
+    body: Body,
+    _lease: Lease,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn malformed(reason: &str) -> Response {
     MALFORMED_PUBLICATIONS.inc();
     tracing::warn!(reason, "refused a malformed publication");
@@ -174,6 +235,8 @@ enum BodyError {
     Timeout,
     #[error("the body could not be read: {0}")]
     Broken(#[source] axum::Error),
+    #[error("too many bytes are being published")]
+    Exhausted,
 }
 
 impl BodyError {
@@ -181,24 +244,28 @@ impl BodyError {
         match self {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout | Self::Broken(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
-/// The whole body, without a copy if it came in one piece (small ones do).
-async fn read(body: Body, limit: usize) -> Result<Bytes, BodyError> {
+/// The whole body, without a copy if it came in one piece (small ones do). What has come of it is counted, not what is
+/// announced: announcing takes no memory.
+async fn read(body: Body, limit: usize, lease: &mut Lease) -> Result<Bytes, BodyError> {
     let too_large = || BodyError::TooLarge { limit };
     // What is announced as too large is not read at all.
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
         return Err(too_large());
     }
+    lease.resize(PER_REQUEST).await.map_err(|_| BodyError::Exhausted)?;
     let mut chunks = body.into_data_stream();
     let Some(first) = chunks.next().await else { return Ok(Bytes::new()) };
     let first = first.map_err(BodyError::Broken)?;
     if first.len() > limit {
         return Err(too_large());
     }
+    lease.resize(PER_REQUEST + first.len()).await.map_err(|_| BodyError::Exhausted)?;
     if chunks.is_end_stream() {
         return Ok(first);
     }
@@ -208,6 +275,7 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, BodyError> {
         if whole.len() + chunk.len() > limit {
             return Err(too_large());
         }
+        lease.resize(PER_REQUEST + whole.len() + chunk.len()).await.map_err(|_| BodyError::Exhausted)?;
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())

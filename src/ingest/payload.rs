@@ -8,13 +8,15 @@ use crate::broker::RemoteDisconnect;
 use crate::protocol::{MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Longest stream name, bytes: what a client's `subscribe` command could name at the most by default.
-pub const MAX_STREAM_NAME: usize = 64 * 1024;
+/// Longest stream name, bytes. A long name, `exclude_socket` and `broadcast_type` travel in a message's headers; with every
+/// byte escaped all three still fit into the 64 KiB that NATS takes.
+pub const MAX_STREAM_NAME: usize = 32 * 1024;
+/// Longest `exclude_socket` or `broadcast_type`, bytes. A session id has 21.
+pub const MAX_META: usize = 2 * 1024;
 
 /// A well-formed payload.
 #[derive(Debug)]
@@ -25,6 +27,25 @@ pub enum Payload {
     Disconnect(RemoteDisconnect),
     /// A remote command that we do not know: accepted and ignored, newer publishers may send it.
     OtherCommand(String),
+}
+
+impl Payload {
+    /// Bytes that it takes while it is published, its answer included.
+    pub fn memory(&self) -> usize {
+        match self {
+            Self::One(item) => memory(item),
+            Self::Batch(items) => items.iter().map(memory).sum(),
+            Self::Disconnect(command) => command.identifiers.len(),
+            Self::OtherCommand(name) => name.len(),
+        }
+    }
+}
+
+fn memory(item: &Publication) -> usize {
+    /// The publication itself, its place in a batch, its result.
+    const FIXED: usize = 512;
+    let meta = [&item.meta.broadcast_type].into_iter().flatten().map(|text| text.len()).sum::<usize>();
+    FIXED + 2 * item.stream.as_str().len() + item.data.len() + meta
 }
 
 /// Why a payload is none, in words for the publisher.
@@ -121,8 +142,8 @@ fn publication(
         if own_key.as_deref() == Some("") {
             return Err(place.fault("meta.id", format_args!("must not be empty")));
         }
-        publication.meta.exclude_socket = optional(place, "meta.exclude_socket", exclude)?.and_then(non_empty);
-        publication.meta.broadcast_type = optional(place, "meta.broadcast_type", broadcast_type)?.and_then(non_empty);
+        publication.meta.exclude_socket = short(place, "meta.exclude_socket", exclude)?;
+        publication.meta.broadcast_type = short(place, "meta.broadcast_type", broadcast_type)?;
         if publication.meta.broadcast_type.as_deref().is_some_and(is_protocol_type) {
             return Err(place.fault("meta.broadcast_type", format_args!("must not be a type of the protocol itself")));
         }
@@ -144,8 +165,14 @@ fn is_protocol_type(name: &str) -> bool {
         || name.starts_with("reject_")
 }
 
-fn non_empty<T: for<'a> From<&'a str>>(text: Cow<'_, str>) -> Option<T> {
-    (!text.is_empty()).then(|| T::from(text.as_ref()))
+/// A text that becomes a header; an empty one is none.
+fn short<T: for<'a> From<&'a str>>(place: &Place, field: &str, raw: Option<&RawValue>) -> Result<Option<T>, Malformed> {
+    let Some(text) = optional(place, field, raw)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    if text.len() > MAX_META {
+        let len = text.len();
+        return Err(place.fault(field, format_args!("of {len} bytes exceeds the limit of {MAX_META} bytes")));
+    }
+    Ok(Some(T::from(text.as_ref())))
 }
 
 /// Where in the payload something is wrong.
@@ -223,66 +250,8 @@ fn not_json(error: serde_json::Error) -> Malformed {
     Malformed(format!("the body is not JSON: {error}"))
 }
 
-/// The named fields of a JSON object, unparsed; absent ones are `None`.
 fn fields<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Result<[Option<&'a RawValue>; N], Malformed> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let fields = Fields(&names).deserialize(&mut json).map_err(not_json)?;
-    json.end().map_err(not_json)?;
-    Ok(fields)
-}
-
-/// Unlike a derived struct, takes repeated fields (the last one counts) and leaves the values' types to the caller,
-/// who can say more about a wrong one.
-struct Fields<'n, const N: usize>(&'n [&'n str; N]);
-
-impl<'de, const N: usize> DeserializeSeed<'de> for Fields<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de, const N: usize> Visitor<'de> for Fields<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = [None; N];
-        while let Some(index) = map.next_key_seed(Key(self.0))? {
-            match index {
-                Some(index) => fields[index] = Some(map.next_value()?),
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(fields)
-    }
-}
-
-/// The index of a field's name among those wanted.
-struct Key<'n>(&'n [&'n str]);
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field name")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|wanted| *wanted == name))
-    }
+    crate::protocol::fields::fields(text, names).map_err(not_json)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::queue::Commands;
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
 use crate::hub::Outbox;
+use crate::metrics;
 use crate::protocol::encoding::ping_frame;
 use crate::protocol::{Close, reply};
 use crate::session::{Due, TimerConfig, Timers};
@@ -15,6 +16,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What comes from a client.
@@ -26,9 +28,13 @@ pub enum Incoming {
     NativePong,
     /// A message over the size limit; nothing follows.
     TooBig,
+    /// Something against the rules of the transport; nothing follows.
+    Faulty(Close),
     /// The client closed, or its connection failed; nothing follows.
     Closed,
 }
+
+const A_DAY: Duration = Duration::from_secs(86_400);
 
 pub(super) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -48,9 +54,9 @@ where
         async move { connect(&node, &hello, &outbox).await }
     });
     // Commands that come before the client is let in wait.
-    let Some(client) = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox).await else {
-        return;
-    };
+    let patience = node.config.auth_timeout;
+    let letting_in = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox, patience);
+    let Some(client) = letting_in.await else { return };
     if node.is_draining() {
         outbox.close(if node.config.handover && hello.subprotocol.extended() {
             Close::Handover
@@ -68,26 +74,40 @@ where
 }
 
 /// Finishes letting the client in. A client that goes away meanwhile is let in all the same, so that what was registered
-/// is taken back in one place; only a call to the application is given up.
+/// is taken back in one place; only a call to the application is given up, and so it is where it takes longer than
+/// `patience` (zero: no limit), its turn included.
 async fn until_let_in<S>(
     mut connecting: Work<Option<Arc<Client>>>,
     source: &mut S,
     source_open: &mut bool,
     commands: &mut Commands,
     outbox: &Outbox,
+    patience: Duration,
 ) -> Option<Arc<Client>>
 where
     S: Stream<Item = Incoming> + Unpin,
 {
+    let deadline = tokio::time::sleep(if patience.is_zero() { A_DAY } else { patience });
+    tokio::pin!(deadline);
+    let mut in_time = !patience.is_zero();
     loop {
         tokio::select! {
             biased;
             client = &mut connecting => return client,
-            incoming = source.next(), if *source_open && commands.has_room() => match incoming {
+            () = &mut deadline, if in_time => {
+                in_time = false;
+                metrics::AUTH_TIMEOUTS.inc();
+                outbox.close(Close::AuthError);
+            }
+            incoming = read(source, commands, false), if *source_open => match incoming {
                 Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => {}
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
+                    *source_open = false;
+                }
+                Some(Incoming::Faulty(close)) => {
+                    outbox.close(close);
                     *source_open = false;
                 }
                 Some(Incoming::Closed) | None => {
@@ -97,6 +117,15 @@ where
             },
         }
     }
+}
+
+/// What comes next from a client whose commands may wait; nothing while they may not. That is asked when something has
+/// come, not before: others may have taken the room meanwhile.
+async fn read<S>(source: &mut S, commands: &mut Commands, let_in: bool) -> Option<Incoming>
+where
+    S: Stream<Item = Incoming> + Unpin,
+{
+    poll_fn(|cx| if commands.has_room(let_in) { source.poll_next_unpin(cx) } else { Poll::Pending }).await
 }
 
 async fn serve<S>(client: &Arc<Client>, hello: &Hello, source: &mut S, mut commands: Commands)
@@ -136,11 +165,15 @@ where
         tokio::select! {
             biased;
             () = poll_fn(|cx| outbox.poll_over(cx)) => break,
-            incoming = source.next(), if commands.has_room() => match incoming {
+            incoming = read(source, &mut commands, true) => match incoming {
                 Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
+                    break;
+                }
+                Some(Incoming::Faulty(close)) => {
+                    outbox.close(close);
                     break;
                 }
                 Some(Incoming::Closed) | None => break,
@@ -196,7 +229,7 @@ async fn poll_work<T>(work: &mut Option<Work<T>>) -> T {
 }
 
 fn far_future() -> Instant {
-    Instant::now() + std::time::Duration::from_secs(86_400)
+    Instant::now() + A_DAY
 }
 
 fn timers(node: &Node, hello: &Hello) -> Timers {

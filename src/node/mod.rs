@@ -8,6 +8,7 @@
 
 mod admit;
 mod application;
+mod backlog;
 pub mod client;
 mod command;
 mod connect;
@@ -34,6 +35,7 @@ use crate::auth::{Access, Authenticator};
 use crate::hub::Hub;
 use crate::rpc::Application;
 use crate::session::SubscriptionLimits;
+use backlog::CommandBudget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -65,6 +67,12 @@ pub struct NodeConfig {
     pub broker_timeout: Duration,
     /// Bytes that may wait for one client; 0: no limit.
     pub max_pending: usize,
+    /// Bytes of commands of one client that may wait.
+    pub max_queued: usize,
+    /// The same for all clients together.
+    pub max_queued_all: usize,
+    /// How long a connection may wait to be let in; zero: no limit.
+    pub auth_timeout: Duration,
     pub subscriptions: SubscriptionLimits,
     /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
     pub max_commands_rate: u32,
@@ -94,6 +102,8 @@ pub struct Node {
     pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
     pub tasks: TaskTracker,
+    /// What waits of all clients' commands.
+    queued: Arc<CommandBudget>,
     /// Turns of clients that leave: what is delivered or published after thousands have left at once must not stand behind
     /// all of them, here or at the store.
     departures: Semaphore,
@@ -130,6 +140,7 @@ impl Node {
         let farewells =
             application.as_ref().map(|application| Farewells::start(farewells, application.clone(), hub.clone()));
         Arc::new(Self {
+            queued: CommandBudget::new(config.max_queued_all),
             config,
             hub,
             access,

@@ -1,6 +1,7 @@
-//! Commands that have come and are not executed yet: bounded in number and in rate. Beyond either the connection is not
+//! Commands that have come and are not executed yet: bounded in number, bytes and rate. Beyond either the connection is not
 //! read: the client is slowed down, nobody is closed.
 
+use super::backlog::Backlog;
 use super::client::Client;
 use super::drive::Work;
 use super::joined::Joined;
@@ -9,15 +10,11 @@ use crate::broker::Unavailable;
 use crate::metrics;
 use crate::protocol::Command;
 use crate::session::{CommandRate, Timers};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// Commands that may wait behind one that executes.
-const MAX_QUEUED: usize = 64;
-
 pub(super) struct Commands {
-    frames: VecDeque<String>,
+    frames: Backlog,
     /// Decoded, and next after those that execute now.
     ahead: Option<Command>,
     rate: CommandRate,
@@ -31,21 +28,21 @@ fn burst(config: &NodeConfig) -> u32 {
 impl Commands {
     pub fn new(node: &Node) -> Self {
         let rate = CommandRate::new(node.config.max_commands_rate, burst(&node.config), Instant::now());
-        Self { frames: VecDeque::new(), ahead: None, rate }
+        Self { frames: Backlog::new(node.config.max_queued, node.queued.clone()), ahead: None, rate }
     }
 
     pub fn push(&mut self, frame: String) {
         metrics::COMMANDS_PACED.add(u64::from(self.rate.take(Instant::now())));
-        self.frames.push_back(frame);
+        self.frames.push(frame);
     }
 
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.ahead.is_none()
     }
 
-    /// The connection may be read now.
-    pub fn has_room(&self) -> bool {
-        self.frames.len() < MAX_QUEUED && self.paced_until().is_none()
+    /// The connection may be read now. `let_in`: see [`Backlog::wants_more`].
+    pub fn has_room(&mut self, let_in: bool) -> bool {
+        self.paced_until().is_none() && self.frames.wants_more(let_in)
     }
 
     /// Too many came: the connection is not read before then.
@@ -58,7 +55,7 @@ impl Commands {
         if let Some(command) = self.ahead.take() {
             return Some(command);
         }
-        while let Some(frame) = self.frames.pop_front() {
+        while let Some(frame) = self.frames.pop() {
             let Some(command) = client.decode(&frame) else { continue };
             timers.on_command();
             // Who may have been disconnected remotely does nothing any more.

@@ -147,29 +147,51 @@ impl<W> Records<W> {
         let _ = write!(line, ",\"nodeid\":{}", json_text(&self.node_id));
         let _ = write!(line, ",\"context\":{}", json_text(fields.context(metadata)));
         for (name, value) in &fields.others {
-            let _ = write!(line, ",{}:{value}", json_text(name));
+            let _ = match value {
+                serde_json::Value::String(text) => write!(line, ",{}:{}", json_text(name), json_text(text)),
+                other => write!(line, ",{}:{other}", json_text(name)),
+            };
         }
         line.push_str("}\n");
         line
     }
 }
 
-fn json_text(text: &str) -> serde_json::Value {
-    serde_json::Value::from(text)
+/// A JSON string of which no terminal, and no reader, makes anything but what it says.
+fn json_text(text: &str) -> Cow<'static, str> {
+    let json = serde_json::Value::from(text).to_string();
+    if !json.contains(is_deceptive) {
+        return json.into();
+    }
+    let mut plain = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match is_deceptive(c) {
+            // All of them are below U+10000.
+            true => write!(plain, "\\u{:04x}", u32::from(c)).expect("writing to a string cannot fail"),
+            false => plain.push(c),
+        }
+    }
+    plain.into()
+}
+
+/// Control characters (C0, DEL, C1), line and paragraph separators, and what turns the direction of text or is not seen.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A value of `key=value`: in quotes if it would not end at the next blank.
 fn quoted(text: &str) -> Cow<'_, str> {
-    let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '=');
-    if !text.is_empty() && text.chars().all(plain) { Cow::Borrowed(text) } else { json_text(text).to_string().into() }
+    let plain = |c: char| !c.is_whitespace() && !is_deceptive(c) && !matches!(c, '"' | '=');
+    if !text.is_empty() && text.chars().all(plain) { Cow::Borrowed(text) } else { json_text(text) }
 }
 
 /// A record is one line, and no text from outside forges another one or moves a terminal's cursor.
 fn one_line(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_deceptive) {
         return Cow::Borrowed(text);
     }
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_deceptive(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// What a record or a span says.
@@ -347,6 +369,20 @@ mod tests {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!text.contains('\x1b'), "{text:?}");
         assert!(text.contains("data=\"a\\nb=\\\"c\\\"\\u001b[2J\""), "{text}");
+    }
+
+    #[test]
+    fn row_25_no_character_deceives_a_reader() {
+        let outside = "a\u{9b}2J\u{7f}\u{202e}b\u{2066}c\u{200f}d\u{2028}e\u{feff}";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged(LogLevel::Info, format, || tracing::info!(context = "ws", data = outside, "{outside}"));
+            assert!(!text.trim_end_matches('\n').contains(is_deceptive), "{text:?}");
+            assert!(text.contains("\\u009b2J\\u007f\\u202eb"), "{text}");
+            if format == LogFormat::Json {
+                let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!((read["msg"].as_str(), read["data"].as_str()), (Some(outside), Some(outside)));
+            }
+        }
     }
 
     #[test]

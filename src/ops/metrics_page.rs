@@ -14,6 +14,7 @@ pub fn router(path: &str, tags: &[(String, String)]) -> Router {
     Router::new().route(
         path,
         routing::get(move || {
+            super::files::measure();
             let mut page = page(&metrics::snapshot(), &labels);
             for (name, help, histogram) in metrics::histograms() {
                 page += &histogram_block(name, help, &histogram.read(), &labels);

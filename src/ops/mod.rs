@@ -1,5 +1,6 @@
 //! What an operator sees: logs, health, metrics, shutdown.
 
+pub mod files;
 pub mod health;
 pub mod logging;
 pub mod metrics_page;

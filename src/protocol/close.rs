@@ -27,6 +27,10 @@ pub enum Close {
     TooSlow,
     /// A client message over the size limit.
     TooBig,
+    /// The client broke the rules of WebSocket.
+    ProtocolError,
+    /// The client sent text that is not UTF-8.
+    InvalidText,
     /// The client said goodbye.
     ClientClosed,
 }
@@ -47,6 +51,8 @@ impl Close {
             | Self::Handover
             | Self::StoreUnavailable
             | Self::TooBig
+            | Self::ProtocolError
+            | Self::InvalidText
             | Self::ClientClosed => None,
         }
     }
@@ -63,6 +69,8 @@ impl Close {
             Self::NoPong => (1000, "No Pong"),
             Self::TooSlow => (1000, ""),
             Self::TooBig => (1009, ""),
+            Self::ProtocolError => (1002, "Protocol error"),
+            Self::InvalidText => (1007, "Invalid text"),
             Self::ClientClosed => (1000, "Read closed"),
         }
     }

@@ -1,9 +1,9 @@
 //! Commands from clients, decoded leniently: a frame that makes no sense is named and skipped, it never stalls a
 //! connection.
 
+use super::fields::fields;
 use super::{Epoch, Position, ShownWord};
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
@@ -86,44 +86,25 @@ pub enum Skipped {
     Null,
 }
 
-#[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow, default)]
-    command: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    identifier: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    history: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RawHistory<'a> {
-    #[serde(borrow, default)]
-    since: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    streams: Option<&'a RawValue>,
-}
-
 /// Decodes one JSON frame.
 pub fn decode(frame: &str) -> Result<Command, Skipped> {
     if frame.trim() == "null" {
         return Err(Skipped::Null);
     }
-    let raw: Raw<'_> = serde_json::from_str(frame).map_err(|_| Skipped::NotAnObject)?;
-    let name: String = text(raw.command).ok_or(Skipped::NoCommand)?;
-    let identifier = || text(raw.identifier).map(Arc::from).ok_or(Skipped::NoIdentifier);
+    let names = ["command", "identifier", "data", "history"];
+    let [command, identifier, data, history] = fields(frame, names).map_err(|_| Skipped::NotAnObject)?;
+    let name: String = text(command).ok_or(Skipped::NoCommand)?;
+    let identifier = || text(identifier).map(Arc::from).ok_or(Skipped::NoIdentifier);
     Ok(match name.as_str() {
         "subscribe" => {
-            let history = history(raw.history);
+            let history = wanted(history);
             Command::Subscribe { identifier: identifier()?, history: history.is_wanted().then_some(history) }
         }
         "unsubscribe" => Command::Unsubscribe { identifier: identifier()? },
-        "message" => Command::Perform { identifier: identifier()?, data: text(raw.data).ok_or(Skipped::DataNotText)? },
-        "history" => Command::History { identifier: identifier()?, history: history(raw.history) },
+        "message" => Command::Perform { identifier: identifier()?, data: text(data).ok_or(Skipped::DataNotText)? },
+        "history" => Command::History { identifier: identifier()?, history: wanted(history) },
         "whisper" => {
-            let data = raw.data.ok_or(Skipped::NoData)?;
+            let data = data.ok_or(Skipped::NoData)?;
             Command::Whisper { identifier: identifier()?, data: Bytes::copy_from_slice(data.get().as_bytes()) }
         }
         "join" => Command::Join { identifier: identifier()? },
@@ -140,17 +121,15 @@ fn text(raw: Option<&RawValue>) -> Option<String> {
 }
 
 /// Takes what makes sense: `since` that is no positive number counts as absent, `streams` that is no object too.
-fn history(raw: Option<&RawValue>) -> HistoryRequest {
-    let Some(parts) = raw.and_then(|raw| serde_json::from_str::<RawHistory<'_>>(raw.get()).ok()) else {
+fn wanted(history: Option<&RawValue>) -> HistoryRequest {
+    let Some([since, streams]) = history.and_then(|raw| fields(raw.get(), ["since", "streams"]).ok()) else {
         return HistoryRequest::default();
     };
-    let since = parts
-        .since
+    let since = since
         .and_then(|raw| serde_json::from_str::<f64>(raw.get()).ok())
         .filter(|seconds| *seconds >= 1.0)
         .map(|seconds| seconds as u64);
-    let streams = parts
-        .streams
+    let streams = streams
         .and_then(|raw| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(raw.get()).ok())
         .map(|map| map.into_iter().map(|(stream, value)| (stream, position(&value))).collect());
     HistoryRequest { since, streams }
@@ -180,7 +159,7 @@ mod tests {
     fn names_what_it_skips() {
         let cases = [
             ("", Skipped::NotAnObject),
-            ("[1]", Skipped::NoCommand),
+            ("[1]", Skipped::NotAnObject),
             ("null", Skipped::Null),
             ("{}", Skipped::NoCommand),
             (r#"{"command":7}"#, Skipped::NoCommand),
@@ -191,6 +170,23 @@ mod tests {
         for (frame, expected) in cases {
             assert_eq!(decode(frame), Err(expected), "{frame}");
         }
+    }
+
+    #[test]
+    fn row_25_the_last_of_repeated_fields_counts() {
+        let frame = r#"{"command":"ping","command":"unsubscribe","identifier":"a","identifier":"b"}"#;
+        assert_eq!(decode(frame), Ok(Command::Unsubscribe { identifier: "b".into() }));
+        let frame = r#"{"command":"history","identifier":"i","history":{"since":1,"since":2}}"#;
+        let Ok(Command::History { history, .. }) = decode(frame) else { panic!("no history command") };
+        assert_eq!(history.since, Some(2));
+    }
+
+    #[test]
+    fn row_25_null_can_be_whispered() {
+        let whisper =
+            |data: &'static str| Command::Whisper { identifier: "i".into(), data: Bytes::from_static(data.as_bytes()) };
+        assert_eq!(decode(r#"{"command":"whisper","identifier":"i","data":null}"#), Ok(whisper("null")));
+        assert_eq!(decode(r#"{"command":"whisper","identifier":"i"}"#), Err(Skipped::NoData));
     }
 
     #[test]

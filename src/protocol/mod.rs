@@ -3,6 +3,7 @@
 pub mod close;
 pub mod command;
 pub mod encoding;
+pub mod fields;
 pub mod message;
 pub mod names;
 pub mod pattern;

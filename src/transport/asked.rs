@@ -56,7 +56,8 @@ impl AskedConfig {
         for name in &self.headers {
             let value = match name.as_str() {
                 "cookie" => self.cookies(headers),
-                name => headers.get(name).map(text).unwrap_or_default(),
+                // One field, however many lines it came in (RFC 9110 §5.3).
+                name => headers.get_all(name).iter().map(text).collect::<Vec<_>>().join(", "),
             };
             if !value.is_empty() {
                 passed.insert(name.clone(), value);
@@ -134,6 +135,13 @@ mod tests {
         assert_eq!(only(&["session"]).as_deref(), Some("session =s;"));
         assert_eq!(only(&["none"]), None);
         assert_eq!(only(&[]).as_deref(), Some("a=1; b=2; c=x==; session =s; d=4"));
+    }
+
+    #[test]
+    fn row_23_lines_of_one_header_are_joined_in_order() {
+        let headers = request(&[("x-api-token", "a"), ("cookie", "a=1"), ("x-api-token", "b, c"), ("cookie", "b=2")]);
+        let asked = config().asked(&headers, "/", None);
+        assert_eq!(passed(&asked), [("cookie", "a=1; b=2"), ("x-api-token", "a, b, c")]);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! All listeners of the process are of this kind. A connection that was upgraded is no longer ours: graceful shutdown
 //! waits for plain requests alone, whoever took the upgraded socket ends it.
 
+use super::connections::{Connections, Share};
+use super::proxies::TrustedProxies;
+use super::refusals::Refusals;
 use super::socket::Socket;
 use super::tls::{self, TlsError};
 use axum::Router;
@@ -18,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +42,18 @@ const MAX_BUFFER: usize = 64 * 1024;
 /// Connections that the kernel keeps for us until they are accepted: a reconnect storm comes in one second.
 const BACKLOG: u32 = 4096;
 
+/// The first, for a connection that is more than there should be.
+const RESERVED_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a write of an answer may make no progress by default.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Questions of the kernel to a silent peer that stay unanswered before the connection ends.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// The longest time that the kernel takes for a silence, and the same for the time between two questions.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
+
 /// Pause after an accept error that does not concern one connection (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,8 +65,26 @@ pub struct ListenConfig {
     /// 0: any free port, see [`Listener::local_addr`].
     pub port: u16,
     pub tls: Option<TlsConfig>,
-    /// Connections open at the same time; further ones wait unaccepted. 0: no limit.
-    pub max_conn: usize,
+    /// How long a write of an answer may make no progress.
+    pub write_timeout: Duration,
+    /// After so long a silence the kernel asks whether the peer is still there. `None`: never.
+    pub keepalive: Option<Duration>,
+    pub proxies: TrustedProxies,
+}
+
+impl ListenConfig {
+    /// Any free port of this machine alone, for tests.
+    #[cfg(test)]
+    pub fn local() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+            tls: None,
+            write_timeout: WRITE_TIMEOUT,
+            keepalive: None,
+            proxies: TrustedProxies::default(),
+        }
+    }
 }
 
 /// Files for TLS, PEM.
@@ -92,13 +124,16 @@ pub struct Listener {
     tcp: TcpListener,
     addr: SocketAddr,
     tls: Option<TlsAcceptor>,
-    /// One permit per open connection; none without a limit.
-    permits: Option<Arc<Semaphore>>,
+    write_timeout: Duration,
+    keepalive: Option<Duration>,
+    proxies: TrustedProxies,
+    /// What there is of connections, shared with the other listeners.
+    connections: Arc<Connections>,
 }
 
 impl Listener {
     /// Binds to the first address of the host that can be bound, IPv4 first. TLS files are read here.
-    pub async fn bind(config: &ListenConfig) -> Result<Self, BindError> {
+    pub async fn bind(config: &ListenConfig, connections: Arc<Connections>) -> Result<Self, BindError> {
         let (host, port) = (config.host.clone(), config.port);
         let tls = match &config.tls {
             None => None,
@@ -115,8 +150,8 @@ impl Listener {
         for address in addresses {
             match listen(address).and_then(|tcp| Ok((tcp.local_addr()?, tcp))) {
                 Ok((addr, tcp)) => {
-                    let permits = (config.max_conn > 0).then(|| Arc::new(Semaphore::new(config.max_conn)));
-                    return Ok(Self { tcp, addr, tls, permits });
+                    let ListenConfig { write_timeout, keepalive, proxies, .. } = config.clone();
+                    return Ok(Self { tcp, addr, tls, write_timeout, keepalive, proxies, connections });
                 }
                 Err(error) => failure = error,
             }
@@ -136,13 +171,14 @@ impl Listener {
     /// Accepts connections until `shutdown`, then closes the listening socket and returns. Each connection is a task of
     /// `tracker`; at `shutdown` it finishes its running request, if any, and ends.
     pub async fn serve(self, service: Router, shutdown: CancellationToken, tracker: TaskTracker) {
+        let refusals = Refusals::new(tracker.clone());
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                accepted = self.accept() => accepted,
+                accepted = self.tcp.accept() => accepted,
             };
-            let (tcp, peer, permit) = match accepted {
+            let (tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_of_one_connection(&error) => continue,
                 Err(error) => {
@@ -151,16 +187,25 @@ impl Listener {
                     continue;
                 }
             };
-            // Small frames must not wait for each other. A socket that refuses is closed already, reading will tell.
-            let _ = tcp.set_nodelay(true);
+            // Whom a trusted proxy speaks for is known only when it has spoken.
+            let counted = Some(peer.ip()).filter(|ip| !self.proxies.trusts(*ip));
+            let share = match self.connections.admit(counted) {
+                Ok(share) => share,
+                Err(refusal) => {
+                    refusals.refuse(tcp, refusal, self.tls.is_some());
+                    continue;
+                }
+            };
+            self.set_up(&tcp);
             let (tls, service, shutdown) = (self.tls.clone(), service.clone(), shutdown.clone());
+            let write_timeout = self.write_timeout;
             tracker.spawn(async move {
                 let socket = match tls {
-                    None => Socket::plain(tcp, permit),
+                    None => Socket::plain(tcp, share.clone()),
                     Some(tls) => {
-                        let handshake = tokio::time::timeout(HEADER_TIMEOUT, tls.accept(tcp));
+                        let handshake = tokio::time::timeout(header_timeout(&share), tls.accept(tcp));
                         match shutdown.run_until_cancelled(handshake).await {
-                            Some(Ok(Ok(stream))) => Socket::tls(stream, permit),
+                            Some(Ok(Ok(stream))) => Socket::tls(stream, share.clone()),
                             Some(Ok(Err(error))) => {
                                 tracing::debug!(%peer, %error, "TLS handshake failed");
                                 return;
@@ -173,30 +218,63 @@ impl Listener {
                         }
                     }
                 };
-                serve_connection(socket, peer, service, shutdown).await;
+                serve_connection(socket, peer, share, write_timeout, service, shutdown).await;
             });
         }
     }
 
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
-        let permit = match &self.permits {
-            None => None,
-            Some(permits) => Some(permits.clone().acquire_owned().await.expect("the semaphore is never closed")),
-        };
-        let (tcp, peer) = self.tcp.accept().await?;
-        Ok((tcp, peer, permit))
+    /// Options of an accepted socket. One that refuses them is closed already, reading will tell.
+    fn set_up(&self, tcp: &TcpStream) {
+        // Small frames must not wait for each other.
+        let _ = tcp.set_nodelay(true);
+        if let Some(silence) = self.keepalive {
+            keep_alive(tcp, silence);
+        }
     }
 }
 
-async fn serve_connection(socket: Socket, peer: SocketAddr, service: Router, shutdown: CancellationToken) {
+/// Finds dead peers: after so long a silence the kernel asks, and gives up when four questions, or data, stay unanswered
+/// for as long again.
+fn keep_alive(tcp: &TcpStream, silence: Duration) {
+    // More than the kernel takes.
+    let silence = silence.min(LONGEST_KEEPALIVE);
+    let socket = socket2::SockRef::from(tcp);
+    let between = (silence / KEEPALIVE_PROBES).max(Duration::from_secs(1));
+    let keepalive = socket2::TcpKeepalive::new().with_time(silence).with_interval(between);
+    #[cfg(target_os = "linux")]
+    let keepalive = keepalive.with_retries(KEEPALIVE_PROBES);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(2 * silence));
+}
+
+/// Who was taken in out of the reserve makes room soon.
+fn header_timeout(share: &Share) -> Duration {
+    if share.is_reserved() { RESERVED_HEADER_TIMEOUT } else { HEADER_TIMEOUT }
+}
+
+async fn serve_connection(
+    mut socket: Socket,
+    peer: SocketAddr,
+    share: Arc<Share>,
+    write_timeout: Duration,
+    service: Router,
+    shutdown: CancellationToken,
+) {
+    socket.give_up_after(Some(write_timeout));
+    let header_timeout = header_timeout(&share);
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
         let mut request = request.map(Body::new);
+        if !request.headers().contains_key(http::header::UPGRADE) {
+            share.release_address();
+        }
         request.extensions_mut().insert(PeerAddr(peer));
+        request.extensions_mut().insert(share.clone());
         service.clone().call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
-        .timer(HeaderTimer::default())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .timer(HeaderTimer::new(header_timeout))
+        .header_read_timeout(header_timeout)
         .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
@@ -242,19 +320,25 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// hyper has one timeout for a header and for the silence before it. The first request of a connection gets
-/// [`HEADER_TIMEOUT`], later ones [`IDLE_TIMEOUT`].
-#[derive(Clone, Default)]
+/// hyper has one timeout for a header and for the silence before it. The first request of a connection gets what hyper
+/// asks for, later ones [`IDLE_TIMEOUT`].
+#[derive(Clone)]
 struct HeaderTimer {
     inner: TokioTimer,
+    /// What is put on top of later ones.
+    rest: Duration,
     /// The first header's timeout was set.
     kept_alive: Arc<AtomicBool>,
 }
 
 impl HeaderTimer {
-    /// hyper asks for `HEADER_TIMEOUT`; the rest of the idle time is put on top.
+    fn new(first: Duration) -> Self {
+        let rest = IDLE_TIMEOUT.saturating_sub(first);
+        Self { inner: TokioTimer::new(), rest, kept_alive: Arc::default() }
+    }
+
     fn extension(&self) -> Duration {
-        if self.kept_alive.swap(true, Ordering::Relaxed) { IDLE_TIMEOUT - HEADER_TIMEOUT } else { Duration::ZERO }
+        if self.kept_alive.swap(true, Ordering::Relaxed) { self.rest } else { Duration::ZERO }
     }
 }
 

@@ -2,8 +2,11 @@
 //! client means is decided by [`crate::session`] and carried out by [`crate::node`].
 
 pub mod asked;
+pub mod connections;
 pub mod listener;
 pub mod origin;
+pub mod proxies;
+mod refusals;
 pub mod socket;
 pub mod tls;
 mod upgrade;

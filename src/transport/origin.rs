@@ -57,14 +57,34 @@ impl fmt::Debug for AllowedOrigins {
     }
 }
 
-/// `host[:port]` of `scheme://host[:port]`. User names do not occur in origins, and where parsers disagree about what
-/// the host is (`@`, `\`, blanks) there is none.
+/// `host[:port]` of `scheme://host[:port]`, the only form of an origin (RFC 6454 §6.2, §7): no path, no user, nothing else.
 fn host_of(origin: &str) -> Option<&str> {
-    let (scheme, rest) = origin.split_once("://")?;
-    let host = rest.split(['/', '?', '#']).next()?;
-    let valid_scheme = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-    let doubtful = |c: char| c == '@' || c == '\\' || c == '%' || c.is_whitespace() || c.is_control();
-    (valid_scheme && !host.is_empty() && !host.contains(doubtful)).then_some(host)
+    let (scheme, host) = origin.split_once("://")?;
+    let valid_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    (valid_scheme && is_host(host)).then_some(host)
+}
+
+/// `host[:port]`; the host is a name in ASCII, or an address (IPv6 in brackets).
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, rest)) => {
+            let is_address = address.parse::<std::net::Ipv6Addr>().is_ok();
+            match rest.strip_prefix(':') {
+                _ if !is_address => return false,
+                Some(port) => ("v6", Some(port)),
+                None if rest.is_empty() => ("v6", None),
+                None => return false,
+            }
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|n| n > 0);
+    is_name && port.is_none_or(is_port)
 }
 
 #[cfg(test)]
@@ -120,6 +140,19 @@ mod tests {
             "http://evil\\.acme.test",
             "http://evil.test .acme.test",
             "http://evil.test%2eacme.test",
+            "http://evil.test;acme.test",
+            "http://acme.test;x",
+            "http://acme.test:",
+            "http://acme.test:x",
+            "http://acme.test:0",
+            "http://acme.test:65536",
+            "http://acme.test:80:80",
+            "http://acme.test/",
+            "1ttp://acme.test",
+            "http://[::1",
+            "http://[::g]",
+            "http://[::1]x",
+            "http://acme.test, http://acme.test",
         ];
         for origin in doubtful {
             assert!(!origins.allows(Some(origin)), "{origin:?}");

@@ -1,19 +1,27 @@
 //! The one I/O type of all client connections, so that an upgraded connection can be taken back from hyper as what it is
 //! (`Upgraded::downcast::<TokioIo<Socket>>()`) instead of through two layers of boxes.
 
+use super::connections::Share;
+use crate::metrics;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
 /// An accepted connection, plain or TLS. It counts as open until it is dropped, upgraded or not.
 pub struct Socket {
     io: Io,
-    /// The connection's share of `max_conn`.
-    _permit: Option<OwnedSemaphorePermit>,
+    /// What the connection takes of the limits.
+    _share: Arc<Share>,
+    /// How long a write may make no progress.
+    patience: Option<Duration>,
+    /// There while one makes none.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
 enum Io {
@@ -23,12 +31,33 @@ enum Io {
 }
 
 impl Socket {
-    pub(super) fn plain(tcp: TcpStream, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { io: Io::Plain(tcp), _permit: permit }
+    pub(super) fn plain(tcp: TcpStream, share: Arc<Share>) -> Self {
+        Self { io: Io::Plain(tcp), _share: share, patience: None, stuck: None }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { io: Io::Tls(Box::new(stream)), _permit: permit }
+    pub(super) fn tls(stream: TlsStream<TcpStream>, share: Arc<Share>) -> Self {
+        Self { io: Io::Tls(Box::new(stream)), _share: share, patience: None, stuck: None }
+    }
+
+    /// Lets a write that makes no progress for so long fail: answers that nobody reads hold no connection for ever.
+    pub(super) fn give_up_after(&mut self, patience: Option<Duration>) {
+        self.patience = patience;
+        self.stuck = None;
+    }
+
+    /// A write's outcome, or an error when none comes.
+    fn watched<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let Some(patience) = self.patience else { return outcome };
+        if outcome.is_ready() {
+            self.stuck = None;
+            return outcome;
+        }
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        if stuck.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        metrics::HTTP_WRITE_TIMEOUTS.inc();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     pub fn is_tls(&self) -> bool {
@@ -55,10 +84,12 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let outcome = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        this.watched(cx, outcome)
     }
 
     fn poll_write_vectored(
@@ -66,10 +97,12 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let outcome = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        this.watched(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -80,16 +113,20 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let outcome = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        this.watched(cx, outcome)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let outcome = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        };
+        this.watched(cx, outcome)
     }
 }

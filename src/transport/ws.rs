@@ -1,13 +1,16 @@
 //! WebSocket connections: frames in through tungstenite, finished frames out of the outbox by vectored writes.
 
 use super::asked::AskedConfig;
+use super::connections::{Refusal, Share};
 use super::listener::PeerAddr;
 use super::origin::AllowedOrigins;
+use super::proxies::TrustedProxies;
 use super::socket::Socket;
 use super::upgrade::handshake;
 use crate::hub::Outbox;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
+use crate::protocol::Close;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -25,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::task::TaskTracker;
@@ -35,6 +38,7 @@ pub struct WsConfig {
     /// Where clients connect to. A path may end in `/*` and have `{name}` segments.
     pub paths: Vec<String>,
     pub allowed_origins: AllowedOrigins,
+    pub proxies: TrustedProxies,
     /// What is kept of requests.
     pub asked: AskedConfig,
     /// Bytes of a client message; a larger one ends the connection with 1009.
@@ -94,8 +98,14 @@ impl WebSockets {
             return refuse(StatusCode::BAD_REQUEST);
         };
         let (this, mut hello) = (self.clone(), accepted.hello);
+        let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
+        let peer = peer.map(|peer| self.config.proxies.client(peer, request.headers()));
+        if let (Some(share), Some(address)) = (request.extensions().get::<Arc<Share>>(), peer)
+            && let Err(refusal) = share.become_client(address)
+        {
+            return too_many(refusal);
+        }
         if self.config.asked.keeps_something() {
-            let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
             let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
             hello.asked = Some(Arc::new(self.config.asked.asked(request.headers(), target, peer)));
         }
@@ -108,7 +118,12 @@ impl WebSockets {
                 }
             };
             match upgraded.downcast::<TokioIo<Socket>>() {
-                Ok(parts) => this.serve(parts.io.into_inner(), parts.read_buf, hello).await,
+                Ok(parts) => {
+                    let mut socket = parts.io.into_inner();
+                    // From here on the outbox judges who is slow.
+                    socket.give_up_after(None);
+                    this.serve(socket, parts.read_buf, hello).await;
+                }
                 Err(_) => tracing::error!(context = "ws", "a WebSocket came over an unknown kind of connection"),
             }
         });
@@ -162,6 +177,17 @@ fn refuse(status: StatusCode) -> Response {
     if status == StatusCode::BAD_REQUEST {
         response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
+    response
+}
+
+/// The answer to a client more than there may be; its connection ends with it.
+fn too_many(refusal: Refusal) -> Response {
+    let mut response = refuse(match refusal {
+        Refusal::Full => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::Address => StatusCode::TOO_MANY_REQUESTS,
+    });
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
@@ -281,6 +307,14 @@ impl Stream for Frames {
                 Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
                     self.over = true;
                     Incoming::TooBig
+                }
+                Some(Err(Error::Utf8(_))) => {
+                    self.over = true;
+                    Incoming::Faulty(Close::InvalidText)
+                }
+                Some(Err(Error::Protocol(fault))) if fault != ProtocolError::ResetWithoutClosingHandshake => {
+                    self.over = true;
+                    Incoming::Faulty(Close::ProtocolError)
                 }
                 Some(Err(_)) | None => {
                     self.over = true;

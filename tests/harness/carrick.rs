@@ -18,6 +18,7 @@ use tempfile::TempDir;
 pub struct Builder {
     options: Vec<String>,
     env: Vec<(String, String)>,
+    open_files: Option<u32>,
     binary: PathBuf,
 }
 
@@ -31,7 +32,9 @@ impl Builder {
     /// As few options as possible; nobody may connect.
     pub fn closed() -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_carrick"));
-        Self { options: Vec::new(), env: Vec::new(), binary }.option("host", "127.0.0.1").option("norpc", "true")
+        Self { options: Vec::new(), env: Vec::new(), open_files: None, binary }
+            .option("host", "127.0.0.1")
+            .option("norpc", "true")
     }
 
     /// Another program than the one under test.
@@ -47,8 +50,16 @@ impl Builder {
     }
 
     /// Sets an environment variable of the process.
+    #[allow(dead_code, reason = "the suites that share this file do not all need it")]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Limits the file descriptors of the process; it cannot raise them again.
+    #[allow(dead_code, reason = "the suites that share this file do not all need it")]
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
         self
     }
 
@@ -168,7 +179,14 @@ impl Server {
     }
 
     fn bare_command(&self) -> Command {
-        let mut command = Command::new(&self.builder.binary);
+        let mut command = match self.builder.open_files {
+            None => Command::new(&self.builder.binary),
+            Some(limit) => {
+                let mut limited = Command::new("sh");
+                limited.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &limit.to_string()]).arg(&self.builder.binary);
+                limited
+            }
+        };
         for (name, _) in std::env::vars_os() {
             let foreign = name.to_str().is_some_and(|name| name.starts_with("ANYCABLE_"));
             if foreign || name == "PORT" || name == "REDIS_URL" {
@@ -203,6 +221,14 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.process().pid()
+    }
+
+    /// Its resident memory, KiB.
+    #[allow(dead_code, reason = "the suites that share this file do not all look at memory")]
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel counts its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     pub fn address(&self) -> SocketAddr {

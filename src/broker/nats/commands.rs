@@ -186,7 +186,7 @@ impl Core {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             headers.insert(header::NATS_EXPECTED_STREAM, generation.commands.as_str());
             let (size, max_payload) = (payload.len(), generation.connection.client.max_payload());
-            headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
+            headers::check_size(size, &headers, max_payload)?;
             let timeout = write.attempt();
             match generation.api().publish(subject.clone(), headers.clone(), payload.clone(), timeout).await {
                 Ok(ack) => return Ok(ack.seq),

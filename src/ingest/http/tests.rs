@@ -302,11 +302,12 @@ async fn the_router_serves_its_path_alone() {
 /// Over a real connection: the answer must reach a publisher that is still sending.
 #[tokio::test]
 async fn a_publisher_that_sends_too_much_gets_to_read_why() {
+    use crate::transport::connections::{ConnectionLimits, Connections};
     use crate::transport::listener::{ListenConfig, Listener};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let publisher = publisher(HttpBroadcastConfig { max_body: 1024, ..HttpBroadcastConfig::default() });
-    let config = ListenConfig { host: "127.0.0.1".to_owned(), port: 0, tls: None, max_conn: 0 };
-    let listener = Listener::bind(&config).await.unwrap();
+    let connections = Connections::new(ConnectionLimits::NONE);
+    let listener = Listener::bind(&ListenConfig::local(), connections).await.unwrap();
     let addr = listener.local_addr();
     let (shutdown, tracker) = (tokio_util::sync::CancellationToken::new(), tokio_util::task::TaskTracker::new());
     tracker.spawn(listener.serve(publisher.endpoint.clone().router(), shutdown.clone(), tracker.clone()));

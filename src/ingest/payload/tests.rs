@@ -117,7 +117,7 @@ fn malformed_payloads_say_why() {
 fn a_name_beyond_the_limit_is_refused() {
     let body = |len: usize| format!(r#"{{"stream":"{}","data":"1"}}"#, "n".repeat(len));
     assert_eq!(one(&body(MAX_STREAM_NAME)).stream.as_str().len(), MAX_STREAM_NAME);
-    assert_eq!(reason(&body(MAX_STREAM_NAME + 1)), "stream of 65537 bytes exceeds the limit of 65536 bytes");
+    assert_eq!(reason(&body(MAX_STREAM_NAME + 1)), "stream of 32769 bytes exceeds the limit of 32768 bytes");
 }
 
 /// Decision: types of the protocol itself are refused.

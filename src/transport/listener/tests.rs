@@ -1,4 +1,5 @@
 use super::*;
+use crate::transport::connections::ConnectionLimits;
 use axum::extract::Request;
 use axum::response::Response;
 use http::StatusCode;
@@ -19,12 +20,16 @@ struct Server {
     serving: tokio::task::JoinHandle<()>,
 }
 
-fn local(max_conn: usize) -> ListenConfig {
-    ListenConfig { host: "127.0.0.1".to_owned(), port: 0, tls: None, max_conn }
+async fn bind(config: &ListenConfig) -> Result<Listener, BindError> {
+    Listener::bind(config, Connections::new(ConnectionLimits::NONE)).await
 }
 
 async fn start(config: ListenConfig, service: Router) -> Server {
-    let listener = Listener::bind(&config).await.unwrap();
+    start_with(config, ConnectionLimits::NONE, service).await
+}
+
+async fn start_with(config: ListenConfig, limits: ConnectionLimits, service: Router) -> Server {
+    let listener = Listener::bind(&config, Connections::new(limits)).await.unwrap();
     let (addr, shutdown, tracker) = (listener.local_addr(), CancellationToken::new(), TaskTracker::new());
     let serving = tokio::spawn(listener.serve(service, shutdown.clone(), tracker.clone()));
     Server { addr, shutdown, tracker, serving }
@@ -82,7 +87,7 @@ async fn is_closed<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
 async fn serves_kept_alive_connections_and_tells_the_peer() {
     let service = Router::new()
         .fallback(|request: Request| async move { request.extensions().get::<PeerAddr>().unwrap().0.to_string() });
-    let server = start(local(0), service).await;
+    let server = start(ListenConfig::local(), service).await;
     let mut stream = server.connect().await;
     let own = stream.local_addr().unwrap().to_string();
     for _ in 0..2 {
@@ -95,7 +100,7 @@ async fn serves_kept_alive_connections_and_tells_the_peer() {
 
 #[tokio::test]
 async fn names_are_resolved_ipv4_first() {
-    let listener = Listener::bind(&ListenConfig { host: "localhost".to_owned(), ..local(0) }).await.unwrap();
+    let listener = bind(&ListenConfig { host: "localhost".to_owned(), ..ListenConfig::local() }).await.unwrap();
     assert_eq!(listener.local_addr().ip(), Ipv4Addr::LOCALHOST);
     assert_ne!(listener.local_addr().port(), 0);
 }
@@ -108,31 +113,105 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 #[tokio::test]
 async fn bind_errors_say_what_to_do() {
-    let first = Listener::bind(&local(0)).await.unwrap();
+    let first = bind(&ListenConfig::local()).await.unwrap();
     let port = first.local_addr().port();
     let text = |result: Result<Listener, BindError>| in_full(&result.err().expect("must fail"));
 
-    let in_use = text(Listener::bind(&ListenConfig { port, ..local(0) }).await);
+    let in_use = text(bind(&ListenConfig { port, ..ListenConfig::local() }).await);
     assert!(in_use.contains(&format!("127.0.0.1:{port}")) && in_use.contains("choose another port"), "{in_use}");
-    let foreign = text(Listener::bind(&ListenConfig { host: "192.0.2.1".to_owned(), ..local(0) }).await);
+    let foreign = text(bind(&ListenConfig { host: "192.0.2.1".to_owned(), ..ListenConfig::local() }).await);
     assert!(foreign.contains("192.0.2.1:0") && foreign.contains("address of this machine"), "{foreign}");
-    let unknown = text(Listener::bind(&ListenConfig { host: "no host".to_owned(), port: 81, ..local(0) }).await);
+    let unknown = text(bind(&ListenConfig { host: "no host".to_owned(), port: 81, ..ListenConfig::local() }).await);
     assert!(unknown.contains("\"no host\"") && unknown.contains("port 81"), "{unknown}");
     let tls = Some(TlsConfig { cert: "no-cert.pem".into(), key: "no-key.pem".into() });
-    let no_files = text(Listener::bind(&ListenConfig { tls, ..local(0) }).await);
+    let no_files = text(bind(&ListenConfig { tls, ..ListenConfig::local() }).await);
     assert!(no_files.contains("no-cert.pem"), "{no_files}");
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait() {
-    let server = start(local(1), hello()).await;
+async fn connections_beyond_the_limit_and_its_reserve_are_told_so() {
+    let limits = ConnectionLimits { max: 1, reserve: 1, per_address: 0 };
+    let server = start_with(ListenConfig::local(), limits, hello()).await;
     let mut first = server.connect().await;
     get(&mut first, "/").await;
     let mut second = server.connect().await;
-    second.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    assert!(tokio::time::timeout(MEANWHILE, second.readable()).await.is_err(), "the second must wait");
+    assert!(get(&mut second, "/").await.ends_with("hello"), "the reserve answers");
+    let mut third = server.connect().await;
+    let answer = soon(read_answer(&mut third)).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "{answer}");
+    assert!(is_closed(&mut third).await);
     drop(first);
-    assert!(soon(read_answer(&mut second)).await.ends_with("hello"));
+    // It moves out of the reserve with its next request.
+    assert!(get(&mut second, "/").await.ends_with("hello"));
+    let mut fourth = server.connect().await;
+    assert!(get(&mut fourth, "/").await.ends_with("hello"));
+    drop((second, fourth));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn row_14_silent_connections_of_one_address_are_limited_and_requests_do_not_count() {
+    let limits = ConnectionLimits { per_address: 2, ..ConnectionLimits::NONE };
+    let server = start_with(ListenConfig::local(), limits, hello()).await;
+    let mut publishers = Vec::new();
+    for _ in 0..5 {
+        let mut publisher = server.connect().await;
+        assert!(get(&mut publisher, "/").await.ends_with("hello"));
+        publishers.push(publisher);
+    }
+    let silent = [server.connect().await, server.connect().await];
+    let mut more = server.connect().await;
+    let answer = soon(read_answer(&mut more)).await;
+    assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("retry-after: "), "{answer}");
+    drop((silent, publishers));
+    server.stop().await;
+}
+
+/// Pipelined requests whose answers nobody reads.
+#[tokio::test]
+async fn row_14_answers_that_nobody_reads_hold_no_connection() {
+    let config = ListenConfig { write_timeout: Duration::from_millis(300), ..ListenConfig::local() };
+    let large = "x".repeat(1 << 20);
+    let server = start(config, Router::new().fallback(move || async move { large.clone() })).await;
+    let mut rude = server.connect().await;
+    for _ in 0..16 {
+        rude.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    }
+    // Patient but slow: each read is progress.
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    server.tracker.close();
+    let mut answer = Vec::new();
+    while answer.len() < 1 << 20 {
+        let mut some = [0; 64 * 1024];
+        let read = slow.read(&mut some).await.unwrap();
+        assert!(read > 0, "cut off after {} bytes", answer.len());
+        answer.extend_from_slice(&some[..read]);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    drop(slow);
+    soon(server.tracker.wait()).await;
+    drop(rude);
+    server.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn row_14_accepted_sockets_are_kept_alive() {
+    let (sockets, mut upgraded) = mpsc::channel(1);
+    let config = ListenConfig { keepalive: Some(Duration::from_secs(60)), ..ListenConfig::local() };
+    let server = start(config, upgrading(sockets)).await;
+    let mut stream = server.connect().await;
+    stream.write_all(UPGRADE).await.unwrap();
+    let (socket, _) = soon(upgraded.recv()).await.unwrap();
+    let accepted = socket2::SockRef::from(socket.tcp());
+    assert!(accepted.keepalive().unwrap());
+    assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    #[cfg(target_os = "linux")]
+    {
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
+    }
+    drop(socket);
     server.stop().await;
 }
 
@@ -145,7 +224,7 @@ async fn a_running_request_is_finished_on_shutdown() {
         gone_on.await.unwrap();
         "done"
     });
-    let server = start(local(0), service).await;
+    let server = start(ListenConfig::local(), service).await;
     let mut stream = server.connect().await;
     let silent = server.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
@@ -180,7 +259,7 @@ const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupg
 #[tokio::test]
 async fn an_upgraded_connection_is_handed_over_and_not_waited_for() {
     let (sockets, mut upgraded) = mpsc::channel(2);
-    let server = start(local(1), upgrading(sockets)).await;
+    let server = start(ListenConfig::local(), upgrading(sockets)).await;
     let mut stream = server.connect().await;
     stream.write_all(UPGRADE).await.unwrap();
     assert!(soon(read_answer(&mut stream)).await.starts_with("HTTP/1.1 101"));
@@ -194,14 +273,8 @@ async fn an_upgraded_connection_is_handed_over_and_not_waited_for() {
     soon(stream.read_exact(&mut received)).await.unwrap();
     assert_eq!(&received, b"abcd");
 
-    let mut second = server.connect().await;
-    second.write_all(UPGRADE).await.unwrap();
-    let waits = tokio::time::timeout(MEANWHILE, upgraded.recv()).await.is_err();
-    assert!(waits, "an upgraded connection counts as open");
-    drop(socket);
-    let (second, _) = soon(upgraded.recv()).await.unwrap();
     server.stop().await;
-    drop(second);
+    drop(socket);
 }
 
 #[tokio::test]
@@ -216,7 +289,7 @@ async fn tls_connections() {
     let client = Arc::new(client.with_root_certificates(roots).with_no_client_auth());
 
     let (sockets, mut upgraded) = mpsc::channel(1);
-    let server = start(ListenConfig { tls: Some(files), ..local(0) }, upgrading(sockets)).await;
+    let server = start(ListenConfig { tls: Some(files), ..ListenConfig::local() }, upgrading(sockets)).await;
     let name = "localhost".try_into().unwrap();
     let mut stream = tokio_rustls::TlsConnector::from(client).connect(name, server.connect().await).await.unwrap();
     stream.write_all(UPGRADE).await.unwrap();
@@ -242,13 +315,13 @@ async fn tls_connections() {
 async fn a_certificate_without_its_key_is_a_start_error() {
     let cert = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls/cert.pem");
     let files = TlsConfig { cert: cert.clone(), key: cert };
-    let error = in_full(&Listener::bind(&ListenConfig { tls: Some(files), ..local(0) }).await.err().unwrap());
+    let error = in_full(&bind(&ListenConfig { tls: Some(files), ..ListenConfig::local() }).await.err().unwrap());
     assert!(error.contains("private key"), "{error}");
 }
 
 #[tokio::test]
 async fn garbage_is_answered_with_400() {
-    let server = start(local(0), hello()).await;
+    let server = start(ListenConfig::local(), hello()).await;
     let mut stream = server.connect().await;
     stream.write_all(b"\x16\x03\x01 nonsense\r\n\r\n").await.unwrap();
     assert!(soon(read_answer(&mut stream)).await.starts_with("HTTP/1.1 400"));
@@ -258,7 +331,7 @@ async fn garbage_is_answered_with_400() {
 /// A first header must come within 5 s; a kept-alive connection may be silent for 75 s.
 #[test]
 fn header_timeouts() {
-    let timer = HeaderTimer::default();
+    let timer = HeaderTimer::new(HEADER_TIMEOUT);
     assert_eq!(timer.extension(), Duration::ZERO);
     assert_eq!(timer.extension(), IDLE_TIMEOUT - HEADER_TIMEOUT);
     assert_eq!(timer.clone().extension(), IDLE_TIMEOUT - HEADER_TIMEOUT);
@@ -266,7 +339,7 @@ fn header_timeouts() {
 
 #[tokio::test]
 async fn a_header_that_does_not_come_closes_the_connection() {
-    let server = start(local(0), hello()).await;
+    let server = start(ListenConfig::local(), hello()).await;
     let mut silent = server.connect().await;
     let mut slow = server.connect().await;
     slow.write_all(b"GET / HT").await.unwrap();

@@ -16,6 +16,36 @@ async fn an_acknowledged_publication_has_a_position_and_a_retry_is_the_same_mess
     node.broker.shutdown().await;
 }
 
+/// What is too large stays too large: it is neither tried again nor called a lost connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_24_what_nats_cannot_take_is_refused_at_once_by_its_kind() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "max_payload: 100000").unwrap();
+    let server = Server::with(&["-c", file.path().to_str().unwrap()]);
+    let node = Node::on(&server).await;
+    let begin = std::time::Instant::now();
+    let stream = StreamName::from("chat");
+    let long = |len: usize| Meta { exclude_socket: Some("x".repeat(len).into()), broadcast_type: None };
+    for transient in [false, true] {
+        for len in [70_000, 200_000] {
+            let publication = Publication { meta: long(len), transient, ..publication(&stream, "1") };
+            let error = node.broker.append(publication).await.unwrap_err();
+            assert!(matches!(error, AppendError::HeadersTooLarge { limit: 65_535, .. }), "{error}");
+        }
+        let publication = Publication { meta: long(60_000), transient, ..publication(&stream, &"x".repeat(60_000)) };
+        let error = node.broker.append(publication).await.unwrap_err();
+        assert!(matches!(error, AppendError::TooLarge { limit: ..40_000, .. }), "{error}");
+    }
+    let command = RemoteDisconnect { identifiers: "x".repeat(200_000), reconnect: true };
+    let error = node.broker.disconnect(&command).await.unwrap_err();
+    assert!(matches!(error, AppendError::TooLarge { limit: ..100_000, .. }), "{error}");
+    let key = crate::broker::SessionKey::of("x");
+    let error = node.broker.save_session(&key, vec![b'x'; 200_000].into(), None).await.unwrap_err();
+    assert!(error.to_string().contains("larger than the store takes"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(node.publish(&stream, "1").await, 1, "and the connection stands");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_stream_hears_each_message_and_its_predecessor_on_every_node() {
     let server = Server::start();

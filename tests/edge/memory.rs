@@ -1,0 +1,127 @@
+//! What waits has a limit in bytes, whoever sends it.
+
+use crate::harness::client::Event;
+use crate::harness::*;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tokio_tungstenite::tungstenite::Message;
+
+/// Resident memory of a process in MiB.
+fn resident(pid: u32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says it");
+    line.trim().trim_end_matches(" kB").parse::<i64>().expect("a number") / 1024
+}
+
+/// An application that takes connections and never answers; it lives as long as the listener.
+fn silent_application() -> (std::net::TcpListener, carrick::Builder) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
+    let address = listener.local_addr().expect("it is bound");
+    let builder = Server::on(Backend::Memory).without("norpc").replace("noauth", "false");
+    let builder = builder.option("rpc_host", format!("http://{address}/")).option("metrics_http", "/metrics");
+    (listener, builder.option("rpc_command_timeout", 600_000).option("rpc_request_timeout", 600_000))
+}
+
+/// Sends commands of 64 KB for as long as the server takes them, 64 at most.
+async fn flood(client: &mut Client) {
+    let padding = "x".repeat(64_000);
+    let frame = json!({"command": "pong", "padding": padding}).to_string();
+    for _ in 0..64 {
+        let sending = client.try_send(Message::text(frame.as_str()));
+        if !matches!(tokio::time::timeout(Duration::from_millis(300), sending).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn row_14_commands_of_clients_that_are_not_let_in_take_little() {
+    let (_application, builder) = silent_application();
+    let server = builder.option("auth_timeout", 8).start();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        clients.push(server.dial().open().await);
+    }
+    let before = resident(server.pid());
+    futures_util::future::join_all(clients.iter_mut().map(flood)).await;
+    let queued = server.metric("queued_commands_bytes").await;
+    assert!(queued > 40 * 64_000, "they wait: {queued}");
+    assert!(queued < 40 * 3 * 65_536, "at most twice the largest message, and one on top: {queued}");
+    let grown = resident(server.pid()) - before;
+    eprintln!("40 clients of 64 x 64 KB: +{grown} MiB");
+    assert!(grown < 30, "{grown} MiB more");
+    // That they have gone is seen when their time is up at the latest.
+    drop(clients);
+    server.metric_becomes("queued_commands_bytes", 0).await;
+}
+
+#[tokio::test]
+async fn row_14_commands_of_all_clients_together_are_limited() {
+    let (_application, builder) = silent_application();
+    let server = builder.option("ws_max_queued_size", 300_000).start();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(server.dial().open().await);
+    }
+    futures_util::future::join_all(clients.iter_mut().map(flood)).await;
+    let queued = server.metric("queued_commands_bytes").await;
+    // Those that read at the same moment may each add a command.
+    assert!((300_000..500_000).contains(&queued), "{queued}");
+    assert!(server.metric("queued_commands_full_total").await > 0);
+}
+
+#[tokio::test]
+async fn row_14_a_connection_that_nobody_lets_in_is_closed_in_time() {
+    let (_application, builder) = silent_application();
+    let server = builder.option("auth_timeout", 1).start();
+    let mut client = server.dial().open().await;
+    let asked = Instant::now();
+    loop {
+        match client.event().await {
+            Event::Frame(text) => assert!(text.contains("ping"), "{text}"),
+            Event::Closed(code, reason) => {
+                assert_eq!((code, reason.as_str()), (1011, "Auth Error"));
+                break;
+            }
+            Event::Lost => panic!("closed without a word"),
+        }
+    }
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(server.metric("auth_timeout_total").await, 1);
+    assert_eq!(server.metric("clients_num").await, 0);
+}
+
+#[tokio::test]
+async fn row_14_publications_that_are_under_way_are_limited_in_bytes() {
+    const LIMIT: i64 = 8 << 20;
+    let nats = NatsServer::start();
+    let server = Backend::on_nats(&nats.url(), "budget")
+        .option("http_broadcast_max_pending", LIMIT)
+        .option("http_broadcast_max_body", 4 << 20)
+        .option("metrics_http", "/metrics")
+        .start();
+    server.publish("chat", json!(1)).await;
+    nats.freeze();
+    let body = json!({"stream": "chat", "data": "x".repeat(900_000)}).to_string();
+    let begun = Instant::now();
+    let mut publishing: Vec<_> = (0..40).map(|_| Box::pin(server.post(&body))).collect();
+    let mut refused = 0;
+    // Some are refused after a second, while those under way still wait for the store.
+    while refused < 10 {
+        let (answer, _, rest) = futures_util::future::select_all(publishing).await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        if answer.body.contains("http_broadcast_max_pending") {
+            assert_eq!((answer.json()["stored"].as_bool(), answer.header("Retry-After")), (Some(false), Some("1")));
+            refused += 1;
+        }
+        publishing = rest;
+        let pending = server.metric("http_broadcast_pending_bytes").await;
+        assert!(pending <= LIMIT, "{pending}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(server.metric("http_broadcast_refused_total").await >= refused);
+    nats.thaw();
+    futures_util::future::join_all(publishing).await;
+    server.metric_becomes("http_broadcast_pending_bytes", 0).await;
+    server.publish_eventually("chat", json!(2)).await;
+}
