@@ -148,6 +148,74 @@ async fn a_rolling_restart_that_waits_for_ready_never_loses_the_majority() {
     assert_eq!((client.rejected, client.restored), (0, 3));
 }
 
+/// While messages are published a leader calls a follower current, and not, many times a second.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// Which copies of this member are not up to date, in the words of each stream's leader.
+async fn copies_behind(asked: &async_nats::Client, member: &str) -> Vec<String> {
+    let list = asked.request("$JS.API.STREAM.LIST", "{}".into()).await.expect("the list of streams");
+    let list: Value = serde_json::from_slice(&list.payload).expect("JSON");
+    let streams = list["streams"].as_array().expect("streams");
+    assert!(streams.len() >= 4, "log, commands, records, sessions: {list}");
+    let behind = streams.iter().filter(|stream| {
+        let mut replicas = stream["cluster"]["replicas"].as_array().into_iter().flatten();
+        let own = replicas.find(|replica| replica["name"] == member);
+        let leads = stream["cluster"]["leader"] == member;
+        !leads && own.is_none_or(|own| own["current"] != true || own["offline"] == true)
+    });
+    behind.map(|stream| stream["config"]["name"].to_string()).collect()
+}
+
+/// Whoever restarts the next member when `/ready` says 200 must not take the second copy of anything away.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_09_a_member_is_ready_when_every_copy_of_it_is_current() {
+    let rounds: usize = std::env::var("CARRICK_RESTARTS").map_or(6, |text| text.parse().expect("a number"));
+    let mut cluster = Cluster::start();
+    let addresses = |cluster: &Cluster| cluster.nodes.iter().map(Server::broadcast_address).collect::<Vec<_>>();
+    let targets = Arc::new(Mutex::new(addresses(&cluster)));
+    let publisher = Publisher::start(&targets);
+    // What a client of the cluster logs in with; members derive it from the secret.
+    let password = ::carrick::secret::Secret::new(SECRET).derive("nats-cluster").derive("client");
+    let mut wrong = Vec::new();
+    for round in 0..rounds {
+        let (number, other) = (round % 3, (round + 1) % 3);
+        let asked = async_nats::ConnectOptions::new()
+            .user_and_password("carrick".to_owned(), password.expose().to_owned())
+            .connect(format!("nats://127.0.0.1:{}", cluster.clients[other]))
+            .await
+            .expect("another member takes connections");
+        match round % 2 {
+            0 => cluster.nodes[number].kill(),
+            _ => cluster.nodes[number].stop(),
+        }
+        // It has something to catch up with.
+        for batch in 0..4 {
+            let item = json!({"stream": format!("other{batch}"), "data": json!("x".repeat(20_000)).to_string()});
+            let items: Vec<Value> = (0..25).map(|_| item.clone()).collect();
+            eventually("the others store it", async || {
+                (cluster.nodes[other].post(&json!(items).to_string()).await.status < 300).then_some(())
+            })
+            .await;
+        }
+        cluster.nodes[number].start();
+        let (ready, mut behind) = (Instant::now(), Vec::new());
+        loop {
+            let now = copies_behind(&asked, &format!("n{number}")).await;
+            if now.is_empty() {
+                break;
+            }
+            behind.extend(now);
+        }
+        if ready.elapsed() > MOMENT {
+            wrong.push((round, number, ready.elapsed(), behind.pop()));
+        }
+        *targets.lock().expect("nobody panicked") = addresses(&cluster);
+    }
+    publisher.end().await;
+    println!("{} of {rounds} restarts were called ready too early: {wrong:?}", wrong.len());
+    assert!(wrong.is_empty(), "called ready too early: {wrong:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_member_is_ready_when_it_has_everything_again() {
     let mut cluster = Cluster::start();

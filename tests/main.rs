@@ -11,6 +11,7 @@
 //! * `gateways`: two clusters joined
 //! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
+//! * `readiness`: NATS refuses something, or the live feed brings nothing
 //! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
@@ -34,6 +35,7 @@ mod openings;
 mod outages;
 mod policies;
 mod publishing;
+mod readiness;
 mod rulings;
 mod secrets;
 mod silent_path;

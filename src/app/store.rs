@@ -17,7 +17,11 @@ use crate::secret::{Secret, bare_url};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How often a cluster's leaders are looked at. A handover is made after two looks that show the same.
+const GATHER_PERIOD: Duration = Duration::from_secs(15);
 
 /// What stands behind the broker and must be stopped after it.
 pub struct Store {
@@ -36,7 +40,7 @@ impl Store {
         let Some(embedded) = &self.embedded else { return broker };
         let mut member = embedded.status();
         let joined = move |broker: &Status, member: State| match member {
-            State::Starting | State::CatchingUp if broker.ready => Status {
+            State::Starting | State::CatchingUp | State::Restarting if broker.ready => Status {
                 ready: false,
                 reason: Arc::from("the copies on this member of the cluster are not up to date yet"),
                 ..broker.clone()
@@ -202,6 +206,7 @@ pub(super) fn broker_config(config: &Config, client: ClientConfig, node: String)
         limits: limits(config),
         replicas: replicas(config),
         placement_tags: config.nats.placement_tags.clone(),
+        gather_leaders: config.nats.gather_leaders.then_some(GATHER_PERIOD),
         synced: enats.enabled && matches!(enats.sync, SyncPolicy::Always),
         publish_timeout: config.broker.publish_timeout,
         broker_timeout: config.broker.timeout,

@@ -339,6 +339,8 @@ options! {
         replicas: u16 [REPLICAS] = "0", "nats_replicas", Nats;
         /// Only servers with all of these tags (`server_tags` of their configuration) keep copies, separated by commas
         placement_tags: Vec<String> [TAGS] = "", "nats_placement_tags", Nats;
+        /// In a cluster, let the server that leads the log lead sessions and records, too
+        gather_leaders: bool [Switch] = "true", "nats_gather_leaders", Nats;
         /// User name
         user: Option<String> [ANY] = "", "nats_user", Nats;
         /// Password of the user

@@ -94,6 +94,11 @@ metrics! {
     Counter GAPS_TOGETHER = "feed_gaps_read_together_total", "holes of the live feed that were read together with others";
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
+    Gauge FEED_BROKEN = "feed_broken", "1 while the live feed does not bring messages by itself, so that they come by polling only";
+    Gauge FEED_MARKER_MICROS = "feed_marker_micros", "microseconds that the newest marker, a message that tests the live feed, took to come back";
+    Counter FEED_LATE = "feed_late_total", "streams whose newest message did not come live and was found by a head check";
+    Counter LEADERS_MOVED = "leaders_moved_total", "JetStream streams whose leadership this node moved to the server that leads the log";
+    Counter STORE_DENIALS = "store_denials_total", "subscriptions and publications that NATS permissions or limits refused";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
     Counter HISTORY_PAGES = "history_pages_read_total", "pages of history read from the store; clients that catch up together share them";
     Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";

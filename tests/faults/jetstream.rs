@@ -148,6 +148,25 @@ impl JetStream {
         .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
     }
 
+    /// Makes the servers that `by` names lead the streams, and waits until they do.
+    pub fn lead(&self, by: &dyn Fn(&str) -> String) -> Result<(), String> {
+        eventually(PATIENCE, "leaders where they were asked for", || {
+            let misplaced: Vec<(String, String)> = self.of_streams(|streams| {
+                let led = streams
+                    .iter()
+                    .map(|stream| (name(stream).to_owned(), by(name(stream)), &stream["cluster"]["leader"]));
+                Some(led.filter(|(_, by, leader)| **leader != *by.as_str()).map(|(name, by, _)| (name, by)).collect())
+            })?;
+            for (stream, server) in &misplaced {
+                let body = json!({"placement": {"preferred": server}});
+                // A refusal shows as a leader that stays where it is.
+                let _ = self.ask(&format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"), &body);
+            }
+            std::thread::sleep(LOOK);
+            misplaced.is_empty().then_some(())
+        })
+    }
+
     /// How many copies streams have: one number if all are alike.
     pub fn replicas(&self) -> Vec<u64> {
         let streams = self.streams().expect("JetStream answers");

@@ -27,6 +27,7 @@ mod proc;
 mod proof;
 mod pulse;
 mod random;
+mod returning;
 mod sabotage;
 mod strike;
 mod table;
@@ -168,6 +169,31 @@ fn failover_rounds() {
             .push(format!("{setup}: publishing again after {publishing}; everyone has everything after {complete}"));
     }
     page.line(&format!("\n{}", summaries.join("\n\n")));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Rounds of `kill -9` of the server that leads one thing, on both clusters: how long clients that come back wait; minutes.
+#[test]
+#[ignore = "figures: scripts/faults --returning"]
+fn returning_rounds() {
+    let rounds = table::number("ROUNDS", 5_usize);
+    let mut page = Page::open();
+    page.line("| Set-up | The server that died led | Rounds | Publishing again after | Clients restored after | Not restored |");
+    page.line("|---|---|---|---|---|---|");
+    let mut failed = Vec::new();
+    for setup in [Setup::ExternalR3, Setup::EmbeddedR3] {
+        let mut deployment = Deployment::start(setup);
+        for led in returning::Led::ALL {
+            let mut waits = returning::Waits::default();
+            for index in 0..rounds {
+                if let Err(error) = returning::round(&mut deployment, led, index, &mut waits) {
+                    failed.push(format!("{setup}, {led}, round {index}: {error}"));
+                }
+            }
+            let (publishing, returning) = (failover::summary(waits.publishing), failover::summary(waits.returning));
+            page.line(&format!("| {setup} | {led} | {rounds} | {publishing} | {returning} | {} |", waits.fresh));
+        }
+    }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 

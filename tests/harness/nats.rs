@@ -12,6 +12,38 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Name and password of the user that nodes log in as, see [`NatsServer::with_users`].
+#[allow(dead_code, reason = "the suites that share this file do not all restrict permissions")]
+pub const NODE: &str = "node";
+
+/// What nodes may not do.
+#[derive(Clone, Default)]
+pub struct Users {
+    publish: Vec<String>,
+    subscribe: Vec<String>,
+}
+
+#[allow(dead_code, reason = "the suites that share this file do not all restrict permissions")]
+impl Users {
+    pub fn deny_publish(mut self, subjects: &str) -> Self {
+        self.publish.push(subjects.to_owned());
+        self
+    }
+
+    pub fn deny_subscribe(mut self, subjects: &str) -> Self {
+        self.subscribe.push(subjects.to_owned());
+        self
+    }
+
+    fn write(&self, path: &Path) {
+        let (publish, subscribe) = (&self.publish, &self.subscribe);
+        let permissions = format!("publish: {{ deny: {publish:?} }}, subscribe: {{ deny: {subscribe:?} }}");
+        let node = format!("{{ user: {NODE}, password: {NODE}, permissions: {{ {permissions} }} }}");
+        let text = format!("authorization {{ users: [ {{ user: operator, password: operator }}, {node} ] }}\n");
+        std::fs::write(path, text).expect("the configuration can be written");
+    }
+}
+
 pub struct NatsServer {
     folder: TempDir,
     process: Option<Process>,
@@ -31,19 +63,54 @@ impl NatsServer {
         server
     }
 
+    /// Starts a server where nodes log in as [`NODE`]; everybody else is an operator who may do anything.
+    #[allow(dead_code, reason = "the suites that share this file do not all restrict permissions")]
+    pub fn with_users(users: &Users) -> Self {
+        let server = Self::prepare();
+        users.write(&server.folder.path().join("users.conf"));
+        server.configure("include \"users.conf\"\nno_auth_user: operator\n");
+        server.finish_start("")
+    }
+
+    /// Changes what nodes may do, without a restart.
+    #[allow(dead_code, reason = "the suites that share this file do not all restrict permissions")]
+    pub fn set_users(&mut self, users: &Users) {
+        users.write(&self.folder.path().join("users.conf"));
+        let reloads = |server: &Self| server.process().log().matches("Reloaded server configuration").count();
+        let before = reloads(self);
+        self.process().signal("HUP");
+        let done = || (reloads(self) > before).then_some(()).ok_or_else(|| "not reloaded".to_owned());
+        eventually_blocking(done).unwrap_or_else(|reason| panic!("{reason}\n{}", self.process().log_tail()));
+    }
+
+    /// Starts a server with further settings, one a line.
+    #[allow(dead_code, reason = "the suites that share this file do not all need settings")]
+    pub fn with_settings(settings: &str) -> Self {
+        let server = Self::prepare();
+        server.configure(settings);
+        server.configure("\n");
+        server.finish_start("")
+    }
+
     /// Starts a server whose storage is limited to this many bytes.
     pub fn with_storage(bytes: u64) -> Self {
         Self::start_with(&format!("max_file_store: {bytes}"))
     }
 
     fn start_with(limits: &str) -> Self {
-        let mut server = Self::prepare();
-        let store = server.store();
-        let jetstream = format!("jetstream {{ store_dir: {store:?}, {limits} }}\n");
-        let mut config = std::fs::OpenOptions::new().append(true).open(server.config()).expect("it was written");
-        config.write_all(jetstream.as_bytes()).expect("the configuration can be written");
-        server.restart();
-        server
+        Self::prepare().finish_start(limits)
+    }
+
+    fn finish_start(mut self, limits: &str) -> Self {
+        let store = self.store();
+        self.configure(&format!("jetstream {{ store_dir: {store:?}, {limits} }}\n"));
+        self.restart();
+        self
+    }
+
+    fn configure(&self, text: &str) {
+        let mut config = std::fs::OpenOptions::new().append(true).open(self.config()).expect("it was written");
+        config.write_all(text.as_bytes()).expect("the configuration can be written");
     }
 
     fn prepare() -> Self {

@@ -17,6 +17,8 @@ struct State {
     /// The nats-server.
     to: SocketAddr,
     loss: Mutex<Loss>,
+    /// No live message passes that comes from a log.
+    lose_stored: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
     closed: AtomicBool,
 }
@@ -36,7 +38,8 @@ impl NatsProxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
         let address = listener.local_addr().expect("a bound port has an address");
         let connections = Mutex::new(Vec::new());
-        let state = Arc::new(State { to, loss: Mutex::default(), connections, closed: AtomicBool::new(false) });
+        let (closed, lose_stored) = (AtomicBool::new(false), AtomicBool::new(false));
+        let state = Arc::new(State { to, loss: Mutex::default(), lose_stored, connections, closed });
         let accepting = state.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -57,6 +60,12 @@ impl NatsProxy {
     /// Lets `pass` live messages pass from now on and loses the `lose` that follow.
     pub fn lose_live(&self, pass: u64, lose: u64) {
         *self.state.loss.lock().expect("no thread panics with the lock") = Loss { pass, lose, lost: 0 };
+    }
+
+    /// Loses all live messages that come from a log, or none of them.
+    #[allow(dead_code, reason = "the suites that share this file do not all need it")]
+    pub fn lose_stored(&self, lose: bool) {
+        self.state.lose_stored.store(lose, Ordering::Relaxed);
     }
 
     /// Live messages lost since then: the proof that the fault acted.
@@ -118,14 +127,20 @@ impl State {
                 operation.resize(start + size + 2, 0);
                 server.read_exact(&mut operation[start..])?;
             }
-            if !(is_message && self.is_lost(words[1])) {
+            if !(is_message && (self.is_lost(words[1]) || self.is_lost_for_good(words[1], &operation))) {
                 client.write_all(&operation)?;
             }
         }
     }
 
+    fn is_lost_for_good(&self, subject: &str, message: &[u8]) -> bool {
+        let is_stored = || String::from_utf8_lossy(message).contains("Nats-Sequence:");
+        self.lose_stored.load(Ordering::Relaxed) && subject.contains(".live.") && is_stored()
+    }
+
     fn is_lost(&self, subject: &str) -> bool {
-        if !subject.contains(".live.") {
+        // A node's own messages, which test its feed, are not counted.
+        if !subject.contains(".live.") || subject.contains(".~feed-") {
             return false;
         }
         let mut loss = self.loss.lock().expect("no thread panics with the lock");

@@ -226,6 +226,11 @@ pub(super) async fn run(core: Arc<Core>, connection: Arc<Connection>, log: Strin
             },
         };
         if let Some(message) = &message {
+            if message.subject.ends_with(&connection.marker) {
+                let number = std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
+                connection.command_marker.send_replace(number.unwrap_or_default());
+                continue;
+            }
             if headers::text(message, &NATS_STREAM) != Some(log.as_str()) {
                 continue;
             }

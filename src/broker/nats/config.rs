@@ -27,6 +27,9 @@ pub struct NatsBrokerConfig {
     pub replicas: usize,
     /// Tags that a server must have to keep a copy, such as `region:eu`; as named in `server_tags` of its configuration.
     pub placement_tags: Vec<String>,
+    /// How often it is looked whether the server that leads the log leads sessions, remote commands and records, too.
+    /// `None`: leaders stay where they were elected.
+    pub gather_leaders: Option<Duration>,
     /// The server flushes each message to the disk before it acknowledges it.
     pub synced: bool,
     /// How long a publication may wait for its acknowledgement, retries included; at most half the dedup window.
@@ -54,6 +57,7 @@ impl NatsBrokerConfig {
             limits,
             replicas: 0,
             placement_tags: Vec::new(),
+            gather_leaders: Some(Duration::from_secs(15)),
             synced: false,
             publish_timeout: Duration::from_secs(10),
             broker_timeout: Duration::from_secs(8),
@@ -166,6 +170,18 @@ impl Names {
                 Self { subjects: format!("{prefix}.{cluster}"), names: format!("{prefix}_{cluster}"), peers }
             }
         }
+    }
+
+    /// What all subjects of a kind (`log`, `live`, `ctl`, `ctllive`) begin with.
+    pub fn area(&self, kind: &str) -> String {
+        format!("{}.{kind}.", self.subjects)
+    }
+
+    /// A log or bucket of ours takes what is published to this subject.
+    pub fn is_stored(&self, subject: &str) -> bool {
+        let buckets = [self.meta_bucket(), self.sessions_bucket()].map(|bucket| key_subject(&bucket, ""));
+        let mut areas = [self.area("log"), self.area("ctl")].into_iter().chain(buckets);
+        areas.any(|area| subject.starts_with(&area))
     }
 
     pub fn log(&self, policy: &str, id: &str) -> String {

@@ -99,7 +99,7 @@ impl Core {
         }
     }
 
-    fn wanted(&self, connection: &Connection, kind: Kind<'_>, name: &str) -> Value {
+    pub(super) fn wanted(&self, connection: &Connection, kind: Kind<'_>, name: &str) -> Value {
         let replicas = self.replicas(connection);
         match kind {
             Kind::Commands => {

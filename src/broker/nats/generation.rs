@@ -6,11 +6,14 @@
 
 use super::api::{Api, ApiError, code};
 use super::config::{bucket_stream, key_subject};
+use super::gather::Gathering;
 use super::layout::Prepared;
 use super::live::LiveSet;
 use super::logs::{Log, Rules};
 use super::mux::{Mux, RequestError};
+use super::permissions::{Denial, Denials};
 use super::policies::POLICIES_KEY;
+use super::pulse::{Pulse, Verdict};
 use super::{Core, SetupError, commands, heads, live};
 use crate::broker::{Policy, Table};
 use crate::critical::critical;
@@ -18,6 +21,7 @@ use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
 use crate::nats::socket::Socket;
 use crate::protocol::StreamName;
+use crate::protocol::names::random_text;
 use async_nats::connection::State;
 use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
 use futures_util::StreamExt;
@@ -26,6 +30,7 @@ use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +56,8 @@ pub(super) struct Link {
     /// Messages were dropped on our side: heads of all open streams must be compared. (The library says which
     /// subscription, but drops such events under pressure itself.)
     slow: Arc<AtomicBool>,
+    /// What NATS refused on this connection.
+    pub denials: Arc<Denials>,
 }
 
 /// A connection that may not have been verified yet.
@@ -62,6 +69,10 @@ pub(super) struct Connection {
     socket: Socket,
     /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
     pub copies: OnceLock<usize>,
+    /// Subject token of this connection's own messages, which test the live feed (`pulse`).
+    pub marker: String,
+    /// Number of the newest one that came back among the remote commands.
+    pub command_marker: watch::Sender<u64>,
 }
 
 /// The end of a connection's life, however it comes: what was sent through it ends here, so that no write is repeated on
@@ -115,7 +126,7 @@ impl Generation {
         (&self.table.policies()[place], self.logs[place].as_ref())
     }
 
-    fn own_logs(&self) -> impl Iterator<Item = &Arc<Log>> {
+    pub fn own_logs(&self) -> impl Iterator<Item = &Arc<Log>> {
         self.logs.iter().flatten()
     }
 }
@@ -185,7 +196,8 @@ impl Core {
         servers.extend(known.iter().filter(|s| !servers.contains(s)).cloned().collect::<Vec<_>>());
         let mut last = None;
         for server in servers {
-            let link = Link { dead: CancellationToken::new(), slow: Arc::default() };
+            let denials = Arc::new(Denials::new(self.names.clone()));
+            let link = Link { dead: CancellationToken::new(), slow: Arc::default(), denials: denials.clone() };
             let on_event = {
                 let (link, core) = (link.clone(), Arc::downgrade(self));
                 move |event| match event {
@@ -194,6 +206,11 @@ impl Core {
                         metrics::SLOW_CONSUMER.inc();
                         if let Some(core) = core.upgrade() {
                             core.nudge.notify_one();
+                        }
+                    }
+                    Event::ServerError(error) => {
+                        if let Some(core) = core.upgrade() {
+                            core.server_error(&link, &error);
                         }
                     }
                     Event::LameDuckMode => tracing::info!("the NATS server is about to leave"),
@@ -212,8 +229,12 @@ impl Core {
                         .filter_map(|u| parse_server(&format!("{scheme}://{u}")).ok())
                         .collect();
                     metrics::STORE_CONNECTS.inc();
-                    let api = Api { mux: Mux::new(client.clone()) };
-                    return Ok(Connection { link, client, api, server: info, socket, copies: OnceLock::new() });
+                    let api = Api { mux: Mux::new(client.clone(), denials) };
+                    let (copies, command_marker) = (OnceLock::new(), watch::Sender::new(0));
+                    // `~` is in no stream's token but in front of a hash.
+                    let marker = format!("~feed-{}", random_text(12));
+                    let server = info;
+                    return Ok(Connection { link, client, api, server, socket, copies, marker, command_marker });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
@@ -239,6 +260,10 @@ impl Core {
             let connection = connection.clone();
             async move { connection.api.mux.run(inbox, &connection.link).await }
         }));
+        self.tasks.spawn(critical("broker.refusals", {
+            let connection = connection.clone();
+            async move { connection.api.mux.end_refused(&connection.link).await }
+        }));
         let watching = watch_state(connection.client.clone(), connection.link.dead.clone());
         self.tasks.spawn(critical("broker.link", watching));
 
@@ -253,15 +278,23 @@ impl Core {
                     }
                     return Err(error);
                 }
-                Err(error) if connection.link.dead.is_cancelled() => return Err(error),
-                Err(error) if connection.clustered() && begin.elapsed() > PREPARE_PATIENCE => return Err(error),
-                Err(error) => self.failed(&error),
+                Err(error) if connection.link.dead.is_cancelled() => return Err(explained(error, &connection)),
+                Err(error) if connection.clustered() && begin.elapsed() > PREPARE_PATIENCE => {
+                    return Err(explained(error, &connection));
+                }
+                // A subscription that was refused stays refused, also when it is allowed meanwhile.
+                Err(error) if connection.link.denials.vital().iter().any(Denial::is_subscription) => {
+                    return Err(explained(error, &connection));
+                }
+                Err(error) => self.failed(&explained(error, &connection)),
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         // The policies in effect may not be those that were configured.
         connection.socket.limit(self.config.unacknowledged(&generation.table));
         let generation = Arc::new(generation);
+        let mut pulse = Pulse::start(self, &generation).await?;
+        let verdict = pulse.check(self, &generation).await;
         self.settle();
         self.adopt_logs(&generation.table, &generation.logs);
         self.set_rules(Rules { table: generation.table.clone(), next: None });
@@ -271,14 +304,18 @@ impl Core {
         }
         self.fatal.send_replace(None);
         self.current.send_replace(Some(generation.clone()));
+        let reason = broken(&verdict);
+        if !reason.is_empty() {
+            tracing::error!(reason, "NATS is not ready");
+        }
         self.status.send_modify(|status| {
-            status.ready = true;
+            status.ready = reason.is_empty();
             status.readable = true;
             status.generation = number;
-            status.reason = Arc::from("");
+            status.reason = Arc::from(reason);
         });
 
-        self.maintain(&generation).await;
+        self.maintain(&generation, pulse).await;
 
         self.current.send_replace(None);
         self.away();
@@ -296,7 +333,13 @@ impl Core {
     /// Checks the server, sets up what we need in it, verifies the log and catches up with remote commands.
     async fn prepare(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<Generation, SetupError> {
         check_version(&connection.server.version)?;
-        match connection.api.call::<Value>("INFO", &Value::Null).await {
+        // It may be allowed by now; what is not is refused again.
+        connection.link.denials.forget_publications();
+        // Only the leader of the cluster's metadata answers, which may have died just now; nothing else that is needed where
+        // everything stands already depends on it.
+        let known = self.is_settled() && connection.clustered();
+        let asked = if known { Ok(Value::Null) } else { connection.api.call::<Value>("INFO", &Value::Null).await };
+        match asked {
             Ok(_) => {}
             // In a cluster another server may have it, and before there is a quorum nobody answers.
             Err(ApiError::NoResponders) if !connection.server.jetstream && !connection.clustered() => {
@@ -320,6 +363,13 @@ impl Core {
                 }
                 None => None,
             });
+        }
+        let named = table.policies().iter().zip(&found);
+        let named: Vec<_> =
+            named.filter_map(|(policy, log)| Some((&*policy.name, log.as_ref()?.name.as_str()))).collect();
+        self.try_permissions(connection, &named, &command_log).await;
+        if let Some(denial) = connection.link.denials.vital().iter().find(|denial| !denial.is_subscription()) {
+            return Err(SetupError::retry(connection.link.denials.text(denial)));
         }
         let remote = self.follow_commands(connection, &command_log).await?;
         self.renew_lease(connection).await?;
@@ -349,7 +399,7 @@ impl Core {
     }
 
     /// Looks after a ready connection until it is lost or must be given up.
-    async fn maintain(&self, generation: &Generation) {
+    async fn maintain(&self, generation: &Generation, mut pulse: Pulse) {
         let connection = &generation.connection;
         let shortest = generation.table.shortest_ttl().unwrap_or(CHECK_PERIOD * 4);
         let mut tick = tokio::time::interval(CHECK_PERIOD.min(shortest.max(MIN_CHECK) / 4));
@@ -365,6 +415,7 @@ impl Core {
         let mut records = select(records, policies);
         let Ok(mut elected) = leaders(generation).await else { return };
         let mut failures = 0;
+        let mut gathering = Gathering::default();
         loop {
             tokio::select! {
                 () = generation.dead().cancelled() => return,
@@ -385,14 +436,29 @@ impl Core {
                 generation.live.all_lagged(&*self.feed, None);
             }
             let outcome = tokio::select! {
-                outcome = self.check(generation) => outcome,
+                outcome = async {
+                    self.check(generation).await?;
+                    Ok(match self.keep_settings(generation).await? {
+                        Some(reason) => Verdict::Broken(reason),
+                        None => pulse.check(self, generation).await,
+                    })
+                } => outcome,
                 () = generation.dead().cancelled() => return,
             };
             match outcome {
-                Ok(()) => {
+                Ok(Verdict::Renew) => return,
+                Ok(verdict) => {
                     failures = 0;
                     let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
-                    self.set_ready(!full, true, if full { "storage full" } else { "" });
+                    let reason = if full { "storage full" } else { broken(&verdict) };
+                    self.set_ready(reason.is_empty(), true, reason);
+                    let gathered = tokio::select! {
+                        gathered = gathering.go_on(self, generation) => gathered,
+                        () = generation.dead().cancelled() => return,
+                    };
+                    if let Err(error) = gathered {
+                        tracing::debug!(%error, "cannot move leaders together");
+                    }
                 }
                 Err(SetupError::PoliciesChanged) => {
                     tracing::info!("the history policies have changed: adopting them");
@@ -449,6 +515,22 @@ impl Core {
             (true, false) => tracing::warn!(reason, "NATS is not ready"),
             _ => {}
         }
+    }
+}
+
+/// Why the live feed is not whole; empty if it is.
+fn broken(verdict: &Verdict) -> &str {
+    match verdict {
+        Verdict::Broken(reason) => reason,
+        Verdict::Whole | Verdict::Renew => "",
+    }
+}
+
+/// What NATS has refused explains why it did not answer.
+fn explained(error: SetupError, connection: &Connection) -> SetupError {
+    match (error, connection.link.denials.reason()) {
+        (SetupError::Retry(_), Some(reason)) => SetupError::Retry(reason),
+        (error, _) => error,
     }
 }
 

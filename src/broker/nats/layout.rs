@@ -71,6 +71,11 @@ fn differences(have: &Map<String, Value>, want: &Value) -> Vec<(String, Value, V
         .collect()
 }
 
+/// A stream's settings are not the wanted ones.
+pub(super) fn differs(have: &Map<String, Value>, want: &Value) -> bool {
+    !differences(have, want).is_empty()
+}
+
 #[derive(Deserialize)]
 struct RawInfo {
     config: Map<String, Value>,

@@ -6,9 +6,10 @@
 use super::config::Names;
 use super::generation::{Connection, Generation};
 use super::logs::Log;
+use super::owed::{Owed, Round};
 use super::token::Token;
 use super::{Core, headers};
-use crate::broker::Feed;
+use crate::broker::{Feed, Looked};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{Message, Subscriber};
@@ -18,9 +19,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Feeder tasks. A stream always has the same one, so that its order holds across closing and opening again.
 const FEEDERS: usize = 4;
@@ -32,6 +35,8 @@ const CHUNK: usize = 128;
 /// The streams open on one connection.
 pub(super) struct LiveSet {
     open: Mutex<HashMap<StreamName, Opened>>,
+    /// By place of the policy.
+    rounds: Mutex<HashMap<usize, Round>>,
     /// Held while subscribing: a second opener of a stream must not go on before its subscription is sent.
     opening: tokio::sync::Mutex<()>,
     feeders: Vec<mpsc::Sender<LiveStream>>,
@@ -42,6 +47,7 @@ struct Opened {
     subscriptions: Subscriptions,
     /// Place of its policy.
     place: usize,
+    owed: Owed,
 }
 
 /// Ends its subscriptions when it is dropped, so that none is without an owner.
@@ -60,6 +66,8 @@ struct Subscribing<'a> {
     set: &'a LiveSet,
     stream: &'a StreamName,
     subscriptions: Subscriptions,
+    /// Offset of the newest message that came live.
+    heard: Arc<AtomicU64>,
     done: bool,
 }
 
@@ -70,8 +78,10 @@ impl<'a> Subscribing<'a> {
             Entry::Occupied(_) => None,
             Entry::Vacant(vacant) => {
                 let subscriptions = Subscriptions(Vec::with_capacity(1));
-                vacant.insert(Opened { subscriptions: Subscriptions::default(), place });
-                Some(Self { set, stream, subscriptions, done: false })
+                let (owed, none_yet) = (Owed::default(), Subscriptions::default());
+                let heard = owed.heard();
+                vacant.insert(Opened { subscriptions: none_yet, place, owed });
+                Some(Self { set, stream, subscriptions, heard, done: false })
             }
         }
     }
@@ -106,6 +116,8 @@ pub(super) struct Named {
     log: Option<Arc<Log>>,
     /// Another cluster's messages, which have no place in our log.
     peer: bool,
+    /// Offset of the newest message that came.
+    heard: Arc<AtomicU64>,
 }
 
 impl Stream for LiveStream {
@@ -119,7 +131,10 @@ impl Stream for LiveStream {
 impl LiveSet {
     pub fn new() -> (Self, Vec<mpsc::Receiver<LiveStream>>) {
         let (feeders, inputs) = (0..FEEDERS).map(|_| mpsc::channel(HANDOVER)).unzip();
-        (Self { open: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders }, inputs)
+        (
+            Self { open: Mutex::default(), rounds: Mutex::default(), opening: tokio::sync::Mutex::default(), feeders },
+            inputs,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, Opened>> {
@@ -150,7 +165,8 @@ impl LiveSet {
                 let (handle, registration) = AbortHandle::new_pair();
                 subscribing.subscriptions.0.push(handle);
                 let log = generation.logs[place].clone();
-                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer });
+                let heard = subscribing.heard.clone();
+                let name = Arc::new(Named { stream: stream.clone(), hashed: token.hashed, log, peer, heard });
                 // A feeder that has ended means that the connection is lost; the next request on it fails.
                 let _ = feeder.send(LiveStream { messages: Abortable::new(subscriber, registration), name }).await;
             }
@@ -170,6 +186,22 @@ impl LiveSet {
         let open: Vec<StreamName> =
             self.lock().iter().filter(|(_, opened)| concerned(opened)).map(|(stream, _)| stream.clone()).collect();
         open.iter().for_each(|stream| feed.lagged(stream));
+    }
+
+    /// Heads as a comparison found them: what they name has come live, or has to come.
+    pub fn expect(&self, streams: &[StreamName], heads: &[Looked]) {
+        let now = Instant::now();
+        let (mut open, mut rounds) = (self.lock(), self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
+        for (stream, looked) in streams.iter().zip(heads) {
+            if let Some(opened) = open.get_mut(stream) {
+                opened.owed.compare(looked.head.newest, now, rounds.entry(opened.place).or_default());
+            }
+        }
+    }
+
+    /// What was counted since the last call.
+    pub fn take_round(&self, place: usize) -> Round {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner).remove(&place).unwrap_or_default()
     }
 
     pub fn is_open(&self, stream: &StreamName) -> bool {
@@ -247,6 +279,7 @@ async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, 
         }
     }
     let stored_at = headers::stored_at(raw).unwrap_or_default();
+    name.heard.store(offset, Ordering::Relaxed);
     log.witness.note(&log.name, log.epoch().as_str(), offset, headers::message_id(raw), stored_at);
     let previous = headers::number(raw, &NATS_LAST_SEQUENCE).unwrap_or_default();
     core.feed.live(&name.stream, previous, headers::message(raw, offset, stored_at));

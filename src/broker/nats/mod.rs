@@ -7,6 +7,9 @@
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`).
+//! * Leaders of a cluster are kept together (`gather`), so that the death of most servers costs nothing.
+//! * Readiness: whether the live feed brings messages by itself (`pulse`), what NATS refuses this node (`permissions`,
+//!   `probe`).
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
 //! * Places for reads (`slots`): clients who wait first, repairs never starved.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
@@ -23,6 +26,7 @@ mod config;
 mod distrust;
 mod epoch;
 mod find;
+mod gather;
 mod generation;
 mod headers;
 mod heads;
@@ -31,9 +35,13 @@ mod lease;
 mod live;
 mod logs;
 mod mux;
+mod owed;
 mod peers;
+mod permissions;
 mod policies;
+mod probe;
 mod publish;
+mod pulse;
 mod range;
 mod read;
 mod sessions;
@@ -63,6 +71,7 @@ use generation::Generation;
 use headers::Body;
 use logs::Rules;
 use slots::{Class, Slots};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -100,6 +109,8 @@ struct Core {
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
     fatal: watch::Sender<Option<StartError>>,
+    /// Errors of NATS that were logged.
+    errors_logged: Mutex<BTreeSet<String>>,
     /// Counts failed attempts to become ready.
     attempts: watch::Sender<u64>,
     /// The configured policies have been applied (or were there); from now on those in the store hold.
@@ -265,6 +276,7 @@ impl Core {
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
             fatal: watch::Sender::new(None),
+            errors_logged: Mutex::default(),
             attempts: watch::Sender::new(0),
             settled: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
@@ -420,6 +432,7 @@ impl Broker for NatsBroker {
             };
             match outcome.await {
                 Ok(heads) => {
+                    generation.live.expect(streams, &heads);
                     if generation.connection.clustered() && !streams.is_empty() {
                         let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
                         core.tasks.spawn(critical("broker.interest", async move {
@@ -448,7 +461,10 @@ impl Broker for NatsBroker {
         loop {
             let generation = attempts.next().await?;
             match self.core.try_heads(&generation, streams).await {
-                Ok(heads) => return Ok(heads),
+                Ok(heads) => {
+                    generation.live.expect(streams, &heads);
+                    return Ok(heads);
+                }
                 Err(error) => attempts.failed(error),
             }
         }

@@ -4,6 +4,7 @@
 //! for their timeout when the connection is gone. Here both end at once.
 
 use super::generation::Link;
+use super::permissions::{Denials, subject_key};
 use super::read::MAX_BATCH;
 use super::slots;
 use crate::nats::connect::SUBSCRIPTION_CAPACITY;
@@ -12,7 +13,7 @@ use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use slab::Slab;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -33,6 +34,9 @@ pub(super) enum RequestError {
     /// It may have reached the server.
     #[error("no answer: {0}")]
     NoAnswer(&'static str),
+    /// NATS refuses this node the subject. An earlier request to it may have been granted.
+    #[error("{0}")]
+    Denied(String),
 }
 
 impl From<PublishError> for RequestError {
@@ -50,6 +54,7 @@ pub(super) struct Mux {
     inbox: String,
     slots: Mutex<Slots>,
     singles: Semaphore,
+    denials: Arc<Denials>,
 }
 
 struct Slots {
@@ -61,6 +66,8 @@ struct Slots {
 
 struct Slot {
     nonce: u32,
+    /// What was asked, see [`subject_key`].
+    subject: u64,
     waiter: Waiter,
 }
 
@@ -87,13 +94,14 @@ impl Drop for Held<'_> {
 }
 
 impl Mux {
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: Client, denials: Arc<Denials>) -> Self {
         let inbox = client.new_inbox();
         Self {
             client,
             inbox,
             slots: Mutex::new(Slots { waiting: Slab::new(), nonce: 0, closed: false }),
             singles: Semaphore::new(MAX_SINGLE),
+            denials,
         }
     }
 
@@ -118,6 +126,23 @@ impl Mux {
         self.close();
     }
 
+    /// Ends requests that NATS has refused: they get no answer. Until the connection ends.
+    pub async fn end_refused(&self, link: &Link) {
+        let mut changes = self.denials.changes();
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = link.dead.cancelled() => return,
+            }
+            let refused = self.denials.unpublishable();
+            self.lock().waiting.retain(|_, slot| !refused.contains(&slot.subject));
+        }
+    }
+
+    fn unanswered(&self, subject: u64, why: &'static str) -> RequestError {
+        self.denials.why_not(subject).map_or(RequestError::NoAnswer(why), RequestError::Denied)
+    }
+
     /// What to subscribe to before [`Mux::run`].
     pub fn subject(&self) -> String {
         format!("{}.*", self.inbox)
@@ -138,10 +163,10 @@ impl Mux {
         };
         let mut slots = self.lock();
         match slots.waiting.get(key) {
-            Some(Slot { nonce: held, waiter: Waiter::Many(waiter) }) if *held == nonce => {
+            Some(Slot { nonce: held, waiter: Waiter::Many(waiter), .. }) if *held == nonce => {
                 let _ = waiter.try_send(message);
             }
-            Some(Slot { nonce: held, waiter: Waiter::One(_) }) if *held == nonce => {
+            Some(Slot { nonce: held, waiter: Waiter::One(_), .. }) if *held == nonce => {
                 if let Waiter::One(waiter) = slots.waiting.remove(key).waiter {
                     drop(slots);
                     let _ = waiter.send(message);
@@ -152,14 +177,14 @@ impl Mux {
         }
     }
 
-    fn register(&self, waiter: Waiter) -> Result<(Held<'_>, String), RequestError> {
+    fn register(&self, subject: u64, waiter: Waiter) -> Result<(Held<'_>, String), RequestError> {
         let mut slots = self.lock();
         if slots.closed {
             return Err(RequestError::NotSent("connection to NATS lost"));
         }
         slots.nonce = slots.nonce.wrapping_add(1);
         let nonce = slots.nonce;
-        let key = slots.waiting.insert(Slot { nonce, waiter });
+        let key = slots.waiting.insert(Slot { nonce, subject, waiter });
         drop(slots);
         Ok((Held { mux: self, key, nonce }, format!("{}.{key}-{nonce}", self.inbox)))
     }
@@ -173,18 +198,19 @@ impl Mux {
         timeout: Duration,
     ) -> Result<Message, RequestError> {
         let deadline = Instant::now() + timeout;
+        let asked = subject_key(&subject);
         let mut handed_over = false;
         let exchange = async {
             let _permit = self.singles.acquire().await.expect("the semaphore is never closed");
             let (sender, answer) = oneshot::channel();
-            let (_held, reply) = self.register(Waiter::One(sender))?;
+            let (_held, reply) = self.register(asked, Waiter::One(sender))?;
             self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
             handed_over = true;
-            answer.await.map_err(|_| RequestError::NoAnswer("connection to NATS lost"))
+            answer.await.map_err(|_| self.unanswered(asked, "connection to NATS lost"))
         };
         match timeout_at(deadline, exchange).await {
             Ok(result) => result,
-            Err(_) if handed_over => Err(RequestError::NoAnswer("timeout")),
+            Err(_) if handed_over => Err(self.unanswered(asked, "timeout")),
             Err(_) => Err(RequestError::NotSent("timeout before sending")),
         }
     }
@@ -198,8 +224,9 @@ impl Mux {
         most: usize,
         pause: Duration,
     ) -> Result<(Vec<Message>, Message), RequestError> {
+        let asked = subject_key(&subject);
         let (sender, mut answers) = mpsc::channel(most + 1);
-        let (_held, reply) = self.register(Waiter::Many(sender))?;
+        let (_held, reply) = self.register(asked, Waiter::Many(sender))?;
         let send = self.client.publish_with_reply(subject, reply, payload);
         match timeout_at(Instant::now() + pause, send).await {
             Ok(Ok(())) => {}
@@ -211,8 +238,8 @@ impl Mux {
             match timeout_at(Instant::now() + pause, answers.recv()).await {
                 Ok(Some(message)) if message.status.is_some() => return Ok((messages, message)),
                 Ok(Some(message)) => messages.push(message),
-                Ok(None) => return Err(RequestError::NoAnswer("connection to NATS lost")),
-                Err(_) => return Err(RequestError::NoAnswer("timeout within a batch")),
+                Ok(None) => return Err(self.unanswered(asked, "connection to NATS lost")),
+                Err(_) => return Err(self.unanswered(asked, "timeout within a batch")),
             }
         }
     }

@@ -117,6 +117,8 @@ impl<'a> Write<'a> {
             ApiError::Request(RequestError::Refused(_)) if !self.unknown => return Err(WriteError::TooLarge),
             ApiError::Request(RequestError::Refused(_)) => {}
             ApiError::Request(RequestError::NoAnswer(_)) | ApiError::Unreadable(_) => self.unknown = true,
+            // Trying again does not help. An attempt from before the permission was taken away may be stored.
+            ApiError::Request(RequestError::Denied(reason)) => return Err(WriteError::Unknown(reason)),
             // No log, or no leader just now: the check finds out.
             ApiError::NoResponders => self.core.nudge.notify_one(),
             ApiError::Refused { err_code: code::WRONG_LAST_SEQUENCE | code::WRONG_LAST_SEQUENCE_CONSTANT, .. } => {

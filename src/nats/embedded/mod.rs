@@ -15,6 +15,7 @@
 mod binary;
 pub mod conf;
 pub mod config;
+mod current;
 mod lock;
 pub mod members;
 mod output;

@@ -42,29 +42,6 @@ pub(super) async fn jetstream_ready(port_url: &str, credentials: &Credentials) {
     }
 }
 
-/// Returns when everything that this member keeps is up to date, as the member itself says: the leaders' view of a member
-/// that has come back with an empty store is stale for a moment. `credentials` are the system account's.
-pub(super) async fn member_is_current(url: &str, credentials: &Credentials) {
-    loop {
-        if health(url, credentials).await == Some(true) {
-            return;
-        }
-        tokio::time::sleep(PERIOD).await;
-    }
-}
-
-/// What the server at `url` says of itself; `None` without an answer.
-async fn health(url: &str, credentials: &Credentials) -> Option<bool> {
-    let client = connect(url, credentials).await?;
-    let subject = format!("$SYS.REQ.SERVER.{}.HEALTHZ", client.server_info().server_id);
-    let answer = tokio::time::timeout(PATIENCE, client.request(subject, "{}".into())).await;
-    let _ = client.drain().await;
-    let answer: serde_json::Value = serde_json::from_slice(&answer.ok()?.ok()?.payload).ok()?;
-    let data = answer.get("data")?;
-    tracing::trace!(context = "enats", %data, "health of this member");
-    Some(data.get("status")? == "ok")
-}
-
 async fn connect(url: &str, credentials: &Credentials) -> Option<async_nats::Client> {
     let options = async_nats::ConnectOptions::new()
         .user_and_password(credentials.user.clone(), credentials.password.expose().to_owned())

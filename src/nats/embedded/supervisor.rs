@@ -5,7 +5,7 @@ use super::conf::{self, Runtime};
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::{self, StoreLock};
 use super::server::{DEFAULT_STOP, State, Status, reachable};
-use super::{EmbeddedError, output, probe, spawn};
+use super::{EmbeddedError, current, output, probe, spawn};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
@@ -271,7 +271,12 @@ impl Supervisor {
         let observe = async {
             tokio::pin!(filled);
             tokio::select! {
-                () = self.become_ready(pid) => filled.await,
+                () = async {
+                    self.become_ready(pid).await;
+                    let member = conf::system_credentials(&self.config).filter(|_| self.config.jetstream);
+                    let Some(system) = member else { return std::future::pending().await };
+                    current::stay_current(&reachable(&self.addr), &self.credentials, &system, &self.status).await;
+                } => {}
                 () = &mut filled => {}
             }
             self.wait_for_space().await;
@@ -297,7 +302,7 @@ impl Supervisor {
                 probe::jetstream_ready(&reachable(&self.addr), &self.credentials).await;
                 if let Some(system) = conf::system_credentials(&self.config) {
                     self.status.send_modify(|status| status.state = State::CatchingUp);
-                    probe::member_is_current(&reachable(&self.addr), &system).await;
+                    current::until_current(&reachable(&self.addr), &self.credentials, &system).await;
                 }
             }
         };

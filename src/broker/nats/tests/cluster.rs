@@ -85,6 +85,47 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn row_10_leaders_come_together_and_the_one_of_the_log_stays() {
+    let servers = Server::cluster(3);
+    // Checks are as frequent as messages are short-lived.
+    let limits = Limits::plain(100, Duration::from_secs(2), Duration::from_secs(300));
+    let gather_leaders = Some(Duration::from_millis(100));
+    // The first by name decides, and this one is the last.
+    let config = NatsBrokerConfig { limits, gather_leaders: None, node: "z".into(), ..everywhere(&servers) };
+    let node = Node::start(config.clone()).await;
+    node.until_ready().await;
+    let generation = node.broker.core.generation().unwrap();
+    let log = generation.logs[0].as_ref().unwrap().name.clone();
+    let others = [generation.commands.clone(), "KV_carrick_meta".to_owned(), "KV_carrick_sessions".to_owned()];
+    let leads = async |stream: &str| {
+        let info = generation.api().call::<Value>(&format!("STREAM.INFO.{stream}"), &Value::Null).await;
+        info.ok().and_then(|info| info["cluster"]["leader"].as_str().map(str::to_owned))
+    };
+    let first = leads(&log).await.unwrap();
+    let away = if first == "n0" { "n1" } else { "n0" };
+    for stream in &others {
+        let preferred = serde_json::json!({"placement": {"preferred": away}});
+        // It may be there already, which is refused.
+        let _ = generation.api().call::<Value>(&format!("STREAM.LEADER.STEPDOWN.{stream}"), &preferred).await;
+        while leads(stream).await.as_deref() != Some(away) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Two nodes: one of them moves the leaders.
+    let [one, two] = ["a", "b"].map(|name| NatsBrokerConfig { node: name.into(), gather_leaders, ..config.clone() });
+    let (one, two) = (Node::ready(one).await, Node::ready(two).await);
+    for stream in &others {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while leads(stream).await.as_deref() != Some(&*first) {
+            assert!(std::time::Instant::now() < deadline, "{stream} stays where it is");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(leads(&log).await.as_deref(), Some(&*first), "publishing was not disturbed");
+    assert!(one.generation() + two.generation() > 0);
+}
+
 /// Copies of everything that this node made.
 async fn copies(node: &Node) -> Vec<u64> {
     let generation = node.broker.core.generation().unwrap();
