@@ -250,8 +250,9 @@ impl Attacker {
             if !self.goes_on() {
                 break;
             }
-            self.open(&format!("?sid={}", owner[0].sid))?;
             self.did(Tactic::Restores, 1);
+            // The server may let it wait, or send it away.
+            let _ = self.open(&format!("?sid={}", owner[0].sid));
         }
         Ok(())
     }
