@@ -314,7 +314,7 @@ options! {
         write_buffer_size: usize [BYTES] = "1024", "write_buffer_size", WebSocket, hidden;
         /// Largest message from a client in bytes; a larger one closes the connection (1009)
         max_message_size: usize [BYTES] = "65536", "max_message_size", WebSocket, hidden;
-        /// How long one write to a client may take, and how long more than ws_max_pending_size may wait for it
+        /// How long more than ws_max_pending_size may wait for a client; one that takes nothing at all is dropped after ten times as long
         write_timeout: Duration [SOME_TIME] = "2", "ws_write_timeout", WebSocket;
         /// Bytes queued for a client, with 128 for each message: stored messages beyond wait in the log; a client that has more queued for ws_write_timeout, or 8 times as much at once, is dropped as too slow. 0: no limit
         max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;

@@ -366,17 +366,16 @@ impl Outbox {
     }
 
     /// The socket takes nothing now. Closes a client that has been at or over its limit for `patience` without being below
-    /// it once, or that has taken nothing at all for so long (`stuck`), and returns true. What may be left out goes first:
-    /// it may be what stands in the way.
-    pub fn judge(&self, now: Instant, patience: Duration, stuck: bool) -> bool {
+    /// it once, and returns true. What may be left out goes first: it may be what stands in the way.
+    pub fn judge(&self, now: Instant, patience: Duration) -> bool {
         let mut queue = self.queue();
         let Some(since) = queue.since.filter(|_| !queue.is_over()) else { return false };
-        if !stuck && now < since + patience {
+        if now < since + patience {
             return false;
         }
         let dropped = queue.frames.drop_droppable();
         metrics::UNSTORED_DROPPED.add(dropped as u64);
-        let is_slow = queue.frames.bytes >= self.limits.pending && (stuck || dropped == 0);
+        let is_slow = queue.frames.bytes >= self.limits.pending && dropped == 0;
         if is_slow {
             self.too_slow(&mut queue);
         } else {
@@ -464,7 +463,7 @@ mod tests {
             outbox.push(frame(1_000));
         }
         assert_eq!(outbox.deadline(PATIENCE), Some(start + PATIENCE));
-        assert!(!outbox.judge(start + PATIENCE - Duration::from_millis(1), PATIENCE, false));
+        assert!(!outbox.judge(start + PATIENCE - Duration::from_millis(1), PATIENCE));
         // Reads, and is over the limit all the time.
         take_frames(&outbox, 5);
         assert_eq!(outbox.deadline(PATIENCE), Some(start + PATIENCE), "15 frames of 1,128 bytes are still over it");
@@ -476,7 +475,7 @@ mod tests {
             outbox.push(frame(1_000));
         }
         assert_eq!(outbox.deadline(PATIENCE), Some(Instant::now() + PATIENCE));
-        assert!(outbox.judge(Instant::now() + PATIENCE, PATIENCE, false));
+        assert!(outbox.judge(Instant::now() + PATIENCE, PATIENCE));
         assert_eq!((outbox.closing(), take(&outbox)[0].as_str()), (Some(Close::TooSlow), TOO_SLOW));
     }
 
@@ -538,7 +537,7 @@ mod tests {
         }
         while outbox.push_stored(frame(1_000)) {}
         let due = Instant::now() + PATIENCE;
-        assert!(!outbox.judge(due, PATIENCE, false));
+        assert!(!outbox.judge(due, PATIENCE));
         outbox.push_unstored(frame(1_000), Overflow::Drop);
         assert_eq!(outbox.deadline(PATIENCE), Some(due + PATIENCE), "a second time for what must be sent");
         assert_eq!(take_frames(&outbox, 100).len(), 9, "the rest was left out");

@@ -48,13 +48,16 @@ pub struct WsConfig {
     pub max_message_size: usize,
     /// Bytes read at a time. Small, because every connection holds such a buffer.
     pub read_buffer_size: usize,
-    /// A write that makes no progress for so long ends the connection, and so does having more queued than the limit for so
-    /// long.
+    /// Having more queued than the limit for so long ends the connection, and so does a write that makes no progress for
+    /// [`STUCK_TIMEOUTS`] times as long.
     pub write_timeout: Duration,
 }
 
 /// Frames handed to one write.
 const FRAMES_PER_WRITE: usize = 64;
+
+/// A client within its limit may pause for so many write timeouts: it holds little, and a page may be frozen for a while.
+const STUCK_TIMEOUTS: u32 = 10;
 
 /// First byte of a pong frame.
 const PONG: u8 = 0x8a;
@@ -265,7 +268,7 @@ async fn write_when_possible(
     outbox: &Outbox,
     timeout: Duration,
 ) -> io::Result<Option<usize>> {
-    let stuck_at = Instant::now() + timeout;
+    let stuck_at = Instant::now() + timeout * STUCK_TIMEOUTS;
     loop {
         let due = outbox.deadline(timeout).map_or(stuck_at, |due| due.min(stuck_at));
         let writing = poll_fn(|cx| poll_write(socket, frames, cx));
@@ -278,13 +281,12 @@ async fn write_when_possible(
             return written.map(Some);
         }
         let now = Instant::now();
-        let stuck = now >= stuck_at;
-        if outbox.judge(now, timeout, stuck) {
+        if outbox.judge(now, timeout) {
             frames.truncate(begun);
             return Ok(None);
         }
         let is_overdue = outbox.closing().is_some() && outbox.deadline(timeout).is_some_and(|due| due <= now);
-        if stuck || is_overdue {
+        if now >= stuck_at || is_overdue {
             metrics::WRITE_TIMEOUTS.inc();
             return Err(io::ErrorKind::TimedOut.into());
         }

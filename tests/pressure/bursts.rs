@@ -157,7 +157,8 @@ async fn row_04_a_client_that_reads_slowly_is_paced() {
 /// A client that reads nothing is closed even where nothing more comes for it.
 #[tokio::test]
 async fn row_04_a_client_that_reads_nothing_is_closed() {
-    let server = Server::on(Backend::Memory).option("metrics_http", "/metrics").option("ping_interval", 0).start();
+    let options = Server::on(Backend::Memory).option("ws_write_timeout", 1).option("ping_interval", 0);
+    let server = options.option("metrics_http", "/metrics").start();
     let mut stuck = server.dial().receive_buffer(4_096).connect().await;
     stuck.subscribe(&public("chat")).await;
     // 20 MiB: more than the kernel takes.
