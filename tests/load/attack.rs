@@ -243,7 +243,7 @@ impl Attacker {
     }
 
     fn restore(&self) -> Act {
-        let identifiers: Vec<String> = (0..50).map(|n| self.identifier(&format!("restored/{n}"))).collect();
+        let identifiers: Vec<String> = (0..3).map(|n| self.identifier(&format!("restored/{n}"))).collect();
         let wish = Wish { query: String::new(), identifiers };
         let owner = fulfil(&self.address, &[wish]).map_err(std::io::Error::other)?;
         for _ in 0..50 {
