@@ -7,7 +7,8 @@ use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
 use crate::config::{
-    self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, Network, ShutdownMode, TimePrecision,
+    self, BroadcastAdapter, BroadcastListener, Config, HistoryPolicy, HistoryStorage, Network, ShutdownMode,
+    TimePrecision,
 };
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
@@ -85,9 +86,10 @@ impl App {
         // Bound first: a port in use must not leave a store behind.
         let connections = Connections::new(connection_limits(&config, files));
         let main = bind(&config, config.server.port, &connections).await?;
+        let publishing = config.broadcast_adapters.contains(&BroadcastAdapter::Http);
         let own = match config.http_broadcast.listener {
-            BroadcastListener::Main => None,
-            BroadcastListener::Own(port) => Some(bind(&config, port, &connections).await?),
+            BroadcastListener::Own(port) if publishing => Some(bind(&config, port, &connections).await?),
+            BroadcastListener::Main | BroadcastListener::Own(_) => None,
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
@@ -108,8 +110,12 @@ impl App {
         let (addr, scheme) = (main.local_addr(), if main.is_tls() { "https" } else { "http" });
         let base = |addr: SocketAddr| format!("{scheme}://{addr}");
         let broadcast_addr = own.as_ref().map_or(addr, Listener::local_addr);
-        let broadcast = http_broadcast(&config, broker.clone(), broadcast_addr);
-        announce_broadcast(&config, &base(broadcast_addr));
+        let broadcast = if publishing {
+            announce_broadcast(&config, &base(broadcast_addr));
+            http_broadcast(&config, broker.clone(), broadcast_addr)
+        } else {
+            Router::new()
+        };
         let sockets = WebSockets::new(ws_config(&config), node.clone(), websockets.clone());
         for path in &config.ws.paths {
             tracing::info!(context = "ws", "Handle WebSocket connections at {}{path}", base(addr));

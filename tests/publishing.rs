@@ -209,3 +209,13 @@ async fn without_a_key_publishing_has_a_port_of_its_own_in_public_mode() {
     assert_eq!(answer.status, 201);
     assert_ne!(server.broadcast_address(), server.address());
 }
+
+#[tokio::test]
+async fn row_20_without_an_adapter_there_is_no_endpoint() {
+    for key in ["none", "k"] {
+        let builder = carrick::Builder::open().replace("secret", "none").option("broadcast_key", key);
+        let server = builder.option("broadcast_adapter", "").start();
+        let answer = server.post(r#"{"stream":"a","data":"1"}"#).await;
+        assert_eq!((answer.status, server.broadcast_address()), (404, server.address()), "{key}: {answer:?}");
+    }
+}

@@ -20,7 +20,7 @@ pub struct StreamsConfig {
     pub whisper: bool,
     /// Presence works on signed streams; on public ones it always does.
     pub presence: bool,
-    /// Channel name of plain streams.
+    /// Channel name of plain streams; empty: there is no such channel.
     pub pubsub_channel: String,
     /// Serve Turbo's channel here, if there is a secret for it.
     pub turbo: bool,
@@ -78,7 +78,8 @@ impl Access {
         };
         let config = &self.config;
         let Some(channel) = text(&fields, "channel") else { return Resolution::NotOurs };
-        if channel == config.pubsub_channel {
+        // Empty: there is no such channel, and an empty name is not its.
+        if !channel.is_empty() && channel == config.pubsub_channel {
             return self.pubsub(&fields);
         }
         let (secrets, field) = match channel.as_str() {
@@ -238,6 +239,18 @@ mod tests {
         let config = StreamsConfig { pubsub_channel: "Streams".to_owned(), public: true, ..config() };
         assert_eq!(resolve(config.clone(), r#"{"channel":"Streams","stream_name":"chat/7"}"#), chat7(true, true));
         assert_eq!(resolve(config, r#"{"channel":"$pubsub","stream_name":"chat/7"}"#), Resolution::NotOurs);
+    }
+
+    #[test]
+    fn row_20_an_empty_name_switches_the_channel_off() {
+        let off = StreamsConfig { pubsub_channel: String::new(), public: true, ..config() };
+        for identifier in [
+            r#"{"channel":"","stream_name":"chat/7"}"#.to_owned(),
+            r#"{"channel":"$pubsub","stream_name":"chat/7"}"#.to_owned(),
+            format!(r#"{{"channel":"","signed_stream_name":"{SIGNED}"}}"#),
+        ] {
+            assert_eq!(resolve(off.clone(), &identifier), Resolution::NotOurs, "{identifier}");
+        }
     }
 
     proptest! {

@@ -58,6 +58,7 @@ fn output(matches: &ArgMatches, config: &Config) -> anyhow::Result<Vec<String>> 
         if !matches.get_flag("json") {
             return Ok(signed);
         }
+        anyhow::ensure!(!channel.is_empty(), "streams.pubsub_channel is empty, so there is no channel to subscribe by");
         let identifier = serde_json::to_string(&Identifier { channel, signed_stream_name: &signed })?;
         Ok(serde_json::to_string(&Output { stream, signed_stream_name: &signed, identifier })?)
     };

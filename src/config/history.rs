@@ -49,6 +49,7 @@ impl Kind<HistoryPolicies> for HistoryTables {
                 policies.map(from_text).collect::<Result<_, _>>()?
             }
             Raw::Toml(toml::Value::Array(tables)) => tables.iter().map(from_toml).collect::<Result<_, _>>()?,
+            Raw::Toml(toml::Value::String(text)) if text.is_empty() => Vec::new(),
             Raw::Toml(_) => return Err(format!("one or more tables [[history]] with the keys {KEYS}")),
         };
         if policies.len() > MOST {

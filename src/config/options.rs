@@ -38,6 +38,7 @@ const NAME: Text = Text {
     allowed: "a name of at most 200 bytes without blanks",
     name: "NAME",
 };
+const CLUSTER_NAME: Text = Text { check: |t| !t.is_empty() && (NAME.check)(t), ..NAME };
 const ADDRESS: Text = Text { check: is_address, allowed: "an address as `host:port`", name: "HOST:PORT" };
 
 const WS_PATHS: List = List {
@@ -444,7 +445,7 @@ options! {
         /// Where it listens for the other servers of its cluster; empty: no cluster
         cluster_addr: Option<Endpoint> [Listen] = "", "enats_cluster", EmbeddedNats, hidden;
         /// Name of its cluster, and of its gateway
-        cluster_name: String [NAME] = "anycable-cluster", "enats_cluster_name", EmbeddedNats;
+        cluster_name: String [CLUSTER_NAME] = "anycable-cluster", "enats_cluster_name", EmbeddedNats;
         /// Cluster addresses of the other servers
         routes: Vec<Endpoint> [Peers] = "", "enats_cluster_routes", EmbeddedNats;
         /// Where it listens for other clusters; empty: no gateway

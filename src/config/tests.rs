@@ -722,3 +722,131 @@ fn a_configuration_hides_its_secrets_from_debug_output() {
     assert!(!["aaaa", "gggg", "iiii", "ffff"].iter().any(|secret| text.contains(secret)), "{text}");
     assert!(text.contains("history_limit: 100"), "{text}");
 }
+
+/// What an empty value means to an option, wherever it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Empty {
+    /// A start error that says what is allowed.
+    Refused,
+    /// The option's value is empty. The text says what that does.
+    Value(&'static str),
+    /// The same as leaving it out; as a variable it counts as absent.
+    Default,
+    /// On the command line and in the file a start error; as a variable it counts as absent.
+    Absent,
+}
+
+/// Every option whose value is text in some way. A new one must take a stand here, and in its help text or the documentation.
+const EMPTY: &[(&str, Empty)] = &[
+    ("secret", Empty::Value("not given")),
+    ("broadcast_key", Empty::Value("not given: derived from the secret")),
+    ("node_id", Empty::Value("random")),
+    ("presets", Empty::Value("detected")),
+    ("broadcast_adapter", Empty::Value("no way to publish")),
+    ("history", Empty::Value("one policy for all streams")),
+    ("pubsub", Empty::Default),
+    ("host", Empty::Refused),
+    ("health-path", Empty::Refused),
+    ("ready_path", Empty::Refused),
+    ("allowed_origins", Empty::Value("all origins")),
+    ("trusted_proxies", Empty::Value("none: the address is the socket's")),
+    ("ssl_cert", Empty::Value("no TLS")),
+    ("ssl_key", Empty::Value("no TLS")),
+    ("port_file", Empty::Value("no file")),
+    ("log_level", Empty::Absent),
+    ("log_format", Empty::Absent),
+    ("rpc_host", Empty::Refused),
+    ("rpc_impl", Empty::Default),
+    ("http_rpc_secret", Empty::Value("not given: derived from the secret")),
+    ("headers", Empty::Value("no header")),
+    ("proxy-cookies", Empty::Value("all cookies")),
+    ("rpc_tls_root_ca", Empty::Value("the system's authorities")),
+    ("rpc_tls_client_cert", Empty::Value("no certificate")),
+    ("rpc_tls_client_key", Empty::Value("no certificate")),
+    ("broker", Empty::Default),
+    ("jwt_secret", Empty::Value("not given: the secret")),
+    ("jwt_param", Empty::Refused),
+    ("jwt_key_file", Empty::Value("no keys by file")),
+    ("jwt_jwks_file", Empty::Value("no keys by file")),
+    ("streams_secret", Empty::Value("not given: the secret")),
+    ("streams.pubsub_channel", Empty::Value("no such channel")),
+    ("turbo_streams_secret", Empty::Value("not given: that of streams")),
+    ("cable_ready_secret", Empty::Value("not given: that of streams")),
+    ("path", Empty::Refused),
+    ("nats_servers", Empty::Refused),
+    ("nats_prefix", Empty::Refused),
+    ("nats_placement_tags", Empty::Value("anywhere")),
+    ("nats_user", Empty::Value("not given")),
+    ("nats_password", Empty::Value("not given")),
+    ("nats_token", Empty::Value("not given")),
+    ("nats_creds", Empty::Value("not given")),
+    ("nats_nkey", Empty::Value("not given")),
+    ("nats_tls_ca", Empty::Value("the system's authorities")),
+    ("nats_tls_cert", Empty::Value("no certificate")),
+    ("nats_tls_key", Empty::Value("no certificate")),
+    ("http_broadcast_path", Empty::Refused),
+    ("nats_channel", Empty::Refused),
+    ("nats_pubsub.channel", Empty::Refused),
+    ("disconnect_mode", Empty::Absent),
+    ("ping_timestamp_precision", Empty::Absent),
+    ("shutdown_mode", Empty::Absent),
+    ("metrics_http", Empty::Value("no metrics page")),
+    ("enats_addr", Empty::Absent),
+    ("enats_cluster", Empty::Value("no cluster")),
+    ("enats_cluster_name", Empty::Refused),
+    ("enats_cluster_routes", Empty::Value("no other members known")),
+    ("enats_gateway", Empty::Value("no gateway")),
+    ("enats_gateways", Empty::Value("no other clusters known")),
+    ("enats_gateway_advertise", Empty::Value("the listener's address")),
+    ("enats_store_dir", Empty::Absent),
+    ("enats_server_name", Empty::Value("made of the address")),
+    ("enats_bin", Empty::Value("the built-in one")),
+    ("enats_sync", Empty::Value("as nats-server has it")),
+];
+
+#[test]
+fn row_20_every_option_says_what_empty_means() {
+    use super::kinds::{EmptyEnv, Raw, Shown};
+    let nothing = toml::Value::from("");
+    for row in super::options::rows() {
+        let defaults = Config::default();
+        let read = |raw: Raw<'_>| -> Result<Shown, String> {
+            let mut config = Config::default();
+            (row.read)(&mut config, raw).map(|()| (row.show)(&config))
+        };
+        let (flag, file) = (read(Raw::Text("")), read(Raw::Toml(&nothing)));
+        // Numbers, times and switches have no empty value: neither a flag nor the file may be empty.
+        if matches!(row.value_name, "BOOL" | "N" | "PORT" | "BYTES" | "SECONDS" | "MILLISECONDS") {
+            assert!(flag.is_err() && file.is_err(), "{}", row.name());
+            let variable = if row.switch { EmptyEnv::Means("false") } else { EmptyEnv::Unset };
+            assert_eq!(row.empty_env, variable, "{}", row.name());
+            continue;
+        }
+        let stand = EMPTY.iter().find(|(name, _)| *name == row.name()).map(|(_, stand)| *stand);
+        let stand = stand.unwrap_or_else(|| panic!("{} does not say what empty means: add it to EMPTY", row.name()));
+        let name = row.name();
+        match stand {
+            Empty::Refused => {
+                assert!(flag.is_err() && file.is_err(), "{name}");
+                assert_eq!(row.empty_env, EmptyEnv::Means(""), "{name}");
+            }
+            Empty::Absent => {
+                assert!(flag.is_err() && file.is_err(), "{name}");
+                assert_eq!(row.empty_env, EmptyEnv::Unset, "{name}");
+            }
+            Empty::Value(_) => {
+                for shown in [&flag, &file] {
+                    assert!(shown.as_ref().is_ok_and(|shown| shown.off), "{name}: {shown:?}");
+                }
+                assert_eq!(row.empty_env, EmptyEnv::Means(""), "{name}");
+            }
+            Empty::Default => {
+                assert_eq!((&flag, &file), (&Ok((row.show)(&defaults)), &flag), "{name}");
+                assert_eq!(row.empty_env, EmptyEnv::Unset, "{name}");
+            }
+        }
+    }
+    for (name, _) in EMPTY {
+        assert!(super::options::rows().iter().any(|row| row.name() == *name), "there is no option {name}");
+    }
+}

@@ -21,8 +21,8 @@
 //! Where the kernel names no boot (only Linux does), each end without a clean stop counts as a crash of the machine.
 
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -136,10 +136,24 @@ fn boot_id() -> Option<String> {
 
 /// Birth of a file that lives as long as the store, in Unix nanoseconds.
 fn identity(store: &Path) -> io::Result<Option<String>> {
-    let file = File::options().create(true).append(true).open(store.join(LASTING))?;
+    let file = open_own(File::options().create(true).append(true), &store.join(LASTING))?;
     let about = file.metadata()?;
     let birth = about.created().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     Ok(birth.map(|birth| birth.as_nanos().to_string()))
+}
+
+/// Opens a file of this user, never through a link: others may have put one into a directory that a group shares.
+pub fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    use rustix::fs::OFlags;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path)?;
+    let about = file.metadata()?;
+    if about.is_file() && about.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(file);
+    }
+    let why = format!("{} is not a file of this user: find out who put it there, and remove it", path.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 enum Former {
@@ -150,7 +164,11 @@ enum Former {
 }
 
 fn read(store: &Path) -> io::Result<Former> {
-    match std::fs::read(store.join(FILE)) {
+    let text = open_own(File::options().read(true), &store.join(FILE)).and_then(|mut file| {
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map(|_| text)
+    });
+    match text {
         Ok(text) => Ok(serde_json::from_slice(&text).map_or_else(|e| Former::Unreadable(e.to_string()), Former::Known)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Former::None),
         Err(error) => Err(error),

@@ -6,6 +6,7 @@
 
 use super::api::{Kept, StreamInfo};
 use super::headers;
+use crate::nats::mark::open_own;
 use crate::protocol::MessageId;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -102,7 +103,8 @@ impl Witness {
 
 /// Reads the marks written by [`write_file`]. A missing file is a first start; an unreadable one is reported.
 pub(super) fn read_file(path: &Path) -> Vec<Mark> {
-    let text = match std::fs::read(path) {
+    let read = open_own(std::fs::File::options().read(true), path).and_then(std::io::read_to_string);
+    let text = match read {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
@@ -110,7 +112,7 @@ pub(super) fn read_file(path: &Path) -> Vec<Mark> {
             return Vec::new();
         }
     };
-    let marks = serde_json::Deserializer::from_slice(&text).into_iter().collect::<Result<_, _>>();
+    let marks = serde_json::Deserializer::from_str(&text).into_iter().collect::<Result<_, _>>();
     marks
         .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "unreadable witness of the log"))
         .unwrap_or_default()

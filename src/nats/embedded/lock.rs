@@ -1,12 +1,11 @@
 //! The exclusive lock on a store directory.
 
-use super::EmbeddedError;
+use super::{EmbeddedError, own};
 use rustix::fs::FlockOperation;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -24,16 +23,9 @@ impl StoreLock {
     /// Creates the directory if needed and locks it. Waits a little for a holder that is just dying: after a crash of
     /// Carrick its nats-server is gone within milliseconds.
     pub(super) async fn acquire(store: &Path, patience: Duration) -> Result<Self, EmbeddedError> {
-        create_private_dir(store).map_err(EmbeddedError::store(store, "creating it"))?;
+        own::prepare_store(store)?;
         let path = store.join("carrick.lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(EmbeddedError::store(&path, "opening it"))?;
+        let mut file = own::private_file(&path)?;
         let deadline = Instant::now() + patience;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -69,22 +61,4 @@ impl StoreLock {
     pub(super) fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
-}
-
-/// Creates a directory that only its owner may enter. One that exists stays as it is.
-pub(super) fn create_private_dir(path: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// An empty private directory under the store for generated files.
-pub(super) fn fresh_run_dir(store: &Path) -> Result<PathBuf, EmbeddedError> {
-    let run = store.join("run");
-    match std::fs::remove_dir_all(&run) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(EmbeddedError::store(run, "emptying it")(e));
-        }
-        _ => {}
-    }
-    create_private_dir(&run).map_err(EmbeddedError::store(&run, "creating it"))?;
-    Ok(run)
 }

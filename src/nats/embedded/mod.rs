@@ -2,6 +2,7 @@
 //!
 //! * [`config`]: what is asked for; [`conf`]: the file that nats-server reads, a pure function of it.
 //! * [`lock`]: one server per store. nats-server does not lock its store itself, and two on one store would both start.
+//! * [`own`]: what is safe to use of a store directory.
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
@@ -19,6 +20,7 @@ mod current;
 mod lock;
 pub mod members;
 mod output;
+mod own;
 mod probe;
 mod server;
 mod spawn;
@@ -54,6 +56,8 @@ pub enum EmbeddedError {
     Store { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error("store directory {path} is in use{}; stop that process or choose another --enats_store_dir", held_by(.holders))]
     Locked { path: PathBuf, holders: String },
+    #[error("{path} is not safe for the store of the embedded nats-server: {why}; {cure}")]
+    Unsafe { path: PathBuf, why: String, cure: String },
     #[error("{path} cannot be run: {reason}")]
     Binary { path: PathBuf, reason: String },
     #[error("cannot listen on {addr} for the embedded nats-server: {source}; choose another {option}")]

@@ -3,9 +3,9 @@
 use super::binary::Binary;
 use super::conf::{self, Runtime};
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
-use super::lock::{self, StoreLock};
+use super::lock::StoreLock;
 use super::server::{DEFAULT_STOP, State, Status, reachable};
-use super::{EmbeddedError, current, output, probe, spawn};
+use super::{EmbeddedError, current, output, own, probe, spawn};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
@@ -120,7 +120,7 @@ impl Supervisor {
     /// Starts one process with a configuration of its own.
     async fn launch(&mut self) -> Result<Process, EmbeddedError> {
         let store = &self.config.store_dir;
-        let run = lock::fresh_run_dir(store)?;
+        let run = own::fresh_run_dir(store)?;
         let disk = rustix::fs::statvfs(store).map_err(|e| EmbeddedError::store(store, "measuring it")(e.into()))?;
         let text = conf::generate(
             &self.config,
@@ -143,7 +143,9 @@ impl Supervisor {
             .and_then(|mut open| open.write_all(text.as_bytes()))
             .map_err(EmbeddedError::store(&file, "writing it"))?;
 
-        let mut command = Command::new(&self.binary.path);
+        self.binary.check().await?;
+        let mut command = Command::new(&self.binary.program);
+        command.arg0(&self.binary.path);
         command.as_std_mut().env_clear();
         // Settings of Carrick, secrets among them, are none of the server's business; its Go runtime's are.
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GO")));

@@ -202,10 +202,15 @@ impl Peer {
 
     fn on_event(&mut self, event: StockEvent, published: &impl Fn(&str) -> u64) {
         match event {
-            StockEvent::Confirmed(identifier) | StockEvent::Restored(identifier) => {
+            StockEvent::Confirmed(identifier) => {
                 let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
-                let head = published(journal.stream);
-                journal.from.get_or_insert(head);
+                // It had to subscribe anew and has no position: catching up by time does not tell what has aged out.
+                journal.signalled |= journal.from.is_some() && journal.last.is_none();
+                journal.from.get_or_insert(published(journal.stream));
+            }
+            StockEvent::Restored(identifier) => {
+                let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
+                journal.from.get_or_insert(published(journal.stream));
             }
             StockEvent::HistoryNotFound(identifier) => {
                 self.rejected += 1;
