@@ -282,6 +282,8 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         history_hold: config.broker.history_hold,
         broker_timeout: config.broker.timeout,
         max_pending: config.ws.max_pending_size,
+        max_pending_total: config.ws.max_pending_total,
+        max_whisper_rate: config.streams.max_whisper_rate,
         // One that executes, and what has come meanwhile.
         max_queued: config.ws.max_message_size.saturating_mul(2).max(MIN_QUEUED),
         max_queued_all: config.ws.max_queued_size,

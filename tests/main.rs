@@ -17,6 +17,7 @@
 //! * `application_metrics`: what the metrics page says of it
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
+//! * `pressure`: bursts, floods, clients that do not read, memory
 //! * `secrets`: what must not stand in a log
 
 #[macro_use]
@@ -34,6 +35,7 @@ mod gateways;
 mod openings;
 mod outages;
 mod policies;
+mod pressure;
 mod publishing;
 mod readiness;
 mod rulings;

@@ -107,7 +107,8 @@ pub async fn start_broker(
             none::new(feed)
         }
         BrokerKind::Memory => {
-            let broker = MemoryBroker::new(limits, config.broker.dedup_window, feed);
+            let broker = &config.broker;
+            let broker = MemoryBroker::within(broker.memory_history_size, limits, broker.dedup_window, feed);
             tracing::info!(
                 context = "broker",
                 "Using in-memory broker (epoch: {}, {settings})",

@@ -1,21 +1,28 @@
 //! The logs in this process: one node, nothing survives it. Same model as the stored logs: one sequence for all streams of
 //! a policy, a ring per stream, removal by count and by age. Storage and replicas of a policy mean nothing here.
+//!
+//! The memory for history has a limit. At the limit publications that need more of it are refused, as those of a full disk
+//! are: nothing but a policy's limits ever removes a message, so no position is lost to somebody else's publications.
 
-use super::policy::{LogState, Logs, Policy, Table};
+mod log;
+mod room;
+
+use log::{Log, Stored};
+use room::Room;
+
+use super::policy::{LogState, Logs, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Page,
-    ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoreTime, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Overflow,
+    Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
-use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
+use crate::protocol::{Epoch, Message, Payload, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-type Ring = VecDeque<Arc<Message>>;
 
 /// See the module's documentation.
 pub struct MemoryBroker {
@@ -24,6 +31,7 @@ pub struct MemoryBroker {
     feed: Arc<dyn Feed>,
     status: watch::Sender<Status>,
     clock: Clock,
+    room: Arc<Room>,
     /// In the table's order.
     logs: Vec<Log>,
     sessions: Mutex<Sessions>,
@@ -31,38 +39,12 @@ pub struct MemoryBroker {
 
 struct Clock(SystemTime, Instant);
 
-/// There is one clock only.
-const OWN_CLOCK: u64 = 1;
-
 impl Clock {
     /// Unix milliseconds.
     fn now_ms(&self) -> u64 {
         let now = (self.0 + self.1.elapsed()).duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
     }
-}
-
-/// The log of one policy.
-struct Log {
-    limit: u64,
-    ttl: Duration,
-    keeps: bool,
-    dedup_window: Duration,
-    epoch: Epoch,
-    /// A stream's lock is held while a message gets its sequence and is fanned out: that is the stream's order.
-    rings: Mutex<HashMap<StreamName, Arc<Mutex<Ring>>>>,
-    sequence: Mutex<Sequence>,
-}
-
-#[derive(Default)]
-struct Sequence {
-    last: u64,
-    /// Highest sequence that was removed by age.
-    aged: u64,
-    /// What is still to age, in order.
-    order: VecDeque<(u64, Instant, StreamName)>,
-    ids: HashMap<MessageId, u64>,
-    ids_order: VecDeque<(Instant, MessageId)>,
 }
 
 #[derive(Default)]
@@ -76,74 +58,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Log {
-    fn new(policy: &Policy, dedup_window: Duration) -> Self {
-        Self {
-            limit: policy.limit,
-            ttl: policy.ttl,
-            keeps: policy.keeps(),
-            dedup_window: dedup_window.min(policy.ttl),
-            epoch: if policy.keeps() { Epoch::random() } else { Epoch::none() },
-            rings: Mutex::default(),
-            sequence: Mutex::default(),
-        }
-    }
-
-    fn ring(&self, stream: &StreamName) -> Option<Arc<Mutex<Ring>>> {
-        lock(&self.rings).get(stream).cloned()
-    }
-
-    /// Removes what is too old. Called by every access and by [`MemoryBroker::sweep`].
-    fn expire(&self) {
-        let now = Instant::now();
-        let mut old = Vec::new();
-        {
-            let mut sequence = lock(&self.sequence);
-            while sequence.order.front().is_some_and(|(_, stored, _)| now.duration_since(*stored) >= self.ttl) {
-                let (seq, _, stream) = sequence.order.pop_front().expect("just seen");
-                sequence.aged = seq;
-                old.push((seq, stream));
-            }
-            while sequence.ids_order.front().is_some_and(|(at, _)| now.duration_since(*at) >= self.dedup_window) {
-                let (_, id) = sequence.ids_order.pop_front().expect("just seen");
-                sequence.ids.remove(&id);
-            }
-        }
-        for (seq, stream) in old {
-            if let Some(ring) = self.ring(&stream) {
-                let mut ring = lock(&ring);
-                while ring.front().is_some_and(|message| message.offset <= seq) {
-                    ring.pop_front();
-                }
-            }
-            let mut rings = lock(&self.rings);
-            let unused = rings.get(&stream).is_some_and(|ring| Arc::strong_count(ring) == 1 && lock(ring).is_empty());
-            if unused {
-                rings.remove(&stream);
-            }
-        }
-    }
-
-    fn facts(&self, millis: u64) -> Facts {
-        let sequence = lock(&self.sequence);
-        Facts {
-            first_seq: sequence.aged + 1,
-            last_seq: sequence.last,
-            limit: self.limit,
-            ttl: self.ttl,
-            revision: 1,
-            raised_at: 0,
-            now: StoreTime { millis, clock: OWN_CLOCK },
-            skew: Duration::ZERO,
-        }
-    }
-}
-
 impl MemoryBroker {
     /// `dedup_window` is shortened to the history's life.
     pub fn new(limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
+        Self::within(0, limits, dedup_window, feed)
+    }
+
+    /// `history_size`: bytes of memory for the history of all streams, overhead included; 0: no limit.
+    pub fn within(history_size: usize, limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
         let Limits { table, sessions_ttl } = limits;
-        let logs: Vec<Log> = table.policies().iter().map(|policy| Log::new(policy, dedup_window)).collect();
+        let room = Arc::new(Room::new(history_size));
+        let logs: Vec<Log> =
+            table.policies().iter().map(|policy| Log::new(policy, dedup_window, room.clone())).collect();
         let states =
             logs.iter().map(|log| LogState { epoch: log.epoch.clone(), limit: log.limit, ttl: log.ttl }).collect();
         let logs_now = Logs::new(table.clone(), states);
@@ -154,6 +80,7 @@ impl MemoryBroker {
             feed,
             status: watch::Sender::new(status),
             clock: Clock(SystemTime::now(), Instant::now()),
+            room,
             logs,
             sessions: Mutex::default(),
         })
@@ -168,13 +95,32 @@ impl MemoryBroker {
         &self.logs[self.table.place(stream)]
     }
 
+    fn expire(&self) {
+        let now = self.clock.now_ms();
+        self.logs.iter().for_each(|log| log.expire(now));
+    }
+
+    fn storage_full(&self) -> AppendError {
+        let limit = self.room.limit();
+        if self.room.is_newly_full() {
+            tracing::warn!(
+                context = "broker",
+                limit,
+                "the memory for history is full, publications are refused: raise memory_history_size, or lower \
+                 history_limit or history_ttl"
+            );
+        }
+        AppendError::StorageFull(format!("the history in memory has reached memory_history_size ({limit} bytes)"))
+    }
+
     /// Keeps memory bounded while nothing is published: runs until the broker is dropped.
     pub async fn sweep(broker: std::sync::Weak<Self>) {
         let mut timer = tokio::time::interval(Duration::from_secs(1));
         loop {
             timer.tick().await;
             let Some(broker) = broker.upgrade() else { return };
-            broker.logs.iter().for_each(Log::expire);
+            broker.expire();
+            broker.room.note_room();
             let now = Instant::now();
             let mut sessions = lock(&broker.sessions);
             sessions.entries.retain(|_, (_, until)| *until > now);
@@ -199,7 +145,9 @@ impl Broker for MemoryBroker {
         let log = self.log(&stream);
         if transient || !log.keeps {
             let message = Message { offset: 0, time: 0, payload, meta };
-            self.feed.transient(&stream, Arc::new(message));
+            // Of a broker that keeps nothing nobody expects that messages get lost on a connection that stands.
+            let overflow = if transient || self.table.keeps_any() { Overflow::Drop } else { Overflow::Disconnect };
+            self.feed.transient(&stream, Arc::new(message), overflow);
             return Ok(Appended {
                 epoch: log.epoch.clone(),
                 offset: 0,
@@ -207,38 +155,23 @@ impl Broker for MemoryBroker {
                 durability: Durability::None,
             });
         }
-        log.expire();
-        let ring = lock(&log.rings).entry(stream.clone()).or_default().clone();
-        let mut ring = lock(&ring);
-        let offset = {
-            let mut sequence = lock(&log.sequence);
-            if let Some(offset) = sequence.ids.get(&id) {
-                return Ok(Appended {
-                    epoch: log.epoch.clone(),
-                    offset: *offset,
-                    duplicate: true,
-                    durability: Durability::Memory,
-                });
-            }
-            sequence.last += 1;
-            let (seq, now) = (sequence.last, Instant::now());
-            sequence.ids.insert(id, seq);
-            sequence.ids_order.push_back((now, id));
-            sequence.order.push_back((seq, now, stream.clone()));
-            seq
+        // A copy of its own size: what is kept must not keep more alive than is counted.
+        let payload = Payload::from_json(Bytes::copy_from_slice(payload.json()));
+        log.expire(self.clock.now_ms());
+        let clock = || self.clock.now_ms();
+        let stored = log.append(&stream, id, (payload, meta), clock, |previous, message| {
+            self.feed.live(&stream, previous, message);
+        });
+        let (offset, duplicate) = match stored {
+            Stored::At(offset) => (offset, false),
+            Stored::Duplicate(offset) => (offset, true),
+            Stored::Full => return Err(self.storage_full()),
         };
-        let previous = ring.back().map_or(0, |message| message.offset);
-        let message = Arc::new(Message { offset, time: self.clock.now_ms(), payload, meta });
-        ring.push_back(message.clone());
-        if ring.len() as u64 > log.limit {
-            ring.pop_front();
-        }
-        self.feed.live(&stream, previous, message);
-        Ok(Appended { epoch: log.epoch.clone(), offset, duplicate: false, durability: Durability::Memory })
+        Ok(Appended { epoch: log.epoch.clone(), offset, duplicate, durability: Durability::Memory })
     }
 
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
-        self.feed.transient(stream, Arc::new(message));
+        self.feed.transient(stream, Arc::new(message), Overflow::Drop);
         Ok(())
     }
 
@@ -250,13 +183,13 @@ impl Broker for MemoryBroker {
 
     async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let now = self.clock.now_ms();
-        self.logs.iter().for_each(Log::expire);
+        self.expire();
         // A message up to `last_seq` that is not in its ring yet is being put there under the ring's lock.
         let before: Vec<Facts> = self.logs.iter().map(|log| log.facts(now)).collect();
         let head = |stream: &StreamName| {
             let place = self.table.place(stream);
             let ring = self.logs[place].ring(stream);
-            let newest = ring.and_then(|ring| lock(&ring).back().map(|message| message.offset)).unwrap_or(0);
+            let newest = ring.and_then(|ring| lock(&ring).messages.back().map(|message| message.offset)).unwrap_or(0);
             (place, Head { newest, up_to: before[place].last_seq })
         };
         let heads: Vec<_> = streams.iter().map(head).collect();
@@ -275,11 +208,11 @@ impl Broker for MemoryBroker {
         max_bytes: usize,
     ) -> Result<Page, Unavailable> {
         let log = self.log(stream);
-        log.expire();
+        log.expire(self.clock.now_ms());
         let mut messages: Vec<Arc<Message>> = Vec::new();
         let mut remaining = 0;
         if let Some(ring) = log.ring(stream) {
-            let ring = lock(&ring);
+            let ring = &lock(&ring).messages;
             let start = ring.partition_point(|message| match from {
                 ReadFrom::Offset(offset) => message.offset < offset,
                 ReadFrom::Time(seconds) => message.time / 1000 < seconds,
@@ -287,7 +220,7 @@ impl Broker for MemoryBroker {
             let end = ring.partition_point(|message| message.offset <= up_to).max(start);
             let mut bytes = 0;
             for message in ring.range(start..end) {
-                bytes += message.payload.json().len();
+                bytes += message.footprint();
                 if messages.len() == max_messages || (bytes > max_bytes && !messages.is_empty()) {
                     break;
                 }
@@ -300,9 +233,9 @@ impl Broker for MemoryBroker {
 
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         let log = self.log(stream);
-        log.expire();
+        log.expire(self.clock.now_ms());
         let (kept, after, next) = log.ring(stream).map_or((false, 0, None), |ring| {
-            let ring = lock(&ring);
+            let ring = &lock(&ring).messages;
             let at = ring.partition_point(|message| message.offset < x);
             let kept = ring.get(at).is_some_and(|message| message.offset == x);
             let next = at + usize::from(kept);
@@ -313,7 +246,7 @@ impl Broker for MemoryBroker {
 
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
         let log = self.log(stream);
-        log.expire();
+        log.expire(self.clock.now_ms());
         Ok(log.facts(self.clock.now_ms()))
     }
 

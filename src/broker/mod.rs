@@ -307,13 +307,23 @@ pub struct RemoteDisconnect {
     pub reconnect: bool,
 }
 
+/// What becomes of a message that is stored nowhere where a follower does not keep up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The follower misses it: a whisper, a transient publication, a message of a policy that keeps nothing.
+    Drop,
+    /// The follower's connection ends: a message of a broker that keeps nothing at all, one of another cluster.
+    Disconnect,
+}
+
 /// What the broker tells the node. Called in the feed's order from the broker's own tasks; implementations must not
 /// block and must not call the broker back from within.
 pub trait Feed: Send + Sync + 'static {
     /// A stored message of an open stream, and the offset that preceded it in its stream.
     fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>);
-    /// A message that was not stored (transient publication, whisper). `message.offset` is 0.
-    fn transient(&self, stream: &StreamName, message: Arc<Message>);
+    /// A message that was not stored (transient publication, whisper). `message.offset` is 0. `overflow`: what becomes of
+    /// it for a follower that does not keep up.
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow);
     /// Messages of this stream may have been dropped: compare its head.
     fn lagged(&self, stream: &StreamName);
     /// A remote disconnect; `mark` is its sequence in the command log.

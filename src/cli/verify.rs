@@ -4,7 +4,7 @@ use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
-use crate::client::check::{Check, Dice, Drops, Limits, Pace, Report, Roster, Rules};
+use crate::client::check::{Check, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::time::Instant;
 use url::Url;
 
 /// Nothing is known about the server's promises.
@@ -23,6 +24,8 @@ pub const EXIT_UNABLE: u8 = 2;
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Clocks jump no later than this, so that there are returns afterwards.
 const LATEST_JUMP: Duration = Duration::from_secs(5);
+/// What can be left away.
+const WITHOUT: [&str; 6] = ["batches", "transient", "exclusion", "whispers", "removals", "base"];
 /// Sources per stream: several, so that their order is not that of one connection.
 const LANES: u16 = 2;
 
@@ -81,7 +84,34 @@ pub fn command() -> Command {
         .arg(count("streams", "10").help("Streams"))
         .arg(count("clients", "50").help("Clients; each follows one or two streams"))
         .arg(count("rate", "200").help("Messages per second over all streams"))
+        .arg(
+            Arg::new("payload")
+                .long("payload")
+                .value_name("MIN-MAX")
+                .value_parser(parse_sizes)
+                .default_value("100")
+                .help("Bytes of data per message; of a range as many below its middle, by ratio, as above"),
+        )
+        .arg(
+            Arg::new("batch")
+                .long("batch")
+                .value_name("N")
+                .value_parser(value_parser!(u32).range(2..))
+                .default_value("5")
+                .help("Messages per request of one source in two"),
+        )
+        .arg(
+            Arg::new("without")
+                .long("without")
+                .value_name("WHAT")
+                .action(ArgAction::Append)
+                .value_parser(PossibleValuesParser::new(WITHOUT))
+                .help("Leaves something away that is checked if the server has it; may be given several times"),
+        )
         .arg(seconds("duration", "30").help("How long to publish"))
+        .arg(seconds("turn", "300").help(
+            "After so long publishing pauses until all is there and compared: memory does not grow with the duration",
+        ))
         .arg(
             Arg::new("drop")
                 .long("drop")
@@ -145,6 +175,7 @@ struct Plan {
     pace: Pace,
     habits: Habits,
     duration: Duration,
+    turn: Duration,
     patience: Duration,
     losses_may_be_told: bool,
     rules: Rules,
@@ -200,6 +231,8 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
     };
     let rules = Rules { limits, live_within: length("live-within").context("has a default")? };
     let trust = matches.get_one::<PathBuf>("ca-file").map(|path| Trust::file(path)).transpose()?;
+    let without: Vec<&str> = matches.get_many::<String>("without").into_iter().flatten().map(String::as_str).collect();
+    let with = |what: &str| !without.contains(&what);
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
     let members = number("clients")? as usize;
@@ -220,11 +253,24 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
             doubles: members / 8,
             // They must be gone before anything is published to their stream.
             silents: if drops == Drops::Random { members / 8 } else { 0 },
+            bases: if with("base") { members.div_ceil(10) } else { 0 },
             secret: secret.filter(|_| !matches.get_flag("public-streams")).cloned(),
         },
-        pace: Pace { lanes: LANES, rate: number("rate")? },
-        habits: Habits { drops, stay: range("stay")?, away: range("away")?, history: true },
+        pace: Pace {
+            lanes: LANES,
+            rate: number("rate")?,
+            extras: Extras {
+                batch: if with("batches") { number("batch")? } else { 0 },
+                transient: with("transient"),
+                exclusion: with("exclusion"),
+                whispers: with("whispers"),
+                removals: with("removals"),
+                payload: matches.get_one::<Range<usize>>("payload").cloned().context("has a default")?,
+            },
+        },
+        habits: Habits { drops, stay: range("stay")?, away: range("away")?, history: true, whispers: false },
         duration: seconds("duration")?,
+        turn: seconds("turn")?.max(Duration::from_secs(1)),
         patience: seconds("patience")?,
         losses_may_be_told: matches.get_flag("allow-rejects") || limits.is_some(),
         rules,
@@ -246,21 +292,40 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
         ));
     }
     plan.habits.history = features.history;
+    let extras = &mut plan.pace.extras;
+    extras.batch *= u32::from(features.batches);
+    extras.transient &= features.transient;
+    extras.exclusion &= features.exclusion;
+    extras.whispers &= features.whispers;
+    extras.removals &= features.removals;
     if !features.idempotency_keys {
         eprintln!("carrick verify: the server does not know idempotency keys: nothing is published a second time");
         plan.outlet.retry_for = Duration::ZERO;
     }
     let check = Check::start(&plan.roster, &plan.pace, &plan.habits, &plan.urls, &plan.outlet);
-    let check = check.by_rules(plan.rules);
+    let mut check = check.by_rules(plan.rules);
     check.settle(SETTLE_PATIENCE).await.map_err(Unable::new)?;
     let seconds = plan.duration.as_secs();
     eprintln!("carrick verify: {} clients subscribed, publishing for {seconds} s", plan.roster.members);
     check.begin();
-    tokio::select! {
-        () = tokio::time::sleep(plan.duration) => {}
-        () = waves(&check, &plan) => {}
-        () = jump(&check, &plan) => {}
-        _ = tokio::signal::ctrl_c() => eprintln!("carrick verify: interrupted, waiting for the last messages"),
+    let end = Instant::now() + plan.duration;
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    loop {
+        let pause = Instant::now() + plan.turn;
+        tokio::select! {
+            () = tokio::time::sleep_until(end.min(pause)) => {}
+            () = waves(&check, &plan) => {}
+            () = jump(&check, &plan) => {}
+            _ = &mut interrupted => {
+                eprintln!("carrick verify: interrupted, waiting for the last messages");
+                break;
+            }
+        }
+        if end <= pause {
+            break;
+        }
+        check.turn(plan.patience).await.map_err(Unable::new)?;
     }
     let (outcome, behind) = check.finish(plan.patience).await.map_err(Unable::new)?;
     if let Some(behind) = behind {
@@ -313,6 +378,15 @@ fn parse_range(text: &str) -> Result<Range<Duration>, String> {
     match (parse_seconds(from), parse_seconds(to)) {
         (Ok(from), Ok(to)) if from <= to => Ok(from..to),
         _ => Err("use MIN-MAX in seconds, such as 0.1-5".to_owned()),
+    }
+}
+
+/// `MIN-MAX` or one number, in bytes.
+fn parse_sizes(text: &str) -> Result<Range<usize>, String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if (1..=to).contains(&from) => Ok(from..to),
+        _ => Err("use bytes, such as 100 or 100-50000".to_owned()),
     }
 }
 

@@ -97,6 +97,7 @@ const TAGS: List = List {
 };
 const PEM: Text = Text { check: |_| true, allowed: "PEM text or the path of a PEM file", name: "PEM" };
 const CALLS: Int = Int { min: 1, max: 1_000_000, name: "N" };
+const RATE_OR_NONE: Int = Int { min: 0, max: 1_000_000, name: "N" };
 const RATE: Int = Int { min: 1, max: 1_000_000, name: "N" };
 
 options! {
@@ -250,8 +251,10 @@ options! {
         reauth_spread: Duration [ANY_TIME] = "60", "reauth_spread", Broker;
         /// How long live messages of a resumed client wait for its history command
         history_hold: Duration [ANY_TIME] = "2", "history_hold", Broker;
-        /// Bytes of recent messages held in memory for all streams of this node
+        /// Bytes of recent messages held in memory for all streams of this node, with 200 for each message
         snapshot_budget: u64 [BYTES_OR_NONE] = "268435456", "snapshot_budget", Broker;
+        /// Bytes of memory for the history of all streams where the broker is `memory`, with 200 for each message; beyond it publications are refused (503, storage full). 0: no limit
+        memory_history_size: usize [BYTES_OR_NONE] = "536870912", "memory_history_size", Broker;
         /// How long a stream stays open after its last subscriber left
         stream_linger: Duration [ANY_TIME] = "5", "stream_linger", Broker;
         /// How often open streams are compared with the log; a quarter of history_ttl at most
@@ -284,6 +287,8 @@ options! {
         public: bool [Switch] = "false", "public_streams", Streams;
         /// Allow whispers on signed streams
         whisper: bool [Switch] = "false", "streams_whisper", Streams;
+        /// Whispers that a client may send per second, twice as many at once after a pause; beyond it they are dropped. 0: no limit
+        max_whisper_rate: u32 [RATE_OR_NONE] = "100", "max_whisper_rate", Streams;
         /// Allow presence on signed streams
         presence: bool [Switch] = "true", "streams_presence", Streams;
         /// Name of the channel for streams; empty switches it off
@@ -309,10 +314,12 @@ options! {
         write_buffer_size: usize [BYTES] = "1024", "write_buffer_size", WebSocket, hidden;
         /// Largest message from a client in bytes; a larger one closes the connection (1009)
         max_message_size: usize [BYTES] = "65536", "max_message_size", WebSocket, hidden;
-        /// How long one write to a client may take
+        /// How long more than ws_max_pending_size may wait for a client; one that takes nothing at all is dropped after ten times as long
         write_timeout: Duration [SOME_TIME] = "2", "ws_write_timeout", WebSocket;
-        /// Bytes queued for a client before it is dropped as too slow; 0: no limit
+        /// Bytes queued for a client, with 128 for each message: stored messages beyond wait in the log; a client that has more queued for ws_write_timeout, or 8 times as much at once, is dropped as too slow. 0: no limit
         max_pending_size: usize [BYTES_OR_NONE] = "1048576", "ws_max_pending_size", WebSocket;
+        /// Bytes queued for all clients together (a message that many get counts once): beyond, clients over ws_max_pending_size that would get more are dropped; 0: no limit
+        max_pending_total: usize [BYTES_OR_NONE] = "268435456", "ws_max_pending_total", WebSocket;
         /// Bytes of commands that may wait for their turn, of all clients together; beyond it those who are not let in yet are not read, the others one command at a time. A single client may have twice max_message_size
         max_queued_size: usize [BYTES] = "67108864", "ws_max_queued_size", WebSocket;
         /// How long a connection may wait to be let in, its turn at the application included, before it is closed and may try again; 0: no limit

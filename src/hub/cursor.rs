@@ -1,9 +1,16 @@
 //! What one connection has had of one stream. All its subscriptions on the stream share the cursor, because the stock
 //! client keeps one position per stream: copies of a message leave back to back, and while one subscription catches
 //! up the others wait.
+//!
+//! A live cursor whose outbox has no room stops being live, between two copies too: it is *paced*. What it has not had stays
+//! in the stream's tail and in the log, and the connection fetches it when the client has read. No other stored message of
+//! the stream comes between the copies.
 
+use super::frames::counted;
 use super::outbox::Outbox;
 use super::receiver::{HistoryJob, Identifier, Receiver};
+use crate::broker::Overflow;
+use crate::metrics;
 use crate::protocol::encoding::{EncodedPosition, json_text};
 use crate::protocol::{Encoding, Epoch, Message, Position, StreamName};
 use bytes::Bytes;
@@ -42,6 +49,10 @@ pub struct Cursor {
     members: Vec<Member>,
     /// Gets messages as they come.
     live: bool,
+    /// It was live and waits for nothing but room in the outbox.
+    paced: bool,
+    /// Some copies of the message at `sent` still wait for room: they carry its position like the first ones.
+    copying: bool,
     /// The highest offset that this connection was sent with a position. What is replayed at or below it carries none, so
     /// that the client's position never moves back.
     sent: u64,
@@ -67,6 +78,8 @@ impl Cursor {
             receiver,
             members: Vec::with_capacity(1),
             live: true,
+            paced: false,
+            copying: false,
             sent: 0,
             named: 0,
             claimed: None,
@@ -81,6 +94,16 @@ impl Cursor {
 
     pub fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// Waits for nothing but room in the outbox.
+    pub fn is_paced(&self) -> bool {
+        self.paced
+    }
+
+    /// Holds messages that were read from the log for it.
+    pub fn holds_page(&self) -> bool {
+        self.page.is_some()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -108,6 +131,7 @@ impl Cursor {
     }
 
     pub fn join(&mut self, identifier: &Arc<Identifier>, group: GroupId, from: u64, held: bool) {
+        self.paced = false;
         self.members.push(Member {
             identifier: identifier.clone(),
             group,
@@ -157,6 +181,8 @@ impl Cursor {
     pub fn begin_history(&mut self, identifier: &str, start: Start, job: Arc<HistoryJob>) {
         let first_claim = self.claimed;
         self.page = None;
+        self.paced = false;
+        self.copying = false;
         if let Some(claimed) = start.claimed {
             self.named = self.named.max(claimed);
             self.claimed.get_or_insert(claimed);
@@ -183,6 +209,7 @@ impl Cursor {
 
     /// The member's request was refused: it goes on from where it was held.
     pub fn end_hold(&mut self, identifier: &str) {
+        self.paced = false;
         if let Some(member) = self.member(identifier) {
             member.held = false;
             member.positioned = true;
@@ -192,6 +219,7 @@ impl Cursor {
 
     /// The hold ended: members without a command go on without positions.
     pub fn release(&mut self) {
+        self.paced = false;
         for member in self.members.iter_mut().filter(|member| member.held) {
             member.held = false;
             member.positioned = false;
@@ -212,6 +240,8 @@ impl Cursor {
         self.claimed = None;
         self.page = None;
         self.live = false;
+        self.paced = false;
+        self.copying = false;
         self.lost_past = true;
         for member in &mut self.members {
             member.skip = (0, 0);
@@ -241,6 +271,7 @@ impl Cursor {
     /// Caught up: answers the requests and lets live messages through.
     pub fn go_live(&mut self) {
         self.live = true;
+        self.paced = false;
         for member in &mut self.members {
             if let Some(job) = member.job.take() {
                 job.caught_up();
@@ -257,48 +288,92 @@ impl Cursor {
     pub fn send_backlog(&mut self, budget: usize, fanout: &mut Fanout) -> bool {
         let Some(mut page) = self.page.take() else { return true };
         while self.outbox().pending() < budget {
-            let Some(message) = page.messages.pop_front() else {
+            let Some(message) = page.messages.front() else {
                 self.advance(page.up_to);
                 return true;
             };
-            fanout.begin();
-            self.deliver_replay(&message, fanout);
+            let all = self.deliver_replay(message, fanout);
+            fanout.end();
+            if !all {
+                break;
+            }
+            page.messages.pop_front();
         }
         self.page = Some(page);
         false
     }
 
-    pub fn deliver_live(&mut self, message: &Message, fanout: &mut Fanout) {
-        self.deliver(message, fanout, |_| true);
-    }
-
-    /// To the members that have not had it.
-    pub fn deliver_replay(&mut self, message: &Message, fanout: &mut Fanout) {
-        self.deliver(message, fanout, |member| {
-            let wanted = member.had < message.offset;
-            member.had = member.had.max(message.offset);
-            wanted && !(message.offset > member.skip.0 && message.offset <= member.skip.1)
-        });
-    }
-
-    fn deliver(&mut self, message: &Message, fanout: &mut Fanout, wanted: impl Fn(&mut Member) -> bool) {
-        let excluded = self.receiver.is_excluded(message.meta.exclude_socket.as_ref());
-        let moves_on = message.offset > self.sent && message.offset >= self.named;
-        for member in &mut self.members {
-            if wanted(member) && !excluded {
-                let positioned = moves_on && member.positioned;
-                self.receiver.outbox.push(fanout.frame(member.group, message, positioned));
-                if positioned {
-                    self.sent = message.offset;
-                }
+    /// The next message of the stream. Every member has had everything up to `before`.
+    pub fn deliver_live(&mut self, message: &Message, before: u64, fanout: &mut Fanout) {
+        if self.receiver.is_excluded(message.meta.exclude_socket.as_ref()) {
+            return;
+        }
+        let moves_on = self.moves_on(message);
+        for at in 0..self.members.len() {
+            if !self.send(at, message, moves_on, fanout) {
+                self.pace(at, message.offset, before);
+                return;
             }
         }
     }
 
-    pub fn deliver_transient(&mut self, message: &Message, fanout: &mut Fanout) {
+    /// The outbox has no room for the copy of member `at`: it and the following ones get the message later.
+    #[cold]
+    fn pace(&mut self, at: usize, offset: u64, before: u64) {
+        if !self.live {
+            return;
+        }
+        metrics::PACED.inc();
+        self.live = false;
+        self.paced = true;
+        self.copying = self.sent == offset;
+        for (place, member) in self.members.iter_mut().enumerate() {
+            member.had = if place < at { offset } else { before };
+        }
+    }
+
+    /// To the members that have not had it. `false`: the outbox has no room for all of their copies.
+    pub fn deliver_replay(&mut self, message: &Message, fanout: &mut Fanout) -> bool {
+        let excluded = self.receiver.is_excluded(message.meta.exclude_socket.as_ref());
+        let moves_on = self.moves_on(message);
+        for at in 0..self.members.len() {
+            let member = &self.members[at];
+            let skipped = message.offset > member.skip.0 && message.offset <= member.skip.1;
+            let wanted = member.had < message.offset && !skipped && !excluded;
+            if wanted && !self.send(at, message, moves_on, fanout) {
+                self.copying = self.sent == message.offset;
+                return false;
+            }
+            let member = &mut self.members[at];
+            member.had = member.had.max(message.offset);
+        }
+        self.copying = false;
+        true
+    }
+
+    /// The message's position lies behind all that the client was sent, or is that of the copies sent last.
+    fn moves_on(&self, message: &Message) -> bool {
+        let is_next = message.offset > self.sent || (self.copying && message.offset == self.sent);
+        is_next && message.offset >= self.named
+    }
+
+    /// Queues the copy of one member. `false`: there is no room.
+    fn send(&mut self, at: usize, message: &Message, moves_on: bool, fanout: &mut Fanout) -> bool {
+        let member = &self.members[at];
+        let positioned = moves_on && member.positioned;
+        if !self.receiver.outbox.push_stored(fanout.frame(member.group, message, positioned)) {
+            return false;
+        }
+        if positioned {
+            self.sent = message.offset;
+        }
+        true
+    }
+
+    pub fn deliver_transient(&mut self, message: &Message, overflow: Overflow, fanout: &mut Fanout) {
         if self.receiver.is_welcomed() && !self.receiver.is_excluded(message.meta.exclude_socket.as_ref()) {
             for member in &self.members {
-                self.receiver.outbox.push(fanout.frame(member.group, message, false));
+                self.receiver.outbox.push_unstored(fanout.frame(member.group, message, false), overflow);
             }
         }
     }
@@ -342,17 +417,16 @@ struct Group {
     /// The frame of the message being sent, with and without position.
     positioned: Option<Bytes>,
     plain: Option<Bytes>,
-    /// Which message the frames belong to.
-    round: u64,
 }
 
-/// Encodes each message once per group.
+/// Encodes each message once per group, and keeps the frames only while the message is being sent.
 pub struct Fanout {
     stream_json: String,
     epoch_json: String,
     groups: Slab<Group>,
     lookup: HashMap<(Arc<Identifier>, Encoding), GroupId>,
-    round: u64,
+    /// Groups that hold a frame.
+    encoded: Vec<GroupId>,
 }
 
 impl Fanout {
@@ -362,7 +436,7 @@ impl Fanout {
             epoch_json: json_text(epoch.as_str()),
             groups: Slab::new(),
             lookup: HashMap::new(),
-            round: 0,
+            encoded: Vec::new(),
         }
     }
 
@@ -373,14 +447,7 @@ impl Fanout {
     pub fn join(&mut self, identifier: &Arc<Identifier>, encoding: Encoding) -> GroupId {
         let groups = &mut self.groups;
         let id = *self.lookup.entry((identifier.clone(), encoding)).or_insert_with(|| {
-            groups.insert(Group {
-                identifier: identifier.clone(),
-                encoding,
-                members: 0,
-                positioned: None,
-                plain: None,
-                round: 0,
-            })
+            groups.insert(Group { identifier: identifier.clone(), encoding, members: 0, positioned: None, plain: None })
         });
         self.groups[id].members += 1;
         id
@@ -395,17 +462,19 @@ impl Fanout {
         }
     }
 
-    /// Frames from here on belong to another message.
-    pub fn begin(&mut self) {
-        self.round += 1;
+    /// The message has been sent to everybody it is for now.
+    pub fn end(&mut self) {
+        for id in self.encoded.drain(..) {
+            if let Some(group) = self.groups.get_mut(id) {
+                (group.positioned, group.plain) = (None, None);
+            }
+        }
     }
 
     fn frame(&mut self, id: GroupId, message: &Message, positioned: bool) -> Bytes {
         let group = &mut self.groups[id];
-        if group.round != self.round {
-            group.round = self.round;
-            group.positioned = None;
-            group.plain = None;
+        if group.positioned.is_none() && group.plain.is_none() {
+            self.encoded.push(id);
         }
         let slot = if positioned { &mut group.positioned } else { &mut group.plain };
         slot.get_or_insert_with(|| {
@@ -415,7 +484,7 @@ impl Fanout {
                 offset: message.offset,
             });
             let kind = message.meta.broadcast_type.as_deref();
-            group.encoding.delivery(&group.identifier.json, kind, &message.payload, position)
+            counted(group.encoding.delivery(&group.identifier.json, kind, &message.payload, position))
         })
         .clone()
     }

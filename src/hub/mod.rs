@@ -18,6 +18,7 @@
 //! * A stream is open *on a connection*: [`Cell::is_open_in`] compares. A list of cells is a list of what was there.
 
 pub mod cursor;
+mod frames;
 mod history;
 mod open;
 pub mod outbox;
@@ -34,12 +35,12 @@ mod tests;
 
 pub use cursor::Start;
 pub use history::{From, Located};
-pub use outbox::Outbox;
+pub use outbox::{Outbox, OutboxLimits, Signal};
 pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
-pub use stream::{CursorId, Pump, Stream};
+pub use stream::{CursorId, Pump, Stream, Which};
 
-use crate::broker::{Broker, RemoteDisconnect, Status, Table, Unavailable};
+use crate::broker::{Broker, Overflow, RemoteDisconnect, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
 use crate::metrics;
 use crate::protocol::{Message, StreamName};
@@ -327,9 +328,9 @@ impl crate::broker::Feed for HubFeed {
         }
     }
 
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
         if let Some(cell) = self.0.find(stream) {
-            cell.lock().transient(&message);
+            cell.lock().transient(&message, overflow);
         }
     }
 

@@ -41,7 +41,7 @@ impl SharedPage {
     }
 
     fn bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.payload.json().len()).sum()
+        self.messages.iter().map(|message| message.footprint()).sum()
     }
 }
 

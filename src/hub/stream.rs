@@ -10,7 +10,7 @@ use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
 use super::tail::{Tail, TailLimits};
-use crate::broker::{Behind, Head, Logs, Looked, StoreTime};
+use crate::broker::{Behind, Head, Logs, Looked, Overflow, StoreTime};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, Position, StreamName};
 use slab::Slab;
@@ -21,6 +21,9 @@ use tokio::time::Instant;
 
 /// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
 const MAX_PENDING: usize = 10_000;
+
+/// Bytes of them, overhead included.
+const MAX_PENDING_BYTES: usize = 4 << 20;
 
 /// A hole in the live feed that must be fetched from the log before anything behind it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +52,19 @@ pub enum Pump {
     Live,
     /// Waits for history commands or for the end of the hold.
     Held,
-    /// The outbox is full enough for now.
-    Paced,
+    /// The outbox is full enough for now. `within_page`: the cursor holds a page that was read for it.
+    Paced { within_page: bool },
     /// What follows `after` must come from the log.
     NeedPage { after: Position },
+}
+
+/// Which cursors are sent what they have not had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those that were live and wait for room only.
+    Paced,
+    /// Those that catch up, too.
+    All,
 }
 
 pub type CursorId = usize;
@@ -76,6 +88,7 @@ pub struct Stream {
     proof: Proof,
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
     pending: VecDeque<(u64, Arc<Message>)>,
+    pending_bytes: usize,
     repairing: bool,
     cursors: Slab<Cursor>,
     /// What was read from the log a moment ago and did not join the tail.
@@ -101,6 +114,7 @@ impl Stream {
             skew: Duration::ZERO,
             proof: Proof::default(),
             pending: VecDeque::new(),
+            pending_bytes: 0,
             repairing: false,
             cursors: Slab::new(),
             pages: None,
@@ -260,11 +274,11 @@ impl Stream {
     }
 
     /// A message that was not stored: to everybody, at once, without a position.
-    pub fn transient(&mut self, message: &Message) {
-        self.fanout.begin();
+    pub fn transient(&mut self, message: &Message, overflow: Overflow) {
         for (_, cursor) in &mut self.cursors {
-            cursor.deliver_transient(message, &mut self.fanout);
+            cursor.deliver_transient(message, overflow, &mut self.fanout);
         }
+        self.fanout.end();
     }
 
     /// The log began a new life: what was known of its past is void.
@@ -275,6 +289,7 @@ impl Stream {
         self.opened = false;
         self.repairing = false;
         self.pending.clear();
+        self.pending_bytes = 0;
         self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
@@ -317,7 +332,8 @@ impl Stream {
 
     fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
         // Full: dropped here, found by the comparison that follows every opening and repair.
-        if self.pending.len() < MAX_PENDING {
+        if self.pending.len() < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES {
+            self.pending_bytes += message.footprint();
             self.pending.push_back((previous, message));
         }
     }
@@ -337,21 +353,22 @@ impl Stream {
             }
         }
         self.pending = VecDeque::new();
+        self.pending_bytes = 0;
         None
     }
 
     /// The next message of the stream: into the tail, and out to everybody who has caught up.
     fn append(&mut self, message: Arc<Message>, now: Instant) {
-        self.complete_to = message.offset;
+        let before = std::mem::replace(&mut self.complete_to, message.offset);
         self.newest = message.offset;
         self.note_checked(StoreTime::of_message(message.time));
-        self.fanout.begin();
         let barrier_off = off(Safeguard::Barrier);
         for (_, cursor) in &mut self.cursors {
             if cursor.is_live() || barrier_off {
-                cursor.deliver_live(&message, &mut self.fanout);
+                cursor.deliver_live(&message, before, &mut self.fanout);
             }
         }
+        self.fanout.end();
         metrics::BROADCASTS.inc();
         self.tail.append(message, now);
     }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 pub struct TailLimits {
     /// Messages; as many as the log keeps.
     pub messages: usize,
-    /// Bytes of payload.
+    /// Bytes of memory.
     pub bytes: usize,
     /// Age since this node got the message.
     pub ttl: Duration,
@@ -69,7 +69,7 @@ impl Tail {
 
     /// The next message of the stream.
     pub fn append(&mut self, message: Arc<Message>, now: Instant) {
-        self.count(self.bytes + message.payload.json().len());
+        self.count(self.bytes + message.footprint());
         self.entries.push_back(Entry { message, received: now });
         self.trim(self.limits.messages, self.limits.bytes);
         self.expire(now);
@@ -78,7 +78,7 @@ impl Tail {
     /// Puts what the log keeps in `(x, floor]` before the rest, if it still joins and fits. `since`: it was read from this
     /// second on. Answers whether it did.
     pub fn prepend(&mut self, x: u64, floor: u64, messages: &[Arc<Message>], since: Option<u64>, now: Instant) -> bool {
-        let bytes = self.bytes + messages.iter().map(|message| message.payload.json().len()).sum::<usize>();
+        let bytes = self.bytes + messages.iter().map(|message| message.footprint()).sum::<usize>();
         let fits = self.entries.len() + messages.len() <= self.limits.messages && bytes <= self.limits.bytes;
         if floor != self.floor || x > floor || !fits {
             return false;
@@ -110,7 +110,7 @@ impl Tail {
 
     fn drop_oldest(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.count(self.bytes - entry.message.payload.json().len());
+            self.count(self.bytes - entry.message.footprint());
             self.floor = entry.message.offset;
             self.covered_since = self.covered_since.map(|since| since.max(entry.message.time / 1000 + 1));
         }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn tail(offsets: &[(u64, u64)]) -> Tail {
-        let limits = TailLimits { messages: 3, bytes: 100, ttl: Duration::from_secs(60) };
+        let limits = TailLimits { messages: 3, bytes: 10_000, ttl: Duration::from_secs(60) };
         let mut tail = Tail::new(limits);
         for (offset, second) in offsets {
             tail.append(message(*offset, *second), Instant::now());
@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn what_is_dropped_raises_the_floor() {
         let tail = tail(&[(2, 10), (5, 11), (6, 12), (9, 13)]);
-        assert_eq!((tail.floor(), offsets(&tail, 2), tail.bytes()), (2, vec![5, 6, 9], 12));
+        let bytes = 3 * message(0, 0).footprint();
+        assert_eq!((tail.floor(), offsets(&tail, 2), tail.bytes()), (2, vec![5, 6, 9], bytes));
         assert_eq!(offsets(&tail, 5), [6, 9]);
     }
 

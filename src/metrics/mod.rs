@@ -73,6 +73,7 @@ metrics! {
     Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
     Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
+    Gauge MEMORY_HISTORY = "memory_history_bytes", "bytes of memory that the history of the memory broker holds, overhead included";
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
     Counter FAILED_CLIENT_MSG = "failed_client_msg_total", "undecodable or failed client commands";
@@ -81,7 +82,11 @@ metrics! {
     Counter SERVER_MSG = "server_msg_total", "frames written to clients";
     Counter DATA_SENT = "data_sent_total", "bytes written to clients";
     Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
-    Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because their queue overflowed";
+    Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because more than their limit was queued for too long, or far more at once";
+    Gauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
+    Counter PACED = "paced_total", "times that a client's stored messages began to wait in the log because enough was queued for it";
+    Counter UNSTORED_DROPPED = "unstored_dropped_total", "whispers and other unstored messages that a client missed because it did not keep up";
+    Counter WHISPERS_DROPPED = "whispers_dropped_total", "whispers of clients that sent more than max_whisper_rate";
     Counter WRITE_TIMEOUTS = "timeout_server_msg_total", "writes to clients that hit the deadline";
     Counter PUBLICATIONS = "publications_total", "well-formed payloads from publishers (a batch counts once)";
     Counter MALFORMED_PUBLICATIONS = "failed_broadcast_msg_total", "malformed payloads from publishers";

@@ -6,16 +6,24 @@ use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
 use crate::protocol::{Close, Position, StreamName};
-use crate::session::Session;
+use crate::session::{CommandRate, Session};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
 
 /// A stream that this connection follows.
 #[derive(Clone)]
 pub struct Following {
     pub cell: Arc<Cell>,
     pub cursor: CursorId,
+}
+
+impl Following {
+    /// Names the cursor on this node.
+    pub fn key(&self) -> (*const Cell, CursorId) {
+        (Arc::as_ptr(&self.cell), self.cursor)
+    }
 }
 
 /// What changes while the connection lives. Locked for moments, never across a wait.
@@ -25,6 +33,8 @@ pub struct State {
     pub cursors: HashMap<(StreamName, Option<Arc<str>>), Following>,
     /// Proofs that came with the restored session.
     pub saved_proofs: HashMap<StreamName, SavedProof>,
+    /// How often it may whisper.
+    pub whispers: CommandRate,
 }
 
 pub struct Client {
@@ -36,8 +46,12 @@ pub struct Client {
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
-    /// Some cursor has something to send.
+    /// Some cursor has something to send, once the commands that have come are executed.
     replay: AtomicBool,
+    /// They are: cursors that catch up may go on.
+    due: AtomicBool,
+    /// Some cursor that was live found no room.
+    stalled: AtomicBool,
     /// It has left everything that it was part of.
     departed: AtomicBool,
 }
@@ -51,6 +65,8 @@ impl Client {
         receiver: Arc<Receiver>,
         registration: Registration,
     ) -> Arc<Self> {
+        let rate = node.config.max_whisper_rate;
+        let whispers = CommandRate::new(rate, rate.saturating_mul(2), Instant::now());
         let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
         Arc::new(Self {
             node: node.clone(),
@@ -59,8 +75,10 @@ impl Client {
             _registration: registration,
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
-            state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
+            state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs, whispers }),
             replay: AtomicBool::new(false),
+            due: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             departed: AtomicBool::new(false),
         })
     }
@@ -82,8 +100,26 @@ impl Client {
         self.replay.store(true, Ordering::Release);
     }
 
-    pub fn take_replay_wanted(&self) -> bool {
-        self.replay.swap(false, Ordering::AcqRel)
+    /// Every command that has come is executed: cursors that wait for that may go on. Returns whether there are any.
+    pub fn release_replay(&self) -> bool {
+        let wanted = self.replay.swap(false, Ordering::AcqRel);
+        if wanted {
+            self.due.store(true, Ordering::Release);
+        }
+        wanted
+    }
+
+    pub fn take_replay_due(&self) -> bool {
+        self.due.swap(false, Ordering::AcqRel)
+    }
+
+    /// A cursor that was live has found no room in the outbox.
+    pub fn note_stalled(&self) {
+        self.stalled.store(true, Ordering::Release);
+    }
+
+    pub fn take_stalled(&self) -> bool {
+        self.stalled.swap(false, Ordering::AcqRel)
     }
 
     fn key(stream: &StreamName, identifier: &Identifier) -> (StreamName, Option<Arc<str>>) {

@@ -11,6 +11,7 @@ use crate::protocol::{Command, HistoryRequest, Message, Meta, Payload, Position,
 use crate::rpc::Application;
 use crate::session::{Ask, Followed, Subscribe};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// A subscription whose streams are open, so that nothing stored from now on is missed, and which follows none of them
 /// yet: nothing precedes its confirmation.
@@ -238,8 +239,14 @@ impl Client {
 
     async fn whisper(self: &Arc<Self>, text: &str, data: bytes::Bytes) -> Result<(), Unavailable> {
         let (stream, sid) = {
-            let state = self.state();
+            let mut state = self.state();
             let Some(stream) = state.session.whisper_stream(text) else { return Ok(()) };
+            let now = Instant::now();
+            if state.whispers.wait_until(now).is_some() {
+                metrics::WHISPERS_DROPPED.inc();
+                return Ok(());
+            }
+            state.whispers.take(now);
             (stream, state.session.sid.clone())
         };
         let meta = Meta { exclude_socket: Some(sid), broadcast_type: None };

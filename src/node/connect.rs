@@ -125,7 +125,8 @@ async fn restore(
     }
     registration.handle.set_mark(saved.mark);
     let proofs = saved.proofs();
-    let longest = node.hub.table().longest_ttl();
+    // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
+    let longest = node.hub.table().longest_ttl() + node.config.sessions_ttl;
     let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
     let session = saved.restore(sid.clone(), hello.subprotocol, oldest);
     Ok(Some(Restored { session, proofs, registration }))

@@ -6,7 +6,7 @@ use super::connect::{Hello, connect};
 use super::queue::Commands;
 use super::{DEPARTURE_WAIT, Node, PingPrecision};
 use crate::broker::Unavailable;
-use crate::hub::Outbox;
+use crate::hub::{Outbox, Signal};
 use crate::metrics;
 use crate::protocol::encoding::ping_frame;
 use crate::protocol::{Close, reply};
@@ -140,19 +140,20 @@ where
     let mut executing: Option<Work<Result<(), Unavailable>>> = None;
     let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
     let mut touching: Option<Work<()>> = None;
+    let mut stalled = false;
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
-        if executing.is_none() {
+        // A client that does not read its answers is not given more of them.
+        if executing.is_none() && !outbox.is_full() {
             executing = commands.start(client, &mut timers);
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
-        // were asked for together catch up together.
-        let may_replay = replaying.is_none()
-            && client.handle.suspended_since().is_none()
-            && executing.is_none()
-            && commands.is_empty();
-        if may_replay && client.take_replay_wanted() {
+        // were asked for together catch up together. What was live and found no room does not.
+        let is_suspended = client.handle.suspended_since().is_some();
+        let may_replay = executing.is_none() && commands.is_empty() && !is_suspended;
+        let has_stalled = std::mem::take(&mut stalled) && !is_suspended;
+        if ((may_replay && client.release_replay()) || has_stalled) && replaying.is_none() {
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
         }
@@ -164,7 +165,13 @@ where
         }
         tokio::select! {
             biased;
-            () = poll_fn(|cx| outbox.poll_over(cx)) => break,
+            signal = poll_fn(|cx| outbox.poll_signal(cx)) => match signal {
+                Signal::Over => break,
+                Signal::Stalled => {
+                    client.note_stalled();
+                    stalled = true;
+                }
+            },
             incoming = read(source, &mut commands, true) => match incoming {
                 Some(Incoming::Text(frame)) => commands.push(frame),
                 Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
@@ -195,9 +202,10 @@ where
                 }
             }
             () = poll_work(&mut touching) => touching = None,
+            () = poll_fn(|cx| outbox.poll_room(cx)), if executing.is_none() && !commands.is_empty() => {}
             () = &mut sleep => {
-                // What a client sends that is read more slowly may wait unread.
-                let busy = executing.is_some() || paced.is_some();
+                // What a client sends that is read more slowly, or that does not read its answers, may wait unread.
+                let busy = executing.is_some() || paced.is_some() || !commands.is_empty();
                 while let Some(due) = timers.due(Instant::now(), busy) {
                     match due {
                         Due::Ping => ping(client, hello),

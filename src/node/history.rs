@@ -2,10 +2,11 @@
 
 use super::client::{Client, Following};
 use crate::broker::Unavailable;
-use crate::hub::{From, HistoryJob, Hub, Identifier, Located, Pump, Start};
+use crate::hub::{From, HistoryJob, Hub, Identifier, Located, Pump, Start, Which};
 use crate::metrics;
 use crate::protocol::{HistoryRequest, Position, StreamName, encoding, reply};
 use crate::session::{Ask, Plan};
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,32 +123,55 @@ impl Client {
         self.want_replay();
     }
 
-    /// Sends every cursor what it has not had, as fast as the client reads. Returns when all have caught up or are held.
+    /// Sends cursors what they have not had, as fast as the client reads, in turns: so much as fits the budget, or a page that
+    /// was read for one, and then the next cursor. Returns when all have caught up or are held.
+    ///
+    /// Cursors that were live and found no room go on at once. Those that catch up wait until [`Client::take_replay_due`] says
+    /// that every command has been executed.
     pub async fn replay(self: &Arc<Self>) -> Result<(), Unavailable> {
         let outbox = self.outbox();
         let budget = match self.node.config.max_pending {
             0 => REPLAY_BUDGET,
             limit => REPLAY_BUDGET.min(limit / 4).max(1),
         };
+        let mut which = Which::Paced;
+        let mut turns: VecDeque<Following> = self.all_following().into();
+        // The cursor in front has been read a page in this turn.
+        let mut read = false;
         loop {
-            let mut paced = false;
-            let mut again = false;
-            for target in self.all_following() {
-                let pumped = target.cell.lock().pump(target.cursor, budget);
-                match pumped {
-                    Pump::Live | Pump::Held => {}
-                    Pump::Paced => paced = true,
-                    Pump::NeedPage { after } => {
-                        self.fetch(&target, &after).await?;
-                        again = true;
-                    }
-                }
+            if self.take_replay_due() {
+                which = Which::All;
+                turns = self.all_following().into();
+                read = false;
+            } else if self.take_stalled() {
+                let known: HashSet<_> = turns.iter().map(Following::key).collect();
+                turns.extend(self.all_following().into_iter().filter(|target| !known.contains(&target.key())));
             }
-            if outbox.is_over() || !(paced || again) {
+            let Some(target) = turns.front() else { return Ok(()) };
+            if outbox.is_over() {
                 return Ok(());
             }
-            if paced && !again {
-                poll_fn(|cx| outbox.poll_below(cx, budget / 2 + 1)).await;
+            let pumped = target.cell.lock().pump(target.cursor, budget, which);
+            let turn_is_over = match pumped {
+                Pump::Live | Pump::Held => {
+                    turns.pop_front();
+                    read = false;
+                    continue;
+                }
+                Pump::Paced { within_page } => {
+                    poll_fn(|cx| outbox.poll_below(cx, budget / 2 + 1)).await;
+                    !within_page
+                }
+                Pump::NeedPage { after } if !read || turns.len() == 1 => {
+                    self.fetch(target, &after).await?;
+                    read = true;
+                    false
+                }
+                Pump::NeedPage { .. } => true,
+            };
+            if turn_is_over {
+                turns.rotate_left(1);
+                read = false;
             }
         }
     }

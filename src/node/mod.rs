@@ -67,6 +67,10 @@ pub struct NodeConfig {
     pub broker_timeout: Duration,
     /// Bytes that may wait for one client; 0: no limit.
     pub max_pending: usize,
+    /// Bytes that may wait for all clients together; 0: no limit.
+    pub max_pending_total: usize,
+    /// Whispers that a client may send per second; beyond it they are dropped. 0: no limit.
+    pub max_whisper_rate: u32,
     /// Bytes of commands of one client that may wait.
     pub max_queued: usize,
     /// The same for all clients together.

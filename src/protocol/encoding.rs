@@ -75,6 +75,8 @@ const MAX_HEADER: usize = 10;
 const OPCODE_TEXT: u8 = 1;
 const OPCODE_CLOSE: u8 = 8;
 const OPCODE_PING: u8 = 9;
+#[cfg(test)]
+const OPCODE_PONG: u8 = 10;
 
 /// Header of a final, unmasked frame (RFC 6455 §5.2) and its length.
 fn frame_header(opcode: u8, len: usize) -> ([u8; MAX_HEADER], usize) {
@@ -112,6 +114,13 @@ pub fn close_frame((code, reason): (u16, &str)) -> Bytes {
 pub fn ping_frame() -> Bytes {
     let (header, len) = frame_header(OPCODE_PING, 0);
     Bytes::copy_from_slice(&header[..len])
+}
+
+/// A WebSocket pong frame. `payload`: at most 125 bytes, those of the ping.
+#[cfg(test)]
+pub fn pong_frame(payload: &[u8]) -> Bytes {
+    let (header, len) = frame_header(OPCODE_PONG, payload.len());
+    [&header[..len], payload].concat().into()
 }
 
 /// Text as JSON, quotes included.

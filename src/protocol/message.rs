@@ -31,12 +31,21 @@ pub struct Publication {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId(pub [u8; 16]);
 
+/// The first bit tells random ids from those of keys.
+const UNIQUE: u8 = 0x80;
+
 impl MessageId {
     /// For a publisher that gave no key: unique, so that our own retries are safe.
     pub fn random() -> Self {
         let mut id = [0; 16];
         getrandom::fill(&mut id).expect("the operating system's random source works");
+        id[0] |= UNIQUE;
         Self(id)
+    }
+
+    /// No publisher's key is behind it: nobody but ourselves can publish under it again.
+    pub fn is_unique(&self) -> bool {
+        self.0[0] & UNIQUE != 0
     }
 
     /// Of stream, key and the item's place in a batch: the same key on two streams must not collide.
@@ -49,6 +58,7 @@ impl MessageId {
         hash.update(place.to_be_bytes());
         let mut id = [0; 16];
         id.copy_from_slice(&hash.finalize()[..16]);
+        id[0] &= !UNIQUE;
         Self(id)
     }
 
@@ -71,6 +81,18 @@ pub struct Message {
     pub time: u64,
     pub payload: Payload,
     pub meta: Meta,
+}
+
+/// What a kept message holds beside its texts: itself, what counts its users, the allocator's share and its place in a list.
+const MESSAGE_OVERHEAD: usize = 200;
+
+impl Message {
+    /// Bytes of memory that it holds, overhead included: what every budget counts.
+    pub fn footprint(&self) -> usize {
+        let excluded = self.meta.exclude_socket.as_ref().map_or(0, |sid| sid.expose().len());
+        let kind = self.meta.broadcast_type.as_ref().map_or(0, |kind| kind.len());
+        MESSAGE_OVERHEAD + self.payload.json().len() + excluded + kind
+    }
 }
 
 /// The value of `message` in a delivery: JSON text that is embedded as it stands.

@@ -9,5 +9,6 @@ pub mod proxies;
 mod refusals;
 pub mod socket;
 pub mod tls;
+mod unsent;
 mod upgrade;
 pub mod ws;

@@ -6,8 +6,9 @@ use super::listener::PeerAddr;
 use super::origin::AllowedOrigins;
 use super::proxies::TrustedProxies;
 use super::socket::Socket;
+use super::unsent;
 use super::upgrade::handshake;
-use crate::hub::Outbox;
+use crate::hub::{Outbox, OutboxLimits};
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
 use crate::protocol::Close;
@@ -22,11 +23,13 @@ use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -45,12 +48,19 @@ pub struct WsConfig {
     pub max_message_size: usize,
     /// Bytes read at a time. Small, because every connection holds such a buffer.
     pub read_buffer_size: usize,
-    /// A write that makes no progress for so long ends the connection.
+    /// Having more queued than the limit for so long ends the connection, and so does a write that makes no progress for
+    /// [`STUCK_TIMEOUTS`] times as long.
     pub write_timeout: Duration,
 }
 
 /// Frames handed to one write.
 const FRAMES_PER_WRITE: usize = 64;
+
+/// A client within its limit may pause for so many write timeouts: it holds little, and a page may be frozen for a while.
+const STUCK_TIMEOUTS: u32 = 10;
+
+/// First byte of a pong frame.
+const PONG: u8 = 0x8a;
 
 /// How long the client may take to answer a close frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -143,7 +153,10 @@ impl WebSockets {
 
     async fn serve(self: Arc<Self>, socket: Socket, early: Bytes, hello: Hello) {
         let encoding = hello.subprotocol.encoding();
-        let outbox = Arc::new(Outbox::new(encoding, self.node.config.max_pending));
+        let node = &self.node.config;
+        let limits = OutboxLimits { pending: node.max_pending, total: node.max_pending_total };
+        let outbox = Arc::new(Outbox::within(encoding, limits));
+        unsent::bound(socket.tcp().as_fd());
         let (read, mut write) = tokio::io::split(socket);
         let config = WebSocketConfig::default()
             .read_buffer_size(self.config.read_buffer_size)
@@ -208,42 +221,95 @@ async fn write_out(socket: &mut WriteHalf<Socket>, outbox: &Outbox, timeout: Dur
             return Ok(());
         }
         metrics::SERVER_MSG.add(frames.len() as u64);
+        // The first frame is on its way: it must be ended before anything else can be said.
+        let mut is_begun = false;
         while !frames.is_empty() {
-            let writing = poll_fn(|cx| {
-                let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
-                for (slice, frame) in slices.iter_mut().zip(&frames) {
-                    *slice = IoSlice::new(frame);
-                }
-                let used = frames.len().min(FRAMES_PER_WRITE);
-                Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..used])
-            });
-            let written = match tokio::time::timeout(timeout, writing).await {
-                Ok(written) => written?,
-                Err(_) => {
-                    metrics::WRITE_TIMEOUTS.inc();
-                    return Err(io::ErrorKind::TimedOut.into());
+            let tried = poll_fn(|cx| Poll::Ready(poll_write(socket, &frames, cx))).await;
+            let written = match tried {
+                Poll::Ready(written) => written?,
+                Poll::Pending => {
+                    let begun = usize::from(is_begun);
+                    match write_when_possible(socket, &mut frames, begun, outbox, timeout).await? {
+                        Some(written) => written,
+                        // Told that it is too slow.
+                        None => continue,
+                    }
                 }
             };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             metrics::DATA_SENT.add(written as u64);
-            consume(&mut frames, written);
+            is_begun = consume(&mut frames, written);
         }
         socket.flush().await?;
     }
 }
 
-fn consume(frames: &mut VecDeque<Bytes>, mut written: usize) {
+fn poll_write(
+    socket: &mut WriteHalf<Socket>,
+    frames: &VecDeque<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+    for (slice, frame) in slices.iter_mut().zip(frames) {
+        *slice = IoSlice::new(frame);
+    }
+    let used = frames.len().min(FRAMES_PER_WRITE);
+    Pin::new(socket).poll_write_vectored(cx, &slices[..used])
+}
+
+/// Writes once the socket takes something, and judges the client that it belongs to meanwhile. `None`: the client was found
+/// too slow; of `frames` only the first `begun` are left, what it is told follows.
+async fn write_when_possible(
+    socket: &mut WriteHalf<Socket>,
+    frames: &mut VecDeque<Bytes>,
+    begun: usize,
+    outbox: &Outbox,
+    timeout: Duration,
+) -> io::Result<Option<usize>> {
+    let stuck_at = Instant::now() + timeout * STUCK_TIMEOUTS;
+    loop {
+        let due = outbox.deadline(timeout).map_or(stuck_at, |due| due.min(stuck_at));
+        let writing = poll_fn(|cx| poll_write(socket, frames, cx));
+        if let Ok(written) = tokio::time::timeout_at(due, writing).await {
+            return written.map(Some);
+        }
+        // It may have been this process that had no time: the socket is asked once more.
+        tokio::task::yield_now().await;
+        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(poll_write(socket, frames, cx))).await {
+            return written.map(Some);
+        }
+        let now = Instant::now();
+        if outbox.judge(now, timeout) {
+            frames.truncate(begun);
+            return Ok(None);
+        }
+        let is_overdue = outbox.closing().is_some() && outbox.deadline(timeout).is_some_and(|due| due <= now);
+        if now >= stuck_at || is_overdue {
+            metrics::WRITE_TIMEOUTS.inc();
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// Takes off what was written. Returns whether the first frame that is left has been begun.
+fn consume(frames: &mut VecDeque<Bytes>, mut written: usize) -> bool {
     while written > 0 {
-        let Some(first) = frames.front_mut() else { return };
+        let Some(first) = frames.front_mut() else { return false };
         if first.len() > written {
             first.advance(written);
-            return;
+            return true;
         }
         written -= first.len();
         frames.pop_front();
     }
+    false
+}
+
+/// A whole pong and nothing else (RFC 6455 §5.5: control frames are short and not fragmented).
+fn is_one_pong(bytes: &[u8]) -> bool {
+    bytes.len() >= 2 && bytes[0] == PONG && usize::from(bytes[1]) == bytes.len() - 2
 }
 
 /// The reading side of a socket. What the WebSocket layer wants to write (pongs, answers to close frames) goes into the
@@ -261,7 +327,12 @@ impl AsyncRead for Inbound {
 
 impl AsyncWrite for Inbound {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.outbox.push(Bytes::copy_from_slice(buf));
+        let frame = Bytes::copy_from_slice(buf);
+        if is_one_pong(buf) {
+            self.outbox.pong(frame)
+        } else {
+            self.outbox.push(frame)
+        }
         Poll::Ready(Ok(buf.len()))
     }
 

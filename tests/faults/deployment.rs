@@ -197,6 +197,12 @@ impl Deployment {
         network.as_ref().expect("the variant has a network that can be cut")
     }
 
+    /// Where an embedded server keeps its data.
+    pub fn embedded_store(&self, number: usize) -> PathBuf {
+        let disk = self.disks.get(number).map(|disk| disk.path().to_owned());
+        disk.unwrap_or_else(|| self.nodes[number].folder().join("store"))
+    }
+
     /// Of this nats-server; only in a deployment with [`Variant::small_disks`].
     pub fn disk(&self, number: usize) -> &Disk {
         match &self.nats {

@@ -38,6 +38,10 @@ impl Disk {
         Ok(Self { path: path.to_owned(), leash })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn ballast(&self) -> PathBuf {
         self.path.join("ballast")
     }
@@ -72,6 +76,18 @@ impl Drop for Disk {
         // Whoever cannot be waited for is gone.
         let _ = self.leash.wait();
     }
+}
+
+/// Deletes everything in a folder; the folder itself may be a disk. Answers with the number of files.
+pub fn empty(folder: &Path) -> Result<usize, String> {
+    let deleted = files(folder);
+    let fault = |error: std::io::Error| format!("{}: {error}", folder.display());
+    for entry in std::fs::read_dir(folder).map_err(fault)? {
+        let path = entry.map_err(fault)?.path();
+        let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        gone.map_err(fault)?;
+    }
+    Ok(deleted)
 }
 
 /// Number of files below a folder.

@@ -57,11 +57,17 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
         members: number("CLIENTS", 80),
         doubles: 0,
         silents: 0,
+        bases: 0,
         secret: None,
     };
-    let pace = Pace { lanes: 2, rate: number("RATE", 400) };
-    let habits =
-        Habits { drops: Drops::Never, stay: NEVER..NEVER, away: Duration::ZERO..Duration::ZERO, history: true };
+    let pace = Pace { lanes: 2, rate: number("RATE", 400), extras: carrick::client::check::Extras::default() };
+    let habits = Habits {
+        drops: Drops::Never,
+        stay: NEVER..NEVER,
+        away: Duration::ZERO..Duration::ZERO,
+        history: true,
+        whispers: false,
+    };
     let check = {
         let urls = urls?;
         deployment.block_on(async { Check::start(&roster, &pace, &habits, &urls, &outlet) })

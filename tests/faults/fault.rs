@@ -34,6 +34,8 @@ pub enum Fault {
     WipeMember,
     /// Two of three nats-servers gone at once.
     LoseQuorum,
+    /// All external nats-servers are away for longer than sessions live and retries are known.
+    LongOutage,
     /// The disk of the log's leader is full.
     FillDisk,
     /// Two clients in three have a wrong clock from one moment on.
@@ -49,6 +51,8 @@ pub enum Fault {
     /// An operator wants to purge the log, and to delete a message of it.
     Purge,
     DeleteLog,
+    /// History policies change while clients come and go: streams move to another log, its limits change, they move back.
+    ChangePolicies,
 }
 
 /// What a row must show.
@@ -62,11 +66,14 @@ pub enum Expected {
     Expired,
 }
 
+/// How long sessions live and retries are known under [`Fault::LongOutage`], in seconds.
+const SHORT_SESSIONS: u64 = 5;
+const SHORT_WINDOW: u64 = 8;
 /// How long messages live under [`Fault::FreezeNodeExpiry`], in seconds.
 const SHORT_LIFE: u64 = 2;
 
 impl Fault {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::None,
         Self::KillNode,
         Self::KillLeader,
@@ -80,6 +87,7 @@ impl Fault {
         Self::IsolateFollower,
         Self::WipeMember,
         Self::LoseQuorum,
+        Self::LongOutage,
         Self::FillDisk,
         Self::JumpClocks,
         Self::RollingRestart,
@@ -89,6 +97,7 @@ impl Fault {
         Self::DeleteMeta,
         Self::Purge,
         Self::DeleteLog,
+        Self::ChangePolicies,
     ];
 
     /// Those that take few seconds.
@@ -110,7 +119,7 @@ impl Fault {
 
     /// The log begins anew.
     pub fn ends_an_epoch(self) -> bool {
-        self == Self::DeleteLog
+        matches!(self, Self::DeleteLog | Self::ChangePolicies)
     }
 
     /// What was handed over may be stored seconds later, when its publisher has long tried again.
@@ -128,7 +137,7 @@ impl Fault {
         match self {
             Self::FreezeFollower | Self::IsolateLeader | Self::IsolateFollower => setup.is_cluster(),
             Self::WipeMember | Self::LoseQuorum => setup.is_cluster(),
-            Self::CutNode | Self::DropLive => !setup.is_embedded(),
+            Self::CutNode | Self::DropLive | Self::LongOutage | Self::ChangePolicies => !setup.is_embedded(),
             Self::RollingNats => setup == Setup::ExternalR3,
             _ => true,
         }
@@ -142,6 +151,9 @@ impl Fault {
             small_disks: self == Self::FillDisk,
             settings: match self {
                 Self::FreezeNodeExpiry => vec![("history_ttl", SHORT_LIFE.to_string())],
+                Self::LongOutage => {
+                    vec![("sessions_ttl", SHORT_SESSIONS.to_string()), ("dedup_window", SHORT_WINDOW.to_string())]
+                }
                 _ => Vec::new(),
             },
             ..Variant::default()
@@ -151,9 +163,15 @@ impl Fault {
     pub fn expected(self) -> Expected {
         match self {
             Self::DeleteLog => Expected::Signalled("the log is gone"),
+            Self::ChangePolicies => Expected::Signalled("streams moved to another log"),
             Self::FreezeNodeExpiry => Expected::Expired,
             _ => Expected::Whole,
         }
+    }
+
+    /// It lasts longer than publications may be retried: some are not accepted.
+    pub fn refuses_publications(self) -> bool {
+        matches!(self, Self::FreezeNodeExpiry | Self::LongOutage)
     }
 
     /// Nobody publishes through the node that it harms, where there is another: what waits in a stopped process is
@@ -176,6 +194,10 @@ impl Fault {
             // Within the window for duplicates, which is as short as the messages' life.
             let retry_for = if setup == Setup::EmbeddedSingle { "0" } else { "0.9" };
             all.push(format!("--retry-for={retry_for}"));
+        }
+        if self == Self::LongOutage {
+            // `publish_timeout` is half the window.
+            all.push(format!("--retry-for={}", SHORT_WINDOW / 2 - 1));
         }
         if matches!(self.expected(), Expected::Signalled(_)) {
             all.push("--allow-rejects".to_owned());
@@ -223,6 +245,7 @@ impl fmt::Display for Fault {
             Self::IsolateFollower => "follower cut off from the other servers",
             Self::WipeMember => "member wiped, then the leader killed",
             Self::LoseQuorum => "two of three servers down",
+            Self::LongOutage => "NATS away longer than sessions live",
             Self::FillDisk => "disk of the log full",
             Self::JumpClocks => "clients' clocks jump",
             Self::RollingRestart => "rolling restart",
@@ -232,6 +255,7 @@ impl fmt::Display for Fault {
             Self::DeleteMeta => "bucket of records deleted",
             Self::Purge => "purge by an operator",
             Self::DeleteLog => "log deleted",
+            Self::ChangePolicies => "policies changed",
         })
     }
 }

@@ -77,7 +77,6 @@ fn a_cut_between_a_node_and_nats_loses_nothing() {
 }
 
 #[test]
-#[ignore = "a node that was stopped believes what it saw before: scripts/faults shows it"]
 fn row_02_a_node_frozen_longer_than_messages_live_tells_every_loss() {
     survives(Setup::ExternalSingle, Fault::FreezeNodeExpiry);
 }

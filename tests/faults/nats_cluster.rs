@@ -122,10 +122,7 @@ impl Member {
     /// the number of files deleted.
     pub fn wipe(&mut self) -> usize {
         self.name.push('w');
-        let files = crate::disk::files(&self.store());
-        std::fs::remove_dir_all(self.store()).expect("the store can be deleted");
-        std::fs::create_dir(self.store()).expect("a folder can be created");
-        files
+        crate::disk::empty(&self.store()).expect("the store can be deleted")
     }
 
     /// What it has written.

@@ -116,11 +116,12 @@ impl Row {
         };
         let always = ["duplicated", "reordered", "wrong_positions", "disconnects", "surprises"];
         // A single node that stands still longer than publications may be retried accepts fewer of them.
-        let acked: &[&str] = if self.fault.spares_publishers() { &[] } else { &["unacknowledged"] };
+        let acked: &[&str] = if self.fault.refuses_publications() { &[] } else { &["unacknowledged"] };
         for name in must_be_none.iter().chain(&always).chain(acked).filter(|name| count(name) > 0) {
             failures.push(format!("{name}: {}", count(name)));
         }
-        if count("epochs") != epochs {
+        // Policies move streams more than once.
+        if count("epochs") < epochs || epochs == 1 && count("epochs") > 1 {
             failures.push(format!("{} epochs, expected {epochs}", count("epochs")));
         }
         if count("delivered") == 0 {

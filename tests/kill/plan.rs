@@ -1,7 +1,7 @@
 //! What happens in a round, decided by a seed.
 
 use carrick::client::check::member::Habits;
-use carrick::client::check::{Dice, Drops, Pace, Roster};
+use carrick::client::check::{Dice, Drops, Extras, Pace, Roster};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -107,15 +107,22 @@ impl Plan {
             members: self.clients,
             doubles: self.doubles,
             silents: self.silents,
+            bases: 0,
             secret: None,
         }
     }
 
     pub fn pace(&self) -> Pace {
-        Pace { lanes: self.lanes, rate: self.rate }
+        Pace { lanes: self.lanes, rate: self.rate, extras: Extras::default() }
     }
 
     pub fn habits(&self) -> Habits {
-        Habits { drops: Drops::Random, stay: self.stay.clone(), away: self.away.clone(), history: true }
+        Habits {
+            drops: Drops::Random,
+            stay: self.stay.clone(),
+            away: self.away.clone(),
+            history: true,
+            whispers: false,
+        }
     }
 }

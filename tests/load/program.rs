@@ -1,7 +1,9 @@
 //! The load program: what one server does on this machine. Run by `scripts/load`; the client's side is written to cost
 //! little, because it shares the machine with the server.
 
+mod abuse;
 mod application;
+mod attack;
 mod connects;
 mod crowd;
 mod cut;
@@ -149,6 +151,15 @@ fn command() -> Command {
                 .arg(switch("follower", "Another client follows the stream all the time"))
                 .arg(number("payload", "100", "Bytes of data per message")),
         )
+        .subcommand(
+            Command::new("abuse")
+                .about("Attackers that do everything at once beside honest clients: what those notice, and what stays in memory")
+                .arg(number("clients", "200", "Honest clients, which drop and come back"))
+                .arg(number("rate", "200", "Messages per second to them"))
+                .arg(number("attackers", "50", "Attackers, of twelve kinds"))
+                .arg(seconds("60"))
+                .arg(number("rest", "60", "Seconds after the attack until memory is read")),
+        )
 }
 
 fn main() -> ExitCode {
@@ -162,6 +173,7 @@ fn main() -> ExitCode {
         Some(("leavers", options)) => leavers::run(options),
         Some(("holes", options)) => holes::run(options),
         Some(("replay", options)) => replay::run(options),
+        Some(("abuse", options)) => abuse::run(options),
         _ => Err("no such command, see --help".to_owned()),
     };
     match result {

@@ -6,7 +6,7 @@ use super::generation::Connection;
 use super::policies::{Change, differences};
 use super::{Core, NatsBrokerConfig, SetupError};
 use crate::broker::policy::{Policy, Table};
-use crate::broker::{Feed, RemoteDisconnect};
+use crate::broker::{Feed, Overflow, RemoteDisconnect};
 use crate::protocol::{Epoch, Message, StreamName};
 use serde::Deserialize;
 use serde_json::json;
@@ -72,7 +72,7 @@ struct Silence;
 
 impl Feed for Silence {
     fn live(&self, _: &StreamName, _: u64, _: Arc<Message>) {}
-    fn transient(&self, _: &StreamName, _: Arc<Message>) {}
+    fn transient(&self, _: &StreamName, _: Arc<Message>, _: Overflow) {}
     fn lagged(&self, _: &StreamName) {}
     fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
     fn commands_lost(&self) {}

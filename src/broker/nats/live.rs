@@ -9,7 +9,7 @@ use super::logs::Log;
 use super::owed::{Owed, Round};
 use super::token::Token;
 use super::{Core, headers};
-use crate::broker::{Feed, Looked};
+use crate::broker::{Feed, Looked, Overflow};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{Message, Subscriber};
@@ -246,8 +246,11 @@ async fn deliver(core: &Core, connection: &Connection, stale: &mut Vec<String>, 
     if !headers::is_of(raw, &name.stream, name.hashed) {
         return true;
     }
-    if name.peer || headers::text(raw, &headers::TRANSIENT).is_some() {
-        core.feed.transient(&name.stream, headers::message(raw, 0, 0));
+    let is_transient = headers::text(raw, &headers::TRANSIENT).is_some();
+    if name.peer || is_transient {
+        // What another cluster has stored cannot be read here, but is no less worth.
+        let overflow = if is_transient { Overflow::Drop } else { Overflow::Disconnect };
+        core.feed.transient(&name.stream, headers::message(raw, 0, 0), overflow);
         return true;
     }
     let (Some(source), Some(offset)) = (headers::text(raw, &NATS_STREAM), headers::number(raw, &NATS_SEQUENCE)) else {

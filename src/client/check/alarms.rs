@@ -1,8 +1,8 @@
 //! Which rejections of history were false: the client's position was provably complete.
 
-use super::judge::Position;
+use super::judge::{Position, Rules};
 use super::member::{Arrival, Record, Reject};
-use super::source::{Ack, Id, Published};
+use super::source::{Ack, Id, Published, TRANSIENT_LANE};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,13 @@ pub struct Limits {
 #[derive(Default)]
 pub(super) struct StreamLog {
     pub acks: BTreeMap<Id, Ack>,
+    /// Transient messages, and how many of them were begun.
+    pub transient: BTreeMap<Id, Ack>,
+    pub transient_begun: u64,
+    /// Numbers of each lane that an earlier turn of the run has judged.
+    judged: HashMap<u16, u64>,
+    /// Messages of earlier turns that were not acknowledged: they may be stored later.
+    open: HashSet<Id>,
     /// Said to be not stored by every attempt.
     pub refused: HashSet<Id>,
     /// From the first attempt to its answer, of all messages that are or may be stored.
@@ -34,6 +41,13 @@ pub(super) struct StreamLog {
 
 impl StreamLog {
     pub fn note(&mut self, source: &Published) {
+        if source.lane == TRANSIENT_LANE {
+            self.transient.extend(source.acks.iter().map(|ack| (ack.id, ack.clone())));
+            self.transient_begun = source.after + source.begun;
+            return;
+        }
+        self.judged.insert(source.lane, source.after);
+        self.open.extend(source.open.iter().copied());
         for ack in &source.acks {
             self.spans.push((ack.begun, ack.at));
             if let Some((epoch, offset)) = &ack.position {
@@ -51,6 +65,25 @@ impl StreamLog {
                 self.spans.push((unacked.begun, unacked.ended + Duration::from_secs(60)));
             }
         }
+    }
+
+    /// It was published in an earlier turn.
+    pub fn is_of_an_earlier_turn(&self, id: Id) -> bool {
+        self.judged.get(&id.lane).is_some_and(|judged| id.n <= *judged)
+    }
+
+    /// It was not acknowledged in an earlier turn, and may have been stored since.
+    pub fn is_open(&self, id: Id) -> bool {
+        self.open.contains(&id)
+    }
+
+    /// The limits may have removed it before a connection that stands could get it, or its log's life has ended.
+    pub fn may_be_removed(&self, ack: &Ack, rules: &Rules) -> bool {
+        let Some(limits) = rules.limits else { return false };
+        let until = ack.at + rules.live_within;
+        limits.ttl <= rules.live_within + MARGIN
+            || self.stored_between(ack.begun, until) >= limits.messages
+            || self.epochs.len() > 1
     }
 
     /// How many messages at most were stored after `since` and before `until`.
@@ -89,8 +122,12 @@ impl StreamLog {
 /// Why a rejection was false: the last message that the client had of this stream was kept when it was told.
 pub(super) fn is_false_alarm(record: &Record, reject: &Reject, log: &StreamLog, limits: Limits) -> Option<String> {
     let stream = &record.follower.follows[reject.follow].stream;
-    let of_stream = |arrival: &&Arrival| record.follower.follows[arrival.follow].stream == *stream;
-    let before = record.arrivals[..reject.after].iter().rev().filter(of_stream);
+    // What another subscription gets on the same connection came after this one had asked.
+    let counts = |arrival: &&Arrival| {
+        let same = arrival.follow == reject.follow;
+        same || arrival.connection < reject.connection && record.follower.follows[arrival.follow].stream == *stream
+    };
+    let before = record.arrivals[..reject.after].iter().rev().filter(counts);
     let (epoch, offset) = before.filter_map(|arrival| arrival.position.as_ref()).next()?;
     log.keeps(epoch, *offset, reject.at, limits)
 }

@@ -3,10 +3,11 @@
 //! Histories are generated: a stream with limits, and a client that comes, goes and is told what is true.
 
 use super::alarms::Limits;
-use super::judge::{Rules, Verdict, judge};
+use super::judge::{Rules, judge};
 use super::member::{Arrival, Record, Reject, Stay};
 use super::roster::{Dice, Follow, Follower, Kind};
 use super::source::{Ack, Id, Published, Unacked};
+use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,10 +69,13 @@ impl Trace {
         let ack = |n: u64| {
             let begun = start + BEAT * u32::try_from(n).unwrap();
             let position = Some((Arc::from("e"), n * 10));
-            Ack { id: Id { lane: 0, n }, position, duplicate: false, begun, at: begun + STORING }
+            Ack { id: Id { lane: 0, n }, position, duplicate: false, excluded: None, begun, at: begun + STORING }
         };
         let published = Published {
             stream: STREAM.to_owned(),
+            lane: 0,
+            after: 0,
+            open: vec![],
             begun: MESSAGES,
             acks: (1..=MESSAGES).map(ack).collect(),
             retries: 0,
@@ -104,15 +108,22 @@ impl Trace {
     }
 
     fn reject(&mut self, at: Instant) {
-        self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), at });
+        self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), connection: 1, at });
     }
 
     fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
-        self.record.stays.push(Stay { stood, ended, fresh: false, by_client: Some(true), positions: BTreeMap::new() });
+        self.record.stays.push(Stay {
+            stood,
+            ended,
+            fresh: false,
+            session: 1,
+            by_client: Some(true),
+            positions: BTreeMap::new(),
+        });
     }
 
     fn verdict(&self) -> Verdict {
-        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &self.rules)
+        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &[], &self.rules)
     }
 }
 
@@ -166,7 +177,7 @@ fn a_rejection_of_a_client_whose_position_is_kept_is_a_false_alarm() {
         if trace.age(arrival.id.n, at) > BEAT {
             continue;
         }
-        trace.record.rejects.push(Reject { follow: 0, after: index + 1, at });
+        trace.record.rejects.push(Reject { follow: 0, after: index + 1, connection: 1, at });
         trace.record.rejects.sort_by_key(|reject| reject.after);
         let verdict = trace.verdict();
         assert!(charges(&verdict).contains(&"false alarms"), "{verdict:?}");
@@ -188,10 +199,10 @@ fn a_rejection_under_a_dead_epoch_is_none() {
     }
     let after = trace.record.arrivals.iter().position(|arrival| arrival.id.n > half).unwrap();
     let at = trace.acked_at(half) + BEAT / 2;
-    trace.record.rejects.push(Reject { follow: 0, after, at });
+    trace.record.rejects.push(Reject { follow: 0, after, connection: 1, at });
     assert_eq!(trace.verdict().false_alarms.count, 0);
     // The same a moment before the end of the first life is one.
-    trace.record.rejects[0] = Reject { follow: 0, after: 5, at: trace.record.arrivals[4].at };
+    trace.record.rejects[0] = Reject { follow: 0, after: 5, connection: 1, at: trace.record.arrivals[4].at };
     assert_eq!(trace.verdict().false_alarms.count, 1);
 }
 

@@ -1,120 +1,17 @@
 //! Compares what was acknowledged with what arrived: every message at every follower, once, in order.
 
 use super::alarms::{Limits, StreamLog, is_false_alarm};
-use super::live::{Lateness, Times};
+use super::live::Lateness;
 use super::member::Record;
+use super::removal::{Removal, judge_removals};
 use super::roster::Kind;
 use super::source::{Ack, Id, Published};
-use std::collections::{BTreeSet, HashMap};
+use super::standing::judge_base;
+use super::transient::{Whispers, judge_transient};
+use super::verdict::Verdict;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Descriptions kept per kind of fault found.
-const EXAMPLES: usize = 8;
-
-/// A count with some examples.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Finding {
-    pub count: u64,
-    pub examples: Vec<String>,
-}
-
-impl Finding {
-    pub(super) fn add(&mut self, example: impl FnOnce() -> String) {
-        self.count += 1;
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(example());
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct Verdict {
-    pub published: u64,
-    pub acknowledged: u64,
-    pub duplicate_acks: u64,
-    pub retries: u64,
-    /// Published without an acknowledgement in time.
-    pub unacknowledged: Finding,
-    /// (message, subscription) pairs that had to arrive.
-    pub expected: u64,
-    pub arrived: u64,
-    /// Acknowledged and never delivered.
-    pub missing: Finding,
-    /// Those of them that no `reject_history` tells of.
-    pub unsignalled: Finding,
-    pub doubled: Finding,
-    pub disordered: Finding,
-    /// Arrived with another position than was acknowledged, or acknowledged out of order.
-    pub positions: Finding,
-    /// Epochs of acknowledgements and arrivals; more than one: the log began anew.
-    pub epochs: BTreeSet<Arc<str>>,
-    /// `reject_history`.
-    pub rejects: Finding,
-    /// Those of them to clients whose position was provably complete.
-    pub false_alarms: Finding,
-    /// Arrived although every attempt to publish them was answered "not stored".
-    pub unstored: Finding,
-    /// Arrived too late on a connection that stood all the time, or only on a later one.
-    pub late: Finding,
-    /// From the acknowledgement to the arrival on a connection that stood before the message was published.
-    pub live: Times,
-    /// Missed by clients that came back with neither session nor position: they catch up by time, which tells no losses.
-    pub by_time: u64,
-    /// Stored a second time by a retry, when the limits had removed the first one.
-    pub forgotten: u64,
-    /// Refusals, being sent away, frames out of the protocol.
-    pub surprises: Finding,
-    /// Publications refused or answered strangely.
-    pub publishing: Finding,
-    /// Copies cut apart by a drop where two identifiers share a stream; the one allowance.
-    pub excused: u64,
-    /// Messages that arrived without a position (allowed to a second identifier that catches up).
-    pub unpositioned: u64,
-    pub disconnects: u32,
-    pub drops: u64,
-    pub losses: u64,
-    pub restored: u64,
-    pub fresh: u64,
-    pub silences: u64,
-    /// Returns with a clock that is wrong.
-    pub skewed: u64,
-}
-
-impl Verdict {
-    /// What was found, by name; counts of 0 included.
-    pub fn findings(&self) -> [(&'static str, &Finding); 12] {
-        [
-            ("not told", &self.unsignalled),
-            ("false alarm", &self.false_alarms),
-            ("arrived though not stored", &self.unstored),
-            ("late", &self.late),
-            ("missing", &self.missing),
-            ("doubled", &self.doubled),
-            ("out of order", &self.disordered),
-            ("wrong position", &self.positions),
-            ("history rejected", &self.rejects),
-            ("surprise", &self.surprises),
-            ("publishing", &self.publishing),
-            ("not acknowledged", &self.unacknowledged),
-        ]
-    }
-
-    /// One line per kind of broken promise, for a run in which nothing may be lost; empty if all were kept.
-    pub fn failures(&self) -> Vec<String> {
-        let found = self.findings().into_iter().filter(|(_, finding)| finding.count > 0);
-        let mut failures: Vec<_> = found
-            .map(|(name, finding)| format!("{name}: {}\n    {}", finding.count, finding.examples.join("\n    ")))
-            .collect();
-        if self.disconnects > 0 {
-            failures.push(format!("disconnect messages: {}", self.disconnects));
-        }
-        if self.epochs.len() > 1 {
-            failures.push(format!("several epochs: {:?}", self.epochs));
-        }
-        failures
-    }
-}
 
 /// Epoch and offset, where the server tells them.
 pub(super) type Position = Option<(Arc<str>, u64)>;
@@ -134,15 +31,27 @@ impl Default for Rules {
     }
 }
 
-pub fn judge(published: &[Published], records: &[Record], rules: &Rules) -> Verdict {
+pub fn judge(published: &[Published], records: &[Record], removals: &[Removal], rules: &Rules) -> Verdict {
     let mut verdict = Verdict::default();
     let mut streams: HashMap<&str, StreamLog> = HashMap::new();
     for source in published {
         note_source(source, &mut verdict);
         streams.entry(&source.stream).or_default().note(source);
     }
+    let whispers = Whispers::of(records);
     for record in records {
         judge_member(record, &streams, rules, &mut verdict);
+        judge_removals(record, removals, rules.live_within, &mut verdict);
+        let none = StreamLog::default();
+        let mut excuses = Excuses::of(record);
+        for (index, follow) in record.follower.follows.iter().enumerate() {
+            let log = streams.get(follow.stream.as_str()).unwrap_or(&none);
+            judge_transient(record, index, log, &whispers, &mut verdict);
+            match record.follower.kind {
+                Kind::Base => judge_base(record, index, log, rules, &mut verdict),
+                _ => judge_subscription(record, index, log, rules, &mut excuses, &mut verdict),
+            }
+        }
     }
     verdict
 }
@@ -178,7 +87,6 @@ fn judge_member(record: &Record, streams: &HashMap<&str, StreamLog>, rules: &Rul
     verdict.fresh += u64::from(record.fresh);
     verdict.silences += u64::from(record.silences);
     verdict.skewed += u64::from(record.skewed);
-    verdict.disconnects += record.disconnects;
     for surprise in &record.surprises {
         verdict.surprises.add(|| format!("client {client}: {surprise}"));
     }
@@ -192,28 +100,22 @@ fn judge_member(record: &Record, streams: &HashMap<&str, StreamLog>, rules: &Rul
             verdict.false_alarms.add(|| format!("{}, but {proof}", describe()));
         }
     }
-    let mut excuses = Excuses::of(record);
-    for follow in 0..record.follower.follows.len() {
-        judge_subscription(record, follow, streams, rules, &mut excuses, verdict);
-    }
 }
 
 fn judge_subscription(
     record: &Record,
     follow: usize,
-    streams: &HashMap<&str, StreamLog>,
+    log: &StreamLog,
     rules: &Rules,
     excuses: &mut Excuses,
     verdict: &mut Verdict,
 ) {
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
-    let none = StreamLog::default();
-    let log = streams.get(subscription.stream.as_str()).unwrap_or(&none);
     let lateness = Lateness { record, within: rules.live_within };
     let mut seen: HashMap<Id, &Position> = HashMap::new();
     let mut order = Order::default();
-    for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow) {
+    for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.is_stored()) {
         let ack = log.acks.get(&arrival.id);
         let acked = ack.and_then(|ack| ack.position.as_ref());
         let describe = || {
@@ -223,6 +125,18 @@ fn judge_subscription(
         verdict.arrived += 1;
         if log.refused.contains(&arrival.id) {
             verdict.unstored.add(describe);
+        }
+        if log.is_of_an_earlier_turn(arrival.id) {
+            if !log.is_open(arrival.id) {
+                verdict.doubled.add(|| format!("{}, long after it was due", describe()));
+            }
+            continue;
+        }
+        if let Some((excluded, session)) = ack.and_then(|ack| ack.excluded)
+            && excluded == client
+            && record.stays.get(arrival.connection as usize - 1).is_some_and(|stay| stay.session == session)
+        {
+            verdict.not_excluded.add(describe);
         }
         let first = seen.get(&arrival.id).copied();
         let twice = rules.limits.is_some_and(|limits| log.is_forgotten(arrival, first, limits));
@@ -259,8 +173,11 @@ fn judge_subscription(
             }
         }
     }
-    verdict.expected += log.acks.len() as u64;
-    for (id, ack) in log.acks.iter().filter(|(id, _)| !seen.contains_key(id)) {
+    let is_excluded = |ack: &Ack| ack.excluded.is_some_and(|(excluded, _)| excluded == client);
+    let excluded = log.acks.values().filter(|ack| is_excluded(ack)).count() as u64;
+    verdict.excluded += excluded;
+    verdict.expected += log.acks.len() as u64 - excluded;
+    for (id, ack) in log.acks.iter().filter(|(id, ack)| !seen.contains_key(id) && !is_excluded(ack)) {
         let acked = ack.position.as_ref();
         if excuses.take(&subscription.stream, acked) {
             verdict.excused += 1;

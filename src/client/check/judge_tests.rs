@@ -1,9 +1,10 @@
 //! The judge finds what it is there to find.
 
-use super::judge::{Rules, Verdict, judge};
+use super::judge::{Rules, judge};
 use super::member::{Arrival, Record, Reject, Stay};
 use super::roster::{Follower, Kind, Roster};
 use super::source::{Ack, Id, Published};
+use super::verdict::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,12 +15,22 @@ fn published(follower: &Follower) -> Vec<Published> {
         id: Id { lane: 0, n },
         position: Some((Arc::from("e"), n * 10)),
         duplicate: false,
+        excluded: None,
         begun: tokio::time::Instant::now(),
         at: tokio::time::Instant::now(),
     };
     let acks: Vec<_> = (1..=3).map(ack).collect();
-    let of =
-        |stream| Published { stream, begun: 3, acks: acks.clone(), retries: 0, unacknowledged: vec![], errors: vec![] };
+    let of = |stream| Published {
+        stream,
+        lane: 0,
+        after: 0,
+        open: vec![],
+        begun: 3,
+        acks: acks.clone(),
+        retries: 0,
+        unacknowledged: vec![],
+        errors: vec![],
+    };
     streams.into_iter().map(of).collect()
 }
 
@@ -28,25 +39,22 @@ fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
         let position = Some((Arc::from("e"), n * 10));
         Arrival { follow, id: Id { lane: 0, n }, position, connection: 1, at: tokio::time::Instant::now() }
     };
-    Record {
-        follower: follower.clone(),
-        arrivals: arrivals.iter().map(arrival).collect(),
-        stays: vec![],
-        restored: 0,
-        fresh: 0,
-        surprises: vec![],
-        rejects: vec![],
-        resumes: vec![],
-        disconnects: 0,
-        silences: 0,
-        skewed: 0,
-    }
+    let arrivals = arrivals.iter().map(arrival).collect();
+    Record { arrivals, ..Record::new(follower.clone()) }
 }
 
 /// A client of the wanted kind, with its first stream only.
 fn follower(kind: Kind) -> Follower {
-    let roster =
-        Roster { prefix: String::new(), seed: 1, streams: 5, members: 20, doubles: 5, silents: 5, secret: None };
+    let roster = Roster {
+        prefix: String::new(),
+        seed: 1,
+        streams: 5,
+        members: 20,
+        doubles: 5,
+        silents: 5,
+        bases: 2,
+        secret: None,
+    };
     let all = roster.followers();
     let mut one = all.into_iter().find(|follower| follower.kind == kind).expect("the roster has every kind");
     let first = one.follows[0].stream.clone();
@@ -55,7 +63,7 @@ fn follower(kind: Kind) -> Follower {
 }
 
 fn verdict(follower: &Follower, arrivals: &[(usize, u64)]) -> Verdict {
-    judge(&published(follower), &[record(follower, arrivals)], &Rules::default())
+    judge(&published(follower), &[record(follower, arrivals)], &[], &Rules::default())
 }
 
 #[test]
@@ -81,7 +89,7 @@ fn wrong_positions_and_surprises_are_found() {
     let mut strange = record(&plain, &[(0, 1), (0, 2), (0, 3)]);
     strange.arrivals[1].position = Some(("other".into(), 20));
     strange.surprises.push("disconnect".into());
-    let verdict = judge(&published(&plain), &[strange], &Rules::default());
+    let verdict = judge(&published(&plain), &[strange], &[], &Rules::default());
     assert_eq!((verdict.positions.count, verdict.surprises.count), (1, 1));
     assert_eq!(verdict.failures().len(), 3, "with a second epoch");
 }
@@ -95,18 +103,23 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
         stood: None,
         ended: tokio::time::Instant::now(),
         fresh: false,
+        session: 1,
         by_client: Some(true),
         positions: BTreeMap::from([(double.follows[0].stream.clone(), offset)]),
     };
     for (dropped_at, missing, excused) in [(20, 0, 1), (10, 1, 0)] {
         let mut cut = record(&double, &arrivals);
         cut.stays.push(ended(dropped_at));
-        let verdict = judge(&published(&double), &[cut], &Rules::default());
+        let verdict = judge(&published(&double), &[cut], &[], &Rules::default());
         assert_eq!((verdict.missing.count, verdict.excused), (missing, excused), "dropped at {dropped_at}");
     }
     let mut both_missing = record(&double, &[(0, 1), (1, 1), (0, 3), (1, 3)]);
     both_missing.stays.push(ended(20));
-    assert_eq!(judge(&published(&double), &[both_missing], &Rules::default()).missing.count, 1, "one copy, not two");
+    assert_eq!(
+        judge(&published(&double), &[both_missing], &[], &Rules::default()).missing.count,
+        1,
+        "one copy, not two"
+    );
 }
 
 #[test]
@@ -114,8 +127,8 @@ fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     let plain = follower(Kind::Plain);
     for (after, unsignalled) in [(0, 1), (1, 0), (2, 1)] {
         let mut lossy = record(&plain, &[(0, 1), (0, 3)]);
-        lossy.rejects.push(Reject { follow: 0, after, at: tokio::time::Instant::now() });
-        let verdict = judge(&published(&plain), &[lossy], &Rules::default());
+        lossy.rejects.push(Reject { follow: 0, after, connection: 1, at: tokio::time::Instant::now() });
+        let verdict = judge(&published(&plain), &[lossy], &[], &Rules::default());
         assert_eq!((verdict.missing.count, verdict.unsignalled.count), (1, unsignalled), "rejected after {after}");
         assert_eq!(verdict.rejects.count, 1);
     }
@@ -129,7 +142,7 @@ fn without_positions_each_source_is_still_kept_in_order() {
     let judge_arrivals = |arrivals: &[(usize, u64)]| {
         let mut record = record(&plain, arrivals);
         record.arrivals.iter_mut().for_each(|arrival| arrival.position = None);
-        judge(&sources, &[record], &Rules::default())
+        judge(&sources, &[record], &[], &Rules::default())
     };
     assert_eq!(judge_arrivals(&[(0, 1), (0, 2), (0, 3)]).failures(), Vec::<String>::new());
     assert_eq!(judge_arrivals(&[(0, 1), (0, 3), (0, 2)]).disordered.count, 1);
@@ -141,5 +154,5 @@ fn an_unreached_publisher_is_a_failure() {
     let plain = follower(Kind::Plain);
     let mut sources = published(&plain);
     sources[0].errors.push("gave up".into());
-    assert_eq!(judge(&sources, &[], &Rules::default()).publishing.count, 1);
+    assert_eq!(judge(&sources, &[], &[], &Rules::default()).publishing.count, 1);
 }

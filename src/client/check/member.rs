@@ -1,23 +1,24 @@
 //! Stock clients that drop and come back, and write down everything they get.
 
 use super::roster::{Dice, Follower, Kind};
-use super::source::Id;
+use super::source::{FIRST_WHISPER_LANE, Id};
 use super::{Drops, Phase};
 use crate::client::connection::url_with_sid;
 use crate::client::frame::Data;
-use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, Trust, now_secs};
+use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, Trust, command, now_secs};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use url::Url;
 
 /// The stock client takes a connection for dead after two ping intervals without a frame.
 const SILENCE: Duration = Duration::from_secs(6);
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A message as it reached a client.
 #[derive(Clone, Debug)]
@@ -39,6 +40,16 @@ pub struct Reject {
     pub follow: usize,
     /// Arrivals of the member before it.
     pub after: usize,
+    /// Counts the client's connections, as in [`Arrival`].
+    pub connection: u32,
+    pub at: Instant,
+}
+
+/// A whisper, as its sender knows it.
+#[derive(Clone, Debug)]
+pub struct Whisper {
+    pub n: u64,
+    pub stream: String,
     pub at: Instant,
 }
 
@@ -50,6 +61,8 @@ pub struct Stay {
     pub ended: Instant,
     /// A return whose session was not restored.
     pub fresh: bool,
+    /// Number of the client's session.
+    pub session: u32,
     /// `None`: the run ended it.
     pub by_client: Option<bool>,
     /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
@@ -72,6 +85,8 @@ pub struct Record {
     /// From the first attempt to come back until every subscription stood and had its history.
     pub resumes: Vec<Duration>,
     pub disconnects: u32,
+    /// What it whispered.
+    pub whispers: Vec<Whisper>,
     /// Connections that heard nothing for two ping intervals.
     pub silences: u32,
     /// Returns with a clock that is wrong.
@@ -91,6 +106,7 @@ impl Record {
             rejects: Vec::new(),
             resumes: Vec::new(),
             disconnects: 0,
+            whispers: Vec::new(),
             silences: 0,
             skewed: 0,
         }
@@ -104,8 +120,49 @@ pub struct Progress {
     pub settled: AtomicBool,
     /// Messages that arrived, per subscription.
     pub arrived: Vec<AtomicU64>,
+    /// Its present session; `None` until it has one.
+    session: Mutex<Option<Session>>,
     /// Connections that ended where two identifiers share a stream: as many messages may be missing.
     pub excusable: AtomicU64,
+}
+
+/// What ties connections of one client together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Counts the client's sessions from 1.
+    pub number: u32,
+    /// Its first id; a server without authentication knows the client by it.
+    pub first: String,
+    /// Its present id.
+    pub sid: String,
+}
+
+impl Progress {
+    pub fn of(follower: &Follower) -> Self {
+        Self { arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+
+    pub fn session(&self) -> Option<Session> {
+        self.session.lock().ok()?.clone()
+    }
+
+    /// Nothing counts that came before.
+    pub(super) fn start_anew(&self) {
+        self.arrived.iter().for_each(|count| count.store(0, Ordering::Release));
+        self.excusable.store(0, Ordering::Release);
+    }
+
+    /// A welcome came; answers with the number of the session.
+    pub(super) fn welcome(&self, sid: &str, restored: bool) -> u32 {
+        let Ok(mut session) = self.session.lock() else { return 0 };
+        let next = match session.take() {
+            Some(old) if restored => Session { sid: sid.to_owned(), ..old },
+            old => Session { number: old.map_or(0, |old| old.number) + 1, first: sid.to_owned(), sid: sid.to_owned() },
+        };
+        let number = next.number;
+        *session = Some(next);
+        number
+    }
 }
 
 /// A stream that gets its first message while its followers are away.
@@ -126,6 +183,8 @@ pub struct Habits {
     pub away: Range<Duration>,
     /// The server answers requests for history.
     pub history: bool,
+    /// Members whisper now and then.
+    pub whispers: bool,
 }
 
 /// One client of a run.
@@ -142,6 +201,8 @@ pub struct Member {
     skew: watch::Receiver<i64>,
     silent: Option<Arc<Silent>>,
     progress: Arc<Progress>,
+    turns: watch::Receiver<u64>,
+    records: mpsc::Sender<Record>,
     stock: StockClient,
     record: Record,
     connection: u32,
@@ -151,6 +212,10 @@ pub struct Member {
     stood: Option<Instant>,
     /// The present connection came back to a session that was gone.
     fresh: bool,
+    /// Number of the present session.
+    session: u32,
+    /// Whispers so far.
+    whispered: u64,
     /// Identifiers whose history came on the present connection.
     answered: BTreeSet<String>,
     /// The epoch seen last: messages share its text.
@@ -173,11 +238,14 @@ pub struct Surroundings {
     pub skew: watch::Receiver<i64>,
     pub silent: Option<Arc<Silent>>,
     pub progress: Arc<Progress>,
+    /// At each turn of the run what was written down is handed over.
+    pub turns: watch::Receiver<u64>,
+    pub records: mpsc::Sender<Record>,
 }
 
 impl Member {
     pub fn new(follower: Follower, habits: Habits, surroundings: Surroundings) -> Self {
-        let Surroundings { urls, trust, phase, waves, skew, silent, progress } = surroundings;
+        let Surroundings { urls, trust, phase, waves, skew, silent, progress, turns, records } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
         let record = Record::new(follower);
@@ -191,12 +259,16 @@ impl Member {
             skew,
             silent,
             progress,
+            turns,
+            records,
             stock,
             record,
             connection: 0,
             returning_since: None,
             stood: None,
             fresh: false,
+            session: 0,
+            whispered: 0,
             answered: BTreeSet::new(),
             epoch: Arc::from(""),
         }
@@ -207,9 +279,14 @@ impl Member {
         let mut first_absence = self.record.follower.kind == Kind::Silent;
         let mut phase = self.phase.clone();
         loop {
+            let mut turns = self.turns.clone();
             let link = tokio::select! {
                 link = self.open() => link,
                 () = stopped(&mut phase) => return self.record,
+                Ok(()) = turns.changed() => {
+                    self.hand_over(false).await;
+                    continue;
+                }
             };
             let end = self.stay(link, first_absence).await;
             self.progress.settled.store(false, Ordering::Release);
@@ -230,9 +307,16 @@ impl Member {
             }
             let away =
                 if by_client { self.dice.within(&self.habits.away) } else { self.dice.within(&(PAUSE.0..PAUSE.1)) };
-            tokio::select! {
-                () = self.absence(away, first_absence && by_client) => {}
-                () = stopped(&mut phase) => return self.record,
+            let silent = self.silent.clone().filter(|_| first_absence && by_client);
+            let absence = absence(away, silent);
+            tokio::pin!(absence);
+            loop {
+                let mut turns = self.turns.clone();
+                tokio::select! {
+                    () = &mut absence => break,
+                    () = stopped(&mut phase) => return self.record,
+                    Ok(()) = turns.changed() => self.hand_over(false).await,
+                }
             }
             self.returning_since.get_or_insert_with(Instant::now);
             first_absence &= !by_client;
@@ -249,18 +333,23 @@ impl Member {
             Kind::Double => self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect(),
             _ => BTreeMap::new(),
         };
-        let (stood, fresh) = (self.stood.take(), std::mem::take(&mut self.fresh));
-        self.record.stays.push(Stay { stood, ended: Instant::now(), fresh, by_client, positions });
+        let (stood, fresh, session) = (self.stood.take(), std::mem::take(&mut self.fresh), self.session);
+        self.record.stays.push(Stay { stood, ended: Instant::now(), fresh, session, by_client, positions });
     }
 
-    /// The first absence of a silent client lasts until its stream has a message.
-    async fn absence(&self, away: Duration, first: bool) {
-        if let (true, Some(silent)) = (first, &self.silent) {
-            silent.away.fetch_add(1, Ordering::AcqRel);
-            // The sender lives as long as the run.
-            let _ = silent.published.subscribe().wait_for(|published| *published).await;
+    /// Hands over what was written down so far, and goes on with an empty record.
+    async fn hand_over(&mut self, connected: bool) {
+        self.turns.mark_unchanged();
+        if connected {
+            let stood = self.stood;
+            self.note_stay(&End::Stop);
+            self.stood = stood;
         }
-        tokio::time::sleep(away).await;
+        self.connection = u32::from(connected);
+        let next = Record::new(self.record.follower.clone());
+        let record = std::mem::replace(&mut self.record, next);
+        // Nobody takes it once the run has ended.
+        let _ = self.records.send(record).await;
     }
 
     async fn open(&mut self) -> Connection {
@@ -294,6 +383,7 @@ impl Member {
         let mut phase = self.phase.clone();
         let mut waves = self.waves.clone();
         waves.mark_unchanged();
+        let mut turns = self.turns.clone();
         let drops = self.habits.drops;
         let leave_if = |phase: Phase| (phase == Phase::Run && drops == Drops::Random).then(|| Instant::now() + span);
         let mut leave_at = leave_if(*phase.borrow_and_update());
@@ -321,6 +411,10 @@ impl Member {
                     }
                 }
                 () = leave => return End::Dropped,
+                Ok(()) = turns.changed() => {
+                    self.hand_over(true).await;
+                    Vec::new()
+                }
                 Ok(()) = waves.changed(), if drops == Drops::AllAtOnce => return End::Dropped,
                 () = tokio::time::sleep_until(tick) => {
                     tick += Duration::from_secs(1);
@@ -328,7 +422,9 @@ impl Member {
                         self.record.silences += 1;
                         return End::Lost;
                     }
-                    self.stock.on_tick(now_secs())
+                    let mut frames = self.stock.on_tick(now_secs());
+                    frames.extend(self.whisper(*phase.borrow()));
+                    frames
                 }
                 changed = phase.changed() => {
                     match (changed.is_ok(), *phase.borrow_and_update()) {
@@ -350,6 +446,22 @@ impl Member {
         }
     }
 
+    /// One in five seconds, where all subscriptions stand.
+    fn whisper(&mut self, phase: Phase) -> Option<String> {
+        let wanted = self.habits.whispers && phase == Phase::Run && self.stood.is_some();
+        if !wanted || self.dice.below(5) > 0 {
+            return None;
+        }
+        let follower = &self.record.follower;
+        self.whispered += 1;
+        let (n, lane) = (self.whispered, FIRST_WHISPER_LANE.checked_add(u16::try_from(follower.id).ok()?)?);
+        let follow = &follower.follows[0];
+        let whisper = Whisper { n, stream: follow.stream.clone(), at: Instant::now() };
+        let command = command::whisper(&follow.identifier, &serde_json::json!({"lane": lane, "n": n, "size": 0}));
+        self.record.whispers.push(whisper);
+        Some(command)
+    }
+
     /// Back is who has every subscription and the history of each.
     fn note_return(&mut self, settled: bool) {
         let complete = !self.habits.history || self.answered.len() >= self.record.follower.follows.len();
@@ -366,10 +478,11 @@ impl Member {
         while let Some(event) = self.stock.poll_event() {
             match event {
                 StockEvent::Delivery(data) => self.arrived(&data),
-                StockEvent::Welcome { restored: true } => self.record.restored += 1,
-                StockEvent::Welcome { restored: false } => {
-                    self.fresh = returning;
-                    self.record.fresh += u32::from(returning);
+                StockEvent::Welcome { restored } => {
+                    self.session = self.progress.welcome(self.stock.url_sid().unwrap_or_default(), restored);
+                    self.fresh = returning && !restored;
+                    self.record.restored += u32::from(restored);
+                    self.record.fresh += u32::from(self.fresh);
                 }
                 StockEvent::HistoryNotFound(identifier) => {
                     // Without a broker that is the answer to everything, and the first connection has missed nothing.
@@ -377,7 +490,8 @@ impl Member {
                         && let Some(follow) = self.follow(&identifier)
                     {
                         let after = self.record.arrivals.len();
-                        self.record.rejects.push(Reject { follow, after, at: Instant::now() });
+                        let (connection, at) = (self.connection, Instant::now());
+                        self.record.rejects.push(Reject { follow, after, connection, at });
                     }
                     self.answered.insert(identifier);
                 }
@@ -401,8 +515,9 @@ impl Member {
     }
 
     fn arrived(&mut self, data: &Data) {
-        let (Some(follow), Ok(id)) = (self.follow(&data.identifier), serde_json::from_str::<Id>(&data.message)) else {
-            self.record.surprises.push(format!("message that nobody published: {data:?}"));
+        let (Some(follow), Some(id)) = (self.follow(&data.identifier), read_id(&data.message)) else {
+            let some: String = format!("{data:?}").chars().take(300).collect();
+            self.record.surprises.push(format!("message that nobody published: {some}"));
             return;
         };
         let position = data.position.as_ref().map(|at| {
@@ -411,15 +526,40 @@ impl Member {
             }
             (Arc::clone(&self.epoch), at.offset)
         });
-        self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
+        if id.is_stored() {
+            self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
+        }
         self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection, at: Instant::now() });
     }
 }
 
-/// Pause between attempts to connect.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
+/// The name of a message, if all of it has come as it was published.
+pub(super) fn read_id(message: &str) -> Option<Id> {
+    #[derive(Deserialize)]
+    struct Whole {
+        #[serde(flatten)]
+        id: Id,
+        /// Length of the text; 0: not known.
+        size: usize,
+    }
+    let whole: Whole = serde_json::from_str(message).ok()?;
+    (whole.size == 0 || whole.size == message.len()).then_some(whole.id)
+}
 
-async fn stopped(phase: &mut watch::Receiver<Phase>) {
+/// The first absence of a silent client lasts until its stream has a message.
+async fn absence(away: Duration, silent: Option<Arc<Silent>>) {
+    if let Some(silent) = silent {
+        silent.away.fetch_add(1, Ordering::AcqRel);
+        // The sender lives as long as the run.
+        let _ = silent.published.subscribe().wait_for(|published| *published).await;
+    }
+    tokio::time::sleep(away).await;
+}
+
+/// Pause between attempts to connect.
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
+
+pub(super) async fn stopped(phase: &mut watch::Receiver<Phase>) {
     // An error means that the run is gone, which is a stop too.
     let _ = phase.wait_for(|phase| *phase == Phase::Stop).await;
 }

@@ -1,10 +1,16 @@
 //! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
 //! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
 //!
-//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] (following), [`judge`] (comparing,
-//! with [`alarms`] for rejections and [`live`] for lateness), [`run`] (all of it in phases), [`probe`] (what the server can), [`report`] (figures for people and programs).
+//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] and [`base`] (following), [`removal`]
+//! (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness, [`transient`] and
+//! [`standing`] for what is not kept, and [`verdict`] as its outcome), [`run`] (all of it in phases), [`probe`] (what the
+//! server can), [`report`] (figures for people and programs).
 
 pub mod alarms;
+pub mod base;
+mod desk;
+#[cfg(test)]
+mod extras_tests;
 #[cfg(test)]
 mod forged_tests;
 pub mod judge;
@@ -13,19 +19,25 @@ mod judge_tests;
 pub mod live;
 pub mod member;
 pub mod probe;
+pub mod removal;
 pub mod report;
 pub mod roster;
 pub mod run;
 pub mod source;
+pub mod standing;
+pub mod transient;
+pub mod verdict;
 
 pub use alarms::Limits;
-pub use judge::{Finding, Rules, Verdict, judge};
+pub use judge::{Rules, judge};
 pub use member::Record;
 pub use probe::Features;
 pub use report::Report;
 pub use roster::{Dice, Kind, Roster};
+pub use run::Extras;
 pub use run::{Check, Pace};
 pub use source::Published;
+pub use verdict::{Finding, Verdict};
 
 /// Where a run stands; told to every task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

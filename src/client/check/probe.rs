@@ -1,12 +1,15 @@
 //! What a server can, found out before a run: nothing is assumed of it.
 
+use super::removal;
 use super::source::Outlet;
 use crate::client::connection::ConnectError;
 use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{
     Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Trust, Update,
+    command,
 };
 use crate::secret::bare_url;
+use bytes::Bytes;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -30,6 +33,15 @@ pub struct Features {
     pub restore: bool,
     /// A client that comes back gets what it missed.
     pub history: bool,
+    /// Several messages in one request.
+    pub batches: bool,
+    /// Messages that are not stored.
+    pub transient: bool,
+    /// A client can be excluded from a message.
+    pub exclusion: bool,
+    pub whispers: bool,
+    /// A client that connected without credentials can be thrown out by the id of its session.
+    pub removals: bool,
 }
 
 impl Features {
@@ -41,6 +53,11 @@ impl Features {
             (self.idempotency_keys, "idempotency keys"),
             (self.restore, "session restore"),
             (self.history, "history"),
+            (self.batches, "batches"),
+            (self.transient, "transient messages"),
+            (self.exclusion, "exclusion of a client"),
+            (self.whispers, "whispers"),
+            (self.removals, "remote disconnects by session id"),
         ]
         .into_iter()
         .filter_map(|(has, name)| (!has).then_some(name))
@@ -91,7 +108,56 @@ pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str
     let missed = outlet.urls.len();
     publish(url, outlet, stream, missed).await?;
     (features.restore, features.history) = watcher.come_back(missed).await?;
+    let mut other = Watcher::new(&urls[0], identifier, outlet.trust.clone());
+    other.subscribe().await?;
+    probe_extras(&mut watchers[0], &mut other, outlet, stream, identifier, &mut features).await?;
     Ok(features)
+}
+
+/// What is nice to have: what fails here is not checked.
+async fn probe_extras(
+    one: &mut Watcher,
+    other: &mut Watcher,
+    outlet: &Outlet,
+    stream: &str,
+    identifier: &str,
+    features: &mut Features,
+) -> Result<(), Unable> {
+    let data = |n: usize| format!(r#"{{"probe":{n}}}"#);
+    let items: Vec<String> = [101, 102].map(data).into();
+    let batch: Vec<Outgoing<'_>> =
+        items.iter().map(|data| Outgoing { stream, data, meta: OutgoingMeta::default() }).collect();
+    let batch = serde_json::to_vec(&batch).map_err(|error| Unable(error.to_string()))?;
+    features.batches = post(outlet, batch.into(), "batch").await && other.hears(102, SECOND_COPY).await?;
+
+    let transient = OutgoingMeta { transient: true, ..OutgoingMeta::default() };
+    let body = Outgoing { stream, data: &data(103), meta: transient }.to_body();
+    features.transient = post(outlet, body, "transient").await && other.hears_without_position(103).await?;
+
+    if let Some(sid) = one.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty()) {
+        let exclude = OutgoingMeta { exclude_socket: Some(&sid), ..OutgoingMeta::default() };
+        let body = Outgoing { stream, data: &data(104), meta: exclude }.to_body();
+        let heard = post(outlet, body, "exclusion").await && other.hears(104, SECOND_COPY).await?;
+        features.exclusion = heard && !one.hears(104, SECOND_COPY).await?;
+    }
+    one.client.send(command::whisper(identifier, &serde_json::json!({"probe": 105}))).await;
+    features.whispers = one.whispered(SECOND_COPY).await? && other.hears(105, SECOND_COPY).await?;
+
+    let sid = other.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty());
+    if let Some(sid) = sid
+        && post(outlet, removal::command(&sid), "removal").await
+    {
+        features.removals = other.is_sent_away(SECOND_COPY * 2).await?;
+    }
+    Ok(())
+}
+
+/// It is accepted.
+async fn post(outlet: &Outlet, body: Bytes, name: &str) -> bool {
+    let publisher = Publisher::new(&outlet.urls[0], outlet.key.as_deref(), Duration::ZERO);
+    let Ok(publisher) = publisher else { return false };
+    let key = format!("{}-probe-{name}", outlet.run);
+    publisher.trusting(outlet.trust.clone()).publish(body, &key).await.is_ok()
 }
 
 /// Connects and waits for `welcome`.
@@ -217,6 +283,40 @@ impl Watcher {
         let deadline = Instant::now() + time;
         while let Some(event) = self.event(deadline).await? {
             if matches!(event, StockEvent::Delivery(data) if is_probe(&data.message, n)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Message `n` comes, and has no position.
+    async fn hears_without_position(&mut self, n: usize) -> Result<bool, Unable> {
+        let deadline = Instant::now() + SECOND_COPY;
+        while let Some(event) = self.event(deadline).await? {
+            if let StockEvent::Delivery(data) = event
+                && is_probe(&data.message, n)
+            {
+                return Ok(data.position.is_none());
+            }
+        }
+        Ok(false)
+    }
+
+    /// Nothing refuses what was just whispered.
+    async fn whispered(&mut self, time: Duration) -> Result<bool, Unable> {
+        let deadline = Instant::now() + time / 4;
+        while let Some(event) = self.event(deadline).await? {
+            if matches!(event, StockEvent::Rejected(_) | StockEvent::Disconnect { .. }) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn is_sent_away(&mut self, time: Duration) -> Result<bool, Unable> {
+        let deadline = Instant::now() + time;
+        while let Some(event) = self.event(deadline).await? {
+            if matches!(event, StockEvent::Disconnect { .. }) {
                 return Ok(true);
             }
         }

@@ -3,6 +3,7 @@
 use super::live::Times;
 use super::probe::Features;
 use super::run::Outcome;
+use super::transient::Passing;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,21 @@ pub struct Report {
     pub unstored: u64,
     /// Arrived later than a connection that stands may wait.
     pub late: u64,
+    /// Whispers and transient messages with a position, twice, or where they must not come.
+    pub misdirected: u64,
+    pub transient: Passing,
+    pub whispers: Passing,
+    /// Messages kept from the client that was excluded, and those that reached it.
+    pub excluded: u64,
+    pub not_excluded: u64,
+    /// Remote disconnects that were acknowledged, and those that a session survived.
+    pub removals: u64,
+    pub revived: u64,
+    /// Deliveries to clients of the base protocol, what a connection of one should have brought, and what the limits may
+    /// have removed before.
+    pub base_delivered: u64,
+    pub base_lost: u64,
+    pub base_removed: u64,
     /// Lost by clients that came back with neither session nor position.
     pub by_time: u64,
     /// Stored twice because the limits had removed the first copy when its publication was tried again.
@@ -60,7 +76,7 @@ pub struct Report {
     pub drops: u64,
     /// Connections that the server or the network ended.
     pub connections_lost: u64,
-    /// `disconnect` messages.
+    /// `disconnect` messages that nobody asked for.
     pub disconnects: u64,
     /// Returns with the session restored.
     pub restored: u64,
@@ -83,16 +99,6 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// Of times in ascending order.
-    pub fn of(sorted: &[Duration]) -> Self {
-        let at = |share: f64| {
-            let rank = (sorted.len() as f64 * share).ceil() as usize;
-            sorted.get(rank.max(1) - 1).map_or(0, |time| millis(*time))
-        };
-        Self { count: sorted.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
-    }
-
-    /// The same, of many.
     pub fn of_many(times: &Times) -> Self {
         let at = |share| millis(times.percentile(share));
         let count = usize::try_from(times.count()).unwrap_or(usize::MAX);
@@ -120,6 +126,11 @@ impl Report {
             ("false_alarms", v.false_alarms.count),
             ("unstored", v.unstored.count),
             ("late", v.late.count),
+            ("misdirected", v.misdirected.count),
+            ("not_excluded", v.not_excluded.count),
+            ("revived", v.revived.count),
+            ("base_lost", v.base_missing.count),
+            ("disconnects", u64::from(v.disconnects)),
             ("surprises", surprises),
         ];
         Self {
@@ -143,6 +154,16 @@ impl Report {
             false_alarms: v.false_alarms.count,
             unstored: v.unstored.count,
             late: v.late.count,
+            misdirected: v.misdirected.count,
+            transient: v.transient,
+            whispers: v.whispers,
+            excluded: v.excluded,
+            not_excluded: v.not_excluded.count,
+            removals: v.removals,
+            revived: v.revived.count,
+            base_delivered: v.base_arrived,
+            base_lost: v.base_missing.count,
+            base_removed: v.base_removed,
             by_time: v.by_time,
             forgotten: v.forgotten,
             live_ms: Percentiles::of_many(&v.live),
@@ -156,7 +177,7 @@ impl Report {
             restored: v.restored,
             resubscribed: v.fresh,
             skewed_returns: v.skewed,
-            resume_ms: Percentiles::of(&outcome.resumes()),
+            resume_ms: Percentiles::of_many(&outcome.resumes),
             examples: v
                 .findings()
                 .into_iter()
@@ -192,6 +213,14 @@ impl fmt::Display for Report {
         line(f, "late", self.late, "on connections that stood")?;
         let Percentiles { count, p50, p99, max } = self.live_ms;
         line(f, "live", count as u64, &format!("p50 {p50} ms, p99 {p99} ms, max {max} ms"))?;
+        for (name, Passing { expected, arrived, lost }) in [("transient", self.transient), ("whispers", self.whispers)]
+        {
+            line(f, name, arrived, &format!("{lost} of {expected} lost that connections stood for"))?;
+        }
+        line(f, "misdirected", self.misdirected, "of them: with a position, twice, or to their sender")?;
+        line(f, "excluded", self.excluded, &format!("{} reached the client that was excluded", self.not_excluded))?;
+        line(f, "thrown out", self.removals, &format!("{} survived their remote disconnect", self.revived))?;
+        line(f, "base clients", self.base_delivered, &format!("delivered, {} lost", self.base_lost))?;
         line(f, "surprises", self.surprises, "refusals, frames out of the protocol")?;
         line(f, "excused copies", self.excused, "cut between two copies of one message")?;
         line(f, "without position", self.unpositioned, "")?;
@@ -213,18 +242,5 @@ impl fmt::Display for Report {
             [] => writeln!(f, "PASS: nothing promised was broken (seed {})", self.seed),
             some => writeln!(f, "FAIL: {} (seed {})", some.join(", "), self.seed),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_take_the_nearest_rank() {
-        let times: Vec<_> = (1..=200).map(Duration::from_millis).collect();
-        assert_eq!(Percentiles::of(&times), Percentiles { count: 200, p50: 100, p99: 198, max: 200 });
-        assert_eq!(Percentiles::of(&times[..1]), Percentiles { count: 1, p50: 1, p99: 1, max: 1 });
-        assert_eq!(Percentiles::of(&[]), Percentiles::default());
     }
 }

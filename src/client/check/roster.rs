@@ -16,6 +16,8 @@ pub struct Roster {
     pub doubles: usize,
     /// Members that have received nothing when they drop for the first time.
     pub silents: usize,
+    /// Members that speak the base protocol, beside the others.
+    pub bases: usize,
     /// The application's secret, to sign stream names with; none: public streams.
     pub secret: Option<String>,
 }
@@ -28,6 +30,8 @@ pub enum Kind {
     Plain,
     Double,
     Silent,
+    /// Speaks the base protocol: no positions, no history, no session.
+    Base,
 }
 
 /// What one member follows.
@@ -69,12 +73,13 @@ impl Roster {
     /// What each member follows: one stream or two; the doubles one of them twice.
     pub fn followers(&self) -> Vec<Follower> {
         let mut dice = Dice::new(self.seed ^ 0xf011_0e55);
-        (0..self.members)
+        (0..self.members + self.bases)
             .map(|id| {
                 let first = dice.below(self.streams as u64) as usize;
                 let kind = match id {
                     id if id < self.doubles => Kind::Double,
                     id if id < self.doubles + self.silents => Kind::Silent,
+                    id if id >= self.members => Kind::Base,
                     _ => Kind::Plain,
                 };
                 let mut follows = match kind {
@@ -83,7 +88,7 @@ impl Roster {
                         let stream = self.stream_name(first);
                         vec![self.follow(stream.clone(), ""), self.follow(stream, "component")]
                     }
-                    Kind::Plain => vec![self.follow(self.stream_name(first), "")],
+                    Kind::Plain | Kind::Base => vec![self.follow(self.stream_name(first), "")],
                 };
                 // Every second one follows another stream too; silent ones must not hear of anything.
                 if kind != Kind::Silent && self.streams > 1 && dice.below(2) == 0 {
@@ -150,11 +155,12 @@ mod tests {
             members: 200,
             doubles: 30,
             silents: 24,
+            bases: 10,
             secret: None,
         };
         let followers = roster.followers();
         let of = |kind| followers.iter().filter(|follower| follower.kind == kind).count();
-        assert_eq!((followers.len(), of(Kind::Double), of(Kind::Silent)), (200, 30, 24));
+        assert_eq!((followers.len(), of(Kind::Double), of(Kind::Silent), of(Kind::Base)), (210, 30, 24, 10));
         for follower in &followers {
             let streams: std::collections::BTreeSet<_> = follower.follows.iter().map(|follow| &follow.stream).collect();
             assert!((1..=2).contains(&streams.len()), "{follower:?}");

@@ -1,33 +1,42 @@
 //! A run: everybody connects, sources publish while members drop and return, everybody comes back, all is compared.
 
-use super::judge::{Rules, Verdict, judge};
+use super::base::BaseMember;
+pub use super::desk::Extras;
+use super::desk::{Desk, Person};
+use super::judge::{Rules, judge};
+use super::live::Times;
 use super::member::{Habits, Member, Progress, Record, Silent, Surroundings};
+use super::removal::Removal;
 use super::roster::{Follower, Kind, Roster, SILENT_STREAMS};
-use super::source::{Outlet, Published, Source};
+use super::source::{Outlet, Published};
+use super::verdict::Verdict;
 use super::{Drops, Phase};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use url::Url;
 
 /// Without a delivery for so long, nothing more comes.
 const AFTERGLOW: Duration = Duration::from_secs(1);
-/// A silent stream is not worth more than a trickle.
-const SILENT_INTERVAL: Duration = Duration::from_millis(200);
+/// The same where messages may be lost, with everybody connected: reads of a store that limps take so long at most.
+const NOTHING_MORE: Duration = Duration::from_secs(6);
+/// For a member to hand over what it wrote down.
+const HANDING_OVER: Duration = Duration::from_secs(30);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How fast sources publish.
+/// How fast sources publish, and what.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Sources per stream, each with one message in flight.
+    /// Sources per stream, each with one request in flight.
     pub lanes: u16,
     /// Messages per second over all busy streams.
     pub rate: u32,
+    pub extras: Extras,
 }
 
 /// All tasks of a run. They end with it: dropped early, it aborts them.
@@ -35,21 +44,25 @@ pub struct Check {
     phase: watch::Sender<Phase>,
     waves: watch::Sender<u64>,
     skew: watch::Sender<i64>,
+    turns: watch::Sender<u64>,
+    records: mpsc::Receiver<Record>,
     members: Vec<JoinHandle<Record>>,
-    progress: Vec<Arc<Progress>>,
-    /// Streams of each member's subscriptions, as in its plan.
-    follows: Vec<Vec<String>>,
+    people: Vec<Person>,
+    desk: Desk,
     sources: Vec<JoinHandle<Published>>,
+    remover: Option<JoinHandle<Vec<Removal>>>,
     acknowledged: Arc<AtomicU64>,
-    published: Vec<Published>,
     longest_absence: Duration,
     rules: Rules,
+    /// Of the turns before this one.
+    sum: Outcome,
 }
 
 impl Drop for Check {
     fn drop(&mut self) {
         self.members.iter().for_each(JoinHandle::abort);
         self.sources.iter().for_each(JoinHandle::abort);
+        self.remover.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -59,56 +72,59 @@ impl Check {
         let (phase, watching) = watch::channel(Phase::Setup);
         let (waves, waving) = watch::channel(0);
         let (skew, clocks) = watch::channel(0);
+        let (turns, turning) = watch::channel(0);
         let followers = roster.followers();
+        let (taking, records) = mpsc::channel(followers.len().max(1));
         let silents = silent_streams(&followers);
+        let habits = Habits { whispers: habits.whispers || pace.extras.whispers, ..habits.clone() };
+        let mut people = Vec::new();
+        let mut members = Vec::new();
+        for follower in followers {
+            let progress = Arc::new(Progress::of(&follower));
+            let silent = (follower.kind == Kind::Silent).then(|| Arc::clone(&silents[follower.id % SILENT_STREAMS]));
+            let surroundings = Surroundings {
+                urls: urls.to_vec(),
+                trust: outlet.trust.clone(),
+                phase: watching.clone(),
+                waves: waving.clone(),
+                skew: clocks.clone(),
+                silent,
+                progress: Arc::clone(&progress),
+                turns: turning.clone(),
+                records: taking.clone(),
+            };
+            people.push(Person { follower: follower.clone(), progress });
+            members.push(match follower.kind {
+                Kind::Base => tokio::spawn(BaseMember::new(follower, habits.clone(), surroundings).run()),
+                _ => tokio::spawn(Member::new(follower, habits.clone(), surroundings).run()),
+            });
+        }
+        let desk = Desk::new(roster, pace, outlet, urls, &people, silents);
         let mut check = Self {
             phase,
             waves,
             skew,
-            members: Vec::new(),
-            progress: Vec::new(),
-            follows: Vec::new(),
+            turns,
+            records,
+            members,
+            people,
+            desk,
             sources: Vec::new(),
+            remover: None,
             acknowledged: Arc::default(),
-            published: Vec::new(),
             longest_absence: if habits.drops == Drops::Never { Duration::ZERO } else { habits.away.end },
             rules: Rules::default(),
+            sum: Outcome::default(),
         };
-        for follower in followers {
-            let progress = Arc::new(Progress {
-                arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(),
-                ..Progress::default()
-            });
-            let silent = (follower.kind == Kind::Silent).then(|| Arc::clone(&silents[follower.id % SILENT_STREAMS]));
-            check.follows.push(follower.follows.iter().map(|follow| follow.stream.clone()).collect());
-            check.progress.push(Arc::clone(&progress));
-            let (phase, waves, skew) = (watching.clone(), waving.clone(), clocks.clone());
-            let surroundings =
-                Surroundings { urls: urls.to_vec(), trust: outlet.trust.clone(), phase, waves, skew, silent, progress };
-            check.members.push(tokio::spawn(Member::new(follower, habits.clone(), surroundings).run()));
-        }
-        let count = roster.streams * usize::from(pace.lanes);
-        let interval = Duration::from_secs(1) * u32::try_from(count).unwrap_or(u32::MAX) / pace.rate.max(1);
-        let busy = (0..count).map(|index| {
-            let (index, lane) = (index % roster.streams, index / roster.streams);
-            (roster.stream_name(index), u16::try_from(lane).expect("below the number of lanes"), interval, None)
-        });
-        let quiet = silents.iter().enumerate().filter(|(_, silent)| silent.followers > 0);
-        let quiet = quiet.map(|(i, silent)| (roster.silent_name(i), 0, SILENT_INTERVAL, Some(Arc::clone(silent))));
-        for (index, (stream, lane, interval, silent)) in busy.chain(quiet).enumerate() {
-            let source = Source {
-                outlet: outlet.clone(),
-                stream,
-                lane,
-                interval,
-                delay: interval.mul_f64((index % count.max(1)) as f64 / count.max(1) as f64),
-                phase: watching.clone(),
-                silent,
-                acknowledged: Arc::clone(&check.acknowledged),
-            };
-            check.sources.push(tokio::spawn(source.run()));
-        }
+        check.open_sources();
         check
+    }
+
+    fn open_sources(&mut self) {
+        let phase = self.phase.subscribe();
+        let sources = self.desk.sources(&phase, &self.acknowledged);
+        self.sources = sources.into_iter().map(|source| tokio::spawn(source.run())).collect();
+        self.remover = self.desk.remover(&phase, &self.people).map(|remover| tokio::spawn(remover.run()));
     }
 
     /// Judges by these rules.
@@ -123,10 +139,14 @@ impl Check {
     /// # Errors
     /// How many do not, after that time.
     pub async fn settle(&self, patience: Duration) -> Result<(), String> {
-        let settled = || self.progress.iter().filter(|progress| progress.settled.load(Ordering::Acquire)).count();
-        until(patience, || settled() == self.progress.len()).await.map_err(|()| {
-            format!("only {} of {} clients subscribed within {patience:?}", settled(), self.progress.len())
-        })
+        let settled = || self.settled();
+        until(patience, || settled() == self.people.len())
+            .await
+            .map_err(|()| format!("only {} of {} clients subscribed within {patience:?}", settled(), self.people.len()))
+    }
+
+    fn settled(&self) -> usize {
+        self.people.iter().filter(|person| person.progress.settled.load(Ordering::Acquire)).count()
     }
 
     /// Sources publish and members drop from now on.
@@ -149,84 +169,139 @@ impl Check {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
+    /// Publishing pauses, everybody gets everything (or nothing more comes within `patience` after the longest absence),
+    /// all is compared and forgotten, and publishing goes on: what a run holds does not grow with its length.
+    ///
+    /// # Errors
+    /// A task failed, which is a bug here.
+    pub async fn turn(&mut self, patience: Duration) -> Result<(), String> {
+        let (published, removals, _) = self.end_publishing(patience).await?;
+        self.turns.send_modify(|turn| *turn += 1);
+        let mut records = Vec::new();
+        while records.len() < self.people.len() {
+            let record = tokio::time::timeout(HANDING_OVER, self.records.recv()).await;
+            let record = record.map_err(|_| "a member did not hand over its record".to_owned())?;
+            records.push(record.ok_or("a member failed")?);
+        }
+        self.sum.add(&published, &records, &removals, &self.rules);
+        for person in &self.people {
+            person.progress.start_anew();
+        }
+        self.desk.note(&published);
+        self.open_sources();
+        self.begin();
+        Ok(())
+    }
+
     /// Ends publishing, waits until members have everything (or nothing more comes within `patience` after the longest
-    /// absence), and compares. The first error says what was still missing then; the verdict knows it more precisely.
+    /// absence), and compares. The error beside the outcome says what was still missing then; the verdict knows it more
+    /// precisely.
     ///
     /// # Errors
     /// A task failed, which is a bug here.
     pub async fn finish(mut self, patience: Duration) -> Result<(Outcome, Option<String>), String> {
-        self.phase.send_replace(Phase::Finish);
-        for source in std::mem::take(&mut self.sources) {
-            self.published.push(source.await.map_err(|error| format!("a source failed: {error}"))?);
-        }
-        let behind = self.catch_up(self.longest_absence + patience).await.err();
+        let (published, removals, behind) = self.end_publishing(patience).await?;
         self.phase.send_replace(Phase::Stop);
         let mut records = Vec::new();
         for member in std::mem::take(&mut self.members) {
             records.push(member.await.map_err(|error| format!("a member failed: {error}"))?);
         }
-        let published = std::mem::take(&mut self.published);
-        Ok((Outcome { verdict: judge(&published, &records, &self.rules), published, records }, behind))
+        let mut outcome = std::mem::take(&mut self.sum);
+        outcome.add(&published, &records, &removals, &self.rules);
+        (outcome.published, outcome.records) = (published, records);
+        Ok((outcome, behind))
+    }
+
+    async fn end_publishing(&mut self, patience: Duration) -> Result<Turn, String> {
+        self.phase.send_replace(Phase::Finish);
+        let mut published = Vec::new();
+        for source in std::mem::take(&mut self.sources) {
+            published.push(source.await.map_err(|error| format!("a source failed: {error}"))?);
+        }
+        let removals = match self.remover.take() {
+            Some(remover) => remover.await.map_err(|error| format!("the remover failed: {error}"))?,
+            None => Vec::new(),
+        };
+        let behind = self.catch_up(&published, self.longest_absence + patience).await.err();
+        Ok((published, removals, behind))
     }
 
     /// As many messages at every subscription as its stream has, and then nothing more.
-    async fn catch_up(&self, patience: Duration) -> Result<(), String> {
-        let mut acknowledged: HashMap<&str, u64> = HashMap::new();
-        for source in &self.published {
-            *acknowledged.entry(&source.stream).or_default() += source.acks.len() as u64;
+    async fn catch_up(&self, published: &[Published], patience: Duration) -> Result<(), String> {
+        let mut due: HashMap<&str, u64> = HashMap::new();
+        let mut excluded: HashMap<(&str, usize), u64> = HashMap::new();
+        for source in published.iter().filter(|source| source.is_stored()) {
+            *due.entry(&source.stream).or_default() += source.acks.len() as u64;
+            for (client, _) in source.acks.iter().filter_map(|ack| ack.excluded) {
+                *excluded.entry((&source.stream, client)).or_default() += 1;
+            }
         }
         let behind = || {
             let mut behind = Vec::new();
-            for (id, (streams, progress)) in self.follows.iter().zip(&self.progress).enumerate() {
+            for Person { follower, progress } in self.people.iter().filter(|person| person.follower.kind != Kind::Base)
+            {
                 let excusable = progress.excusable.load(Ordering::Acquire);
-                for (stream, arrived) in streams.iter().zip(&progress.arrived) {
-                    let all = acknowledged.get(stream.as_str()).copied().unwrap_or(0);
-                    if arrived.load(Ordering::Acquire) + excusable < all {
-                        behind.push(format!("client {id} on {stream}"));
+                for (follow, arrived) in follower.follows.iter().zip(&progress.arrived) {
+                    let all = due.get(follow.stream.as_str()).copied().unwrap_or(0);
+                    let kept = excluded.get(&(follow.stream.as_str(), follower.id)).copied().unwrap_or(0);
+                    if arrived.load(Ordering::Acquire) + excusable + kept < all {
+                        behind.push(format!("client {} on {}", follower.id, follow.stream));
                     }
                 }
             }
             behind
         };
-        until(patience, || behind().is_empty()).await.map_err(|()| {
+        let arrived = || {
+            let all = self.people.iter().flat_map(|person| &person.progress.arrived);
+            all.map(|count| count.load(Ordering::Acquire)).sum::<u64>()
+        };
+        let mut last = (arrived(), Instant::now());
+        let mut quiet = || {
+            let now = arrived();
+            if now != last.0 || self.settled() < self.people.len() {
+                last = (now, Instant::now());
+            }
+            last.1.elapsed()
+        };
+        // Where the limits remove messages, somebody stays behind for ever.
+        let may_lose = self.rules.limits.is_some();
+        until(patience, || behind().is_empty() || may_lose && quiet() > NOTHING_MORE).await.map_err(|()| {
             let behind = behind();
             let some = &behind[..behind.len().min(5)];
             format!("{} subscriptions still behind after {patience:?}, such as {some:?}", behind.len())
         })?;
-        let arrived = || self.progress.iter().flat_map(|p| &p.arrived).map(|n| n.load(Ordering::Acquire)).sum::<u64>();
-        let mut last = (arrived(), Instant::now());
-        let ended = || {
-            let now = arrived();
-            if now != last.0 {
-                last = (now, Instant::now());
-            }
-            last.1.elapsed() > AFTERGLOW
-        };
-        until(patience, ended).await.map_err(|()| "deliveries do not end".to_owned())
+        until(patience, || quiet() > AFTERGLOW).await.map_err(|()| "deliveries do not end".to_owned())
     }
 }
 
+/// Sources' and remover's books, and who was behind at the end.
+type Turn = (Vec<Published>, Vec<Removal>, Option<String>);
+
 /// What a run has shown.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     pub verdict: Verdict,
+    /// Longest time without any acknowledgement.
+    pub longest_ack_gap: Duration,
+    /// How long coming back took.
+    pub resumes: Times,
+    /// Of the last turn.
     pub published: Vec<Published>,
     pub records: Vec<Record>,
 }
 
 impl Outcome {
-    /// Longest time without any acknowledgement.
-    pub fn longest_ack_gap(&self) -> Duration {
-        let mut times: Vec<_> = self.published.iter().flat_map(|source| &source.acks).map(|ack| ack.at).collect();
+    fn add(&mut self, published: &[Published], records: &[Record], removals: &[Removal], rules: &Rules) {
+        self.verdict.merge(judge(published, records, removals, rules));
+        let mut times: Vec<_> = published.iter().flat_map(|source| &source.acks).map(|ack| ack.at).collect();
         times.sort_unstable();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+        self.longest_ack_gap = self.longest_ack_gap.max(gap);
+        self.resumes.add_all(records.iter().flat_map(|record| record.resumes.iter().copied()));
     }
 
-    /// All times that coming back took, shortest first.
-    pub fn resumes(&self) -> Vec<Duration> {
-        let mut all: Vec<_> = self.records.iter().flat_map(|record| record.resumes.iter().copied()).collect();
-        all.sort_unstable();
-        all
+    pub fn longest_ack_gap(&self) -> Duration {
+        self.longest_ack_gap
     }
 }
 

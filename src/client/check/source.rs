@@ -1,10 +1,13 @@
-//! Sources: some per stream, one message at a time, each with a key, tried again until it is acknowledged.
+//! Sources: some per stream, one request at a time, each with a key, tried again until it is acknowledged.
 
 use super::Phase;
-use super::member::Silent;
+use super::member::{Progress, Silent};
+use super::roster::Dice;
 use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{Outgoing, Publisher, Trust};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +28,23 @@ pub struct Id {
     pub n: u64,
 }
 
+/// Lanes from here on carry what is not stored: first the transient messages of publishers …
+pub const TRANSIENT_LANE: u16 = 1_000;
+/// … then whispers, by the client that sent them.
+pub const FIRST_WHISPER_LANE: u16 = 2_000;
+
+impl Id {
+    /// Stored messages have positions and are never lost.
+    pub fn is_stored(self) -> bool {
+        self.lane < TRANSIENT_LANE
+    }
+
+    /// The client that whispered it.
+    pub fn whisperer(self) -> Option<usize> {
+        self.lane.checked_sub(FIRST_WHISPER_LANE).map(usize::from)
+    }
+}
+
 /// What an acknowledgement said.
 #[derive(Clone, Debug)]
 pub struct Ack {
@@ -32,6 +52,8 @@ pub struct Ack {
     /// Epoch and offset; `None` from servers that do not tell.
     pub position: Option<(Arc<str>, u64)>,
     pub duplicate: bool,
+    /// The client that must not get it, and which of its sessions.
+    pub excluded: Option<(usize, u32)>,
     /// When its first attempt began.
     pub begun: Instant,
     pub at: Instant,
@@ -52,6 +74,11 @@ pub struct Unacked {
 #[derive(Clone, Debug)]
 pub struct Published {
     pub stream: String,
+    pub lane: u16,
+    /// Number of the message before the first.
+    pub after: u64,
+    /// Earlier messages that may yet be stored.
+    pub open: Vec<Id>,
     /// Messages begun.
     pub begun: u64,
     pub acks: Vec<Ack>,
@@ -60,6 +87,13 @@ pub struct Published {
     pub unacknowledged: Vec<Unacked>,
     /// Refusals and strange answers.
     pub errors: Vec<String>,
+}
+
+impl Published {
+    /// Its messages have positions, and must arrive.
+    pub fn is_stored(&self) -> bool {
+        self.lane < TRANSIENT_LANE
+    }
 }
 
 /// How a run publishes.
@@ -77,13 +111,33 @@ pub struct Outlet {
     pub retry_for: Duration,
 }
 
+/// What a source publishes.
+pub enum Sort {
+    Plain,
+    /// So many messages per request.
+    Batch(u32),
+    /// Messages that are not stored.
+    Transient,
+    /// Messages of which one of these followers is excluded.
+    Excluding(Vec<(usize, Arc<Progress>)>),
+}
+
 pub struct Source {
     pub outlet: Outlet,
     pub stream: String,
     pub lane: u16,
+    pub sort: Sort,
+    /// Bytes of data per message; most are small.
+    pub payload: Range<usize>,
+    pub dice: Dice,
+    /// Between two messages.
     pub interval: Duration,
     /// Of the first message, so that publishers do not march in step.
     pub delay: Duration,
+    /// Number of the message before the first.
+    pub after: u64,
+    /// Earlier messages that may yet be stored.
+    pub open: Vec<Id>,
     pub phase: watch::Receiver<Phase>,
     pub silent: Option<Arc<Silent>>,
     /// Counts acknowledgements of the whole run.
@@ -95,6 +149,9 @@ impl Source {
     pub async fn run(mut self) -> Published {
         let mut published = Published {
             stream: self.stream.clone(),
+            lane: self.lane,
+            after: self.after,
+            open: std::mem::take(&mut self.open),
             begun: 0,
             acks: Vec::new(),
             retries: 0,
@@ -124,14 +181,16 @@ impl Source {
         let started = Instant::now() + self.delay;
         tokio::time::sleep_until(started).await;
         while *self.phase.borrow() == Phase::Run || published.begun == 0 {
-            published.begun += 1;
-            let n = published.begun;
-            self.publish(&mut publishers, Id { lane: self.lane, n }, &mut published).await;
-            if let (1, Some(silent)) = (n, &self.silent) {
+            let first = self.after + published.begun + 1;
+            let count = if let Sort::Batch(count) = self.sort { u64::from(count) } else { 1 };
+            published.begun += count;
+            let ids = (first..first + count).map(|n| Id { lane: self.lane, n }).collect();
+            self.publish(&mut publishers, ids, &mut published).await;
+            if let (1, Some(silent)) = (first, &self.silent) {
                 silent.published.send_replace(true);
             }
             // By schedule, not by pause: what an outage held up is made up for.
-            let next = started + self.interval.saturating_mul(u32::try_from(n).unwrap_or(u32::MAX));
+            let next = started + self.interval.saturating_mul(u32::try_from(published.begun).unwrap_or(u32::MAX));
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
                 _ = self.phase.wait_for(|phase| *phase > Phase::Run) => {}
@@ -141,35 +200,78 @@ impl Source {
         published
     }
 
-    async fn publish(&self, publishers: &mut Publishers, id: Id, published: &mut Published) {
-        let Id { lane, n } = id;
-        let data = format!(
-            r#"{{"lane":{lane},"n":{n},"text":"the quick brown fox jumps over the lazy dog, again and again and again"}}"#
-        );
-        let message = Outgoing { stream: &self.stream, data: &data, meta: OutgoingMeta::default() };
-        let begun = Instant::now();
-        let key = format!("{}-{}-{lane}-{n}", self.outlet.run, self.stream);
-        let answer = match publishers.publish(&message, &key, self.outlet.retry_for).await {
+    /// JSON that names the message; its length is part of it.
+    fn data(&mut self, id: Id) -> String {
+        let start = format!(r#"{{"lane":{},"n":{},"size":"#, id.lane, id.n);
+        let size = self.size().max(start.len() + 24);
+        let end = r#","text":""#;
+        let filling = size - start.len() - digits(size) - end.len() - 2;
+        format!(r#"{start}{size}{end}{}"}}"#, "x".repeat(filling))
+    }
+
+    /// As many messages between 100 and 200 bytes as between 100,000 and 200,000.
+    fn size(&mut self) -> usize {
+        let Range { start, end } = self.payload;
+        let share = self.dice.below(1 << 20) as f64 / f64::from(1 << 20);
+        let ratio = end.max(start) as f64 / start.max(1) as f64;
+        (start.max(1) as f64 * ratio.powf(share)) as usize
+    }
+
+    async fn publish(&mut self, publishers: &mut Publishers, ids: Vec<Id>, published: &mut Published) {
+        let excluded = match &self.sort {
+            Sort::Excluding(followers) if !followers.is_empty() => {
+                let (client, progress) = &followers[self.dice.below(followers.len() as u64) as usize];
+                progress.session().map(|session| (*client, session))
+            }
+            _ => None,
+        };
+        let meta = OutgoingMeta {
+            exclude_socket: excluded.as_ref().map(|(_, session)| session.sid.as_str()),
+            transient: matches!(self.sort, Sort::Transient),
+            ..OutgoingMeta::default()
+        };
+        let data: Vec<String> = ids.iter().map(|id| self.data(*id)).collect();
+        let messages: Vec<Outgoing<'_>> =
+            data.iter().map(|data| Outgoing { stream: &self.stream, data, meta: meta.clone() }).collect();
+        let body = match (&self.sort, messages.as_slice()) {
+            (Sort::Batch(_), all) => {
+                Bytes::from(serde_json::to_vec(all).expect("strings and booleans are always JSON"))
+            }
+            (_, [one]) => one.to_body(),
+            (_, several) => unreachable!("{} messages in one request that is no batch", several.len()),
+        };
+        let (first, count, begun) = (ids[0], ids.len() as u64, Instant::now());
+        let key = format!("{}-{}-{}-{}", self.outlet.run, self.stream, first.lane, first.n);
+        let answer = match publishers.publish(&body, &key, self.outlet.retry_for).await {
             Ok(answer) => answer,
             Err(error @ PublishError::GaveUp { .. }) => {
                 let refused = matches!(error, PublishError::GaveUp { unknown: false, .. });
-                let error = error.to_string();
-                let unacked = Unacked { id, begun, ended: Instant::now(), refused, error };
-                return published.unacknowledged.push(unacked);
+                let (error, ended) = (error.to_string(), Instant::now());
+                let unacked = |id| Unacked { id, begun, ended, refused, error: error.clone() };
+                return published.unacknowledged.extend(ids.into_iter().map(unacked));
             }
-            Err(error) => return published.errors.push(format!("{} {id:?}: {error}", self.stream)),
+            Err(error) => return published.errors.push(format!("{} {first:?}: {error}", self.stream)),
         };
-        let (position, duplicate) = match answer.as_slice() {
-            [] => (None, false),
-            [one] if one.stream == self.stream => match (&one.epoch, one.offset) {
-                (Some(epoch), Some(offset)) if offset > 0 => (Some((Arc::from(epoch.as_str()), offset)), one.duplicate),
-                _ => (None, one.duplicate),
-            },
-            other => return published.errors.push(format!("{} {id:?}: strange answer {other:?}", self.stream)),
-        };
-        published.acks.push(Ack { id, position, duplicate, begun, at: Instant::now() });
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        let ours = answer.iter().all(|one| one.stream == self.stream);
+        if !(answer.is_empty() || ours && answer.len() == ids.len()) {
+            return published.errors.push(format!("{} {first:?}: strange answer {answer:?}", self.stream));
+        }
+        let (at, excluded) = (Instant::now(), excluded.map(|(client, session)| (client, session.number)));
+        for (index, id) in ids.into_iter().enumerate() {
+            let one = answer.get(index);
+            let position = one.and_then(|one| {
+                let offset = one.offset.filter(|offset| *offset > 0)?;
+                Some((Arc::from(one.epoch.as_deref()?), offset))
+            });
+            let duplicate = one.is_some_and(|one| one.duplicate);
+            published.acks.push(Ack { id, position, duplicate, excluded, begun, at });
+        }
+        self.acknowledged.fetch_add(count, Ordering::Relaxed);
     }
+}
+
+fn digits(number: usize) -> usize {
+    number.to_string().len()
 }
 
 /// One publisher per server; the next one takes over where one fails.
@@ -193,7 +295,7 @@ impl Publishers {
 
     async fn publish(
         &mut self,
-        message: &Outgoing<'_>,
+        body: &Bytes,
         key: &str,
         retry_for: Duration,
     ) -> Result<Vec<crate::client::Published>, PublishError> {
@@ -201,7 +303,7 @@ impl Publishers {
         let mut any_unknown = false;
         loop {
             let count = self.all.len();
-            match self.all[self.turn % count].publish(message.to_body(), key).await {
+            match self.all[self.turn % count].publish(body.clone(), key).await {
                 Err(PublishError::GaveUp { attempts, waited, unknown, last }) => {
                     any_unknown |= unknown;
                     if started.elapsed() >= retry_for {

@@ -1,6 +1,6 @@
 //! Who follows a stream: attaching, catching up, and what the replay of each is sent next.
 
-use super::{CursorId, Pump, Stream};
+use super::{CursorId, Pump, Stream, Which};
 use crate::hub::cursor::{Cursor, Start};
 use crate::hub::pages::SharedPage;
 use crate::hub::receiver::{HistoryJob, Identifier, Receiver};
@@ -108,34 +108,39 @@ impl Stream {
         self.cursors.get(id).is_none_or(Cursor::is_live)
     }
 
-    /// Sends a cursor what it has not had, until its outbox holds `budget` bytes or it has caught up.
-    pub fn pump(&mut self, id: CursorId, budget: usize) -> Pump {
+    /// Sends a cursor what it has not had, until its outbox holds `budget` bytes or it has caught up. `which`: a cursor that
+    /// is not among those stays held.
+    pub fn pump(&mut self, id: CursorId, budget: usize, which: Which) -> Pump {
         let Some(cursor) = self.cursors.get_mut(id) else { return Pump::Live };
         if cursor.is_live() {
             return Pump::Live;
         }
-        if cursor.is_held() || !self.opened {
+        if cursor.is_held() || !self.opened || (which == Which::Paced && !cursor.is_paced()) {
             return Pump::Held;
         }
         if !cursor.send_backlog(budget, &mut self.fanout) {
-            return Pump::Paced;
+            return Pump::Paced { within_page: true };
         }
+        const PACED: Pump = Pump::Paced { within_page: false };
         let Some(after) = cursor.behind(self.complete_to) else {
             cursor.go_live();
             return Pump::Live;
         };
         if after < self.tail.floor() {
             if cursor.outbox().pending() >= budget {
-                return Pump::Paced;
+                return PACED;
             }
             return Pump::NeedPage { after: Position { epoch: self.epoch.clone(), offset: after } };
         }
         for message in self.tail.after(after) {
             if cursor.outbox().pending() >= budget {
-                return Pump::Paced;
+                return PACED;
             }
-            self.fanout.begin();
-            cursor.deliver_replay(message, &mut self.fanout);
+            let all = cursor.deliver_replay(message, &mut self.fanout);
+            self.fanout.end();
+            if !all {
+                return PACED;
+            }
         }
         cursor.advance(self.complete_to);
         cursor.go_live();
@@ -177,6 +182,7 @@ mod tests {
     use crate::hub::Outbox;
     use crate::protocol::{Encoding, Message, Meta, Payload};
     use bytes::Bytes;
+    use std::task::{Context, Waker};
     use std::time::Duration;
     use tokio::time::Instant;
 
@@ -198,23 +204,73 @@ mod tests {
         }
     }
 
-    /// However much is published while a restored client is held, nothing waits in its own queue.
-    #[test]
-    fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
+    fn stream() -> Stream {
         let now = Instant::now();
         let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
         let mut stream = Stream::new("chat".into(), logs, 1 << 20);
         stream.compare(&Looked::at_once(Head::default(), facts()), now);
+        stream
+    }
+
+    /// `(identifier, offset)` of the frames that a client reads: up to so many.
+    fn read(outbox: &Outbox, most: usize) -> Vec<(String, Option<u64>)> {
+        let mut frames = std::collections::VecDeque::new();
+        let _ = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, most);
+        let text = |frame: &Bytes| {
+            let start = frame.iter().position(|byte| *byte == b'{').unwrap();
+            serde_json::from_slice::<serde_json::Value>(&frame[start..]).unwrap()
+        };
+        frames.iter().map(text).map(|one| (one["identifier"].to_string(), one["offset"].as_u64())).collect()
+    }
+
+    /// However much is published while a restored client is held, nothing waits in its own queue.
+    #[test]
+    fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
+        let now = Instant::now();
+        let mut stream = stream();
         let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
         let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
         let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), &stream.position(0), true);
         for offset in 1..=1_000 {
             stream.live(offset - 1, message(offset), now);
         }
-        assert_eq!((outbox.pending(), stream.pump(cursor, 1 << 20)), (0, Pump::Held));
+        assert_eq!((outbox.pending(), stream.pump(cursor, 1 << 20, Which::All)), (0, Pump::Held));
         stream.release(cursor);
-        assert_eq!(stream.pump(cursor, 1_000), Pump::Paced);
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::Paced { within_page: false });
         assert!((1_000..2_000).contains(&outbox.pending()), "{} bytes wait", outbox.pending());
+    }
+
+    /// Live messages beyond the limit stay in the stream, between the copies of one message too; each copy comes once, in
+    /// order, with its position.
+    #[test]
+    fn row_04_live_messages_wait_in_the_stream_between_copies_too() {
+        let now = Instant::now();
+        let mut stream = stream();
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 1_000));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let mut cursor = None;
+        for name in ["a", "b", "c"] {
+            cursor = Some(stream.attach(cursor, &receiver, &Identifier::new(name.into()), &stream.position(0), false));
+        }
+        let cursor = cursor.unwrap();
+        for offset in 1..=100 {
+            stream.live(offset - 1, message(offset), now);
+        }
+        assert!((1_000..1_300).contains(&outbox.pending()), "{} bytes wait", outbox.pending());
+        assert!(!stream.is_live(cursor));
+        let mut got = Vec::new();
+        loop {
+            let frames = read(&outbox, 2);
+            if frames.is_empty() {
+                break;
+            }
+            got.extend(frames);
+            assert_ne!(stream.pump(cursor, 500, Which::Paced), Pump::Held);
+            assert!(outbox.pending() < 1_300, "{} bytes wait", outbox.pending());
+        }
+        let wanted = (1..=100).flat_map(|offset| ["a", "b", "c"].map(|name| (format!("{name:?}"), Some(offset))));
+        assert_eq!(got, wanted.collect::<Vec<_>>());
+        assert!(stream.is_live(cursor));
     }
 
     /// The rejections that wait for the client, and the rest.
@@ -249,7 +305,11 @@ mod tests {
         let cursor = stream.attach(None, &receiver, &identifier, &stream.position(4), true);
         let job = HistoryJob::new(receiver.clone(), identifier.clone(), 1);
         stream.history(cursor, "i", Start { after: proved, claimed: None }, job);
-        assert_eq!((stream.pump(cursor, 1 << 20), rejections(&outbox)), (Pump::Live, 1), "told, not confirmed");
+        assert_eq!(
+            (stream.pump(cursor, 1 << 20, Which::All), rejections(&outbox)),
+            (Pump::Live, 1),
+            "told, not confirmed"
+        );
         stream.live(3, message(5), Instant::now());
         assert!(outbox.pending() > 0, "and live from now on");
     }
@@ -278,11 +338,15 @@ mod tests {
         let at = |stream: &Stream, after| Start { after: stream.position(after), claimed: None };
         let job = || HistoryJob::new(receiver.clone(), identifier.clone(), 1);
         stream.history(cursor, "i", at(&stream, 10), job());
-        assert_eq!(stream.pump(cursor, 1_000), Pump::NeedPage { after: stream.position(10) });
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { after: stream.position(10) });
         // Meanwhile the client asks for more.
         stream.history(cursor, "i", at(&stream, 5), job());
         let page = SharedPage { from: 10, to: 20, messages: vec![message(15)], since: None };
         stream.supply(cursor, 10, true, &page);
-        assert_eq!(stream.pump(cursor, 1_000), Pump::NeedPage { after: stream.position(5) }, "6 to 10 are not skipped");
+        assert_eq!(
+            stream.pump(cursor, 1_000, Which::All),
+            Pump::NeedPage { after: stream.position(5) },
+            "6 to 10 are not skipped"
+        );
     }
 }

@@ -130,6 +130,12 @@ fn with_room_nothing_is_lost_doubled_reordered_or_called_lost() {
     check("testdata/model/roomy.txt", Shape::ROOMY, false);
 }
 
+/// Hardly anything may wait for a client: everything comes all the same, and nobody is closed for what a step queued.
+#[test]
+fn row_04_with_hardly_any_queue_nothing_is_lost_doubled_or_reordered() {
+    check("testdata/model/narrow.txt", Shape::NARROW, false);
+}
+
 /// Short histories, expiry and new lives of the log: whatever is lost is signalled.
 #[test]
 fn without_room_every_loss_is_signalled() {

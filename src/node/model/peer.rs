@@ -53,6 +53,7 @@ pub struct Peer {
     excused: HashSet<(&'static str, u64)>,
     newest: HashMap<&'static str, u64>,
     rejected: usize,
+    called_slow: usize,
     /// History commands that a lazy client has not sent yet.
     withheld: Option<Vec<String>>,
     /// The highest position received on this connection, by stream.
@@ -96,6 +97,7 @@ impl Peer {
             excused: HashSet::new(),
             newest: HashMap::new(),
             rejected: 0,
+            called_slow: 0,
             withheld: None,
             positions: HashMap::new(),
         }
@@ -106,14 +108,14 @@ impl Peer {
         now.duration_since(UNIX_EPOCH).unwrap().as_secs()
     }
 
-    pub fn connect(&mut self, node: Arc<Node>) {
+    pub fn connect(&mut self, node: Arc<Node>, max_pending: usize) {
         if let Some(connection) = &self.connection
             && !connection.outbox.is_over()
         {
             return;
         }
         self.drop_connection();
-        let outbox = Arc::new(Outbox::new(Encoding::Json, 1 << 20));
+        let outbox = Arc::new(Outbox::new(Encoding::Json, max_pending));
         let (commands, source) = mpsc::unbounded_channel();
         let hello = Hello {
             subprotocol: Subprotocol::ExtJson,
@@ -168,18 +170,20 @@ impl Peer {
         }
     }
 
-    /// Reads frames. `published`: the newest number of a stream.
-    pub fn read(&mut self, count: usize, published: impl Fn(&str) -> u64) {
-        let Some(connection) = &self.connection else { return };
+    /// Reads frames. `published`: the newest number of a stream. Returns how many frames came.
+    pub fn read(&mut self, count: usize, published: impl Fn(&str) -> u64) -> usize {
+        let Some(connection) = &self.connection else { return 0 };
         let mut frames: VecDeque<Bytes> = VecDeque::new();
         let _ = connection.outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, count);
         let commands = connection.commands.clone();
         let now = self.now();
+        let read = frames.len();
         for frame in frames {
             let Some(text) = text_of(&frame) else {
                 self.drop_connection();
-                return;
+                return read;
             };
+            self.called_slow += usize::from(text.contains("too_slow"));
             for command in self.stock.on_frame(text, now) {
                 if let Some(withheld) = &mut self.withheld
                     && command.contains(r#""command":"history""#)
@@ -193,14 +197,20 @@ impl Peer {
                 self.on_event(event, &published);
             }
         }
+        read
     }
 
     fn on_event(&mut self, event: StockEvent, published: &impl Fn(&str) -> u64) {
         match event {
-            StockEvent::Confirmed(identifier) | StockEvent::Restored(identifier) => {
+            StockEvent::Confirmed(identifier) => {
                 let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
-                let head = published(journal.stream);
-                journal.from.get_or_insert(head);
+                // It had to subscribe anew and has no position: catching up by time does not tell what has aged out.
+                journal.signalled |= journal.from.is_some() && journal.last.is_none();
+                journal.from.get_or_insert(published(journal.stream));
+            }
+            StockEvent::Restored(identifier) => {
+                let journal = self.journals.get_mut(&identifier).expect("an identifier of this client");
+                journal.from.get_or_insert(published(journal.stream));
             }
             StockEvent::HistoryNotFound(identifier) => {
                 self.rejected += 1;
@@ -252,6 +262,10 @@ impl Peer {
         }
         if lossless && self.rejected > 0 {
             faults.push(format!("{} false alarms", self.rejected));
+        }
+        // Time is virtual and nobody judges how long the clients take to read.
+        if self.called_slow > 0 {
+            faults.push(format!("called too slow {} times", self.called_slow));
         }
         faults
     }

@@ -24,16 +24,22 @@ pub struct Shape {
     pub history_ttl: Duration,
     /// Nothing is ever lost in it: a rejected history is a false alarm.
     pub lossless: bool,
+    /// Bytes that may wait for a client.
+    pub max_pending: usize,
 }
 
 impl Shape {
-    pub const ROOMY: Self = Self { history_limit: 10_000, history_ttl: Duration::from_secs(3_600), lossless: true };
-    pub const TIGHT: Self = Self { history_limit: 4, history_ttl: Duration::from_secs(12), lossless: false };
+    pub const ROOMY: Self =
+        Self { history_limit: 10_000, history_ttl: Duration::from_secs(3_600), lossless: true, max_pending: 1 << 20 };
+    pub const TIGHT: Self =
+        Self { history_limit: 4, history_ttl: Duration::from_secs(12), lossless: false, ..Self::ROOMY };
+    /// Room for two or three messages in a client's queue.
+    pub const NARROW: Self = Self { max_pending: 700, ..Self::ROOMY };
 }
 
 enum Event {
     Live(StreamName, u64, Arc<Message>),
-    Transient(StreamName, Arc<Message>),
+    Transient(StreamName, Arc<Message>, Overflow),
 }
 
 /// What the log tells all nodes; each node gets it when its feed is moved.
@@ -58,8 +64,8 @@ impl Feed for SharedFeed {
         self.0.send(|| Event::Live(stream.clone(), previous, message.clone()));
     }
 
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
-        self.0.send(|| Event::Transient(stream.clone(), message.clone()));
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
+        self.0.send(|| Event::Transient(stream.clone(), message.clone(), overflow));
     }
 
     fn lagged(&self, _: &StreamName) {}
@@ -190,7 +196,7 @@ impl World {
     pub fn new(shape: Shape) -> Self {
         let wires = Arc::new(Wires::default());
         let log = Arc::new(Mutex::new(new_log(shape, &wires)));
-        let nodes: Vec<_> = (0..2).map(|_| new_node(&log, &wires)).collect();
+        let nodes: Vec<_> = (0..2).map(|_| new_node(shape, &log, &wires)).collect();
         let peers = vec![
             // One stream; two subscriptions on one stream; two streams.
             Peer::new(vec![(public("a", ""), "a")]),
@@ -228,9 +234,11 @@ impl World {
             }
             Op::Connect { client, node } => {
                 let node = self.nodes[node].node.clone();
-                self.peers[client].connect(node);
+                self.peers[client].connect(node, self.shape.max_pending);
             }
-            Op::Read { client, count } => self.read(client, count).await,
+            Op::Read { client, count } => {
+                self.read(client, count).await;
+            }
             Op::Speak { client, again } => self.peers[client].speak(again),
             Op::Drop { client } => self.peers[client].drop_connection(),
             Op::Turns { count } => turns(count).await,
@@ -270,19 +278,21 @@ impl World {
             match event {
                 _ if !deliver => {}
                 Event::Live(stream, previous, message) => hubs[node].live(&stream, previous, message),
-                Event::Transient(stream, message) => hubs[node].transient(&stream, message),
+                Event::Transient(stream, message, overflow) => hubs[node].transient(&stream, message, overflow),
             }
         }
     }
 
-    async fn read(&mut self, client: usize, count: usize) {
+    /// Returns how many frames it read.
+    async fn read(&mut self, client: usize, count: usize) -> usize {
         turns(3).await;
         let published = |stream: &str| {
             let index = STREAMS.iter().position(|name| *name == stream).expect("a stream of this world");
             self.published.get(&index).copied().unwrap_or(0)
         };
-        self.peers[client].read(count, published);
+        let read = self.peers[client].read(count, published);
         turns(3).await;
+        read
     }
 
     fn new_life(&mut self) {
@@ -312,7 +322,7 @@ impl World {
         for _ in 0..2 {
             for client in 0..self.peers.len() {
                 let node = self.nodes[client % 2].node.clone();
-                self.peers[client].connect(node);
+                self.peers[client].connect(node, self.shape.max_pending);
             }
             for _ in 0..4 {
                 for node in 0..self.nodes.len() {
@@ -320,7 +330,7 @@ impl World {
                 }
                 tokio::time::sleep(Duration::from_millis(2_600)).await;
                 for client in 0..self.peers.len() {
-                    self.read(client, usize::MAX).await;
+                    while self.read(client, usize::MAX).await > 0 {}
                     self.peers[client].speak(false);
                 }
             }
@@ -360,7 +370,7 @@ fn new_log(shape: Shape, wires: &Arc<Wires>) -> Arc<MemoryBroker> {
     MemoryBroker::new(limits(shape), Duration::from_secs(60), Arc::new(SharedFeed(wires.clone())))
 }
 
-fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
+fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode {
     let hub = Hub::new(HubConfig {
         snapshot_budget: 1 << 20,
         linger: Duration::from_secs(3),
@@ -386,7 +396,9 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
         sessions_ttl: Duration::from_secs(3_600),
         history_hold: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
-        max_pending: 1 << 20,
+        max_pending: shape.max_pending,
+        max_pending_total: 0,
+        max_whisper_rate: 0,
         max_queued: 1 << 17,
         max_queued_all: 1 << 26,
         auth_timeout: Duration::from_secs(86_400),

@@ -15,7 +15,7 @@ mod store;
 use super::*;
 use crate::auth::StreamsConfig;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::{Broker, Feed, Limits, RemoteDisconnect};
+use crate::broker::{Broker, Feed, Limits, Overflow, RemoteDisconnect};
 use crate::hub::{HubConfig, HubFeed, Outbox};
 use crate::protocol::{Encoding, Message, MessageId, Meta, Publication, Sid, StreamName, Subprotocol};
 use crate::rpc::*;
@@ -229,8 +229,8 @@ impl Feed for Fan {
     fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
         self.all(|hub| hub.live(stream, previous, message.clone()));
     }
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
-        self.all(|hub| hub.transient(stream, message.clone()));
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
+        self.all(|hub| hub.transient(stream, message.clone(), overflow));
     }
     fn lagged(&self, stream: &StreamName) {
         self.all(|hub| hub.lagged(stream));
@@ -303,6 +303,8 @@ impl Cluster {
                 history_hold: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
                 max_pending: 1 << 20,
+                max_pending_total: 0,
+                max_whisper_rate: 0,
                 max_queued: 1 << 17,
                 max_queued_all: 1 << 26,
                 auth_timeout: Duration::from_secs(86_400),

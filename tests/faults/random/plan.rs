@@ -100,11 +100,15 @@ impl Plan {
             format!("--seed={}", dice.below(1 << 32)),
             format!("--clients={}", choose(dice, &[20, 40, 60])),
             format!("--streams={}", choose(dice, &[3, 10, 25])),
-            format!("--rate={}", choose(dice, &[50, 150, 400])),
             format!("--stay={}", choose(dice, &["0.3-3", "0.1-0.6", "2-10"])),
             format!("--away={}", choose(dice, &["0.1-1", "0.1-4", "1-8"])),
             format!("--drop={}", choose(dice, &["random", "random", "random", "all-at-once", "none"])),
         ];
+        // Large messages reach the limits of tails, pages and outboxes; few of them are enough.
+        let loads = [(400, "100"), (150, "100-2000"), (50, "100-2000"), (50, "100-60000")];
+        let (rate, payload) = choose(dice, &loads);
+        arguments.push(format!("--rate={rate}"));
+        arguments.push(format!("--payload={payload}"));
         if dice.below(4) == 0 {
             arguments.push(format!("--clock-jump={}", choose(dice, &[90, 10_800])));
         }

@@ -134,7 +134,8 @@ fn failures(plan: &Plan, checked: &Checked) -> Vec<String> {
         failures.push(format!("the checker ended with {:?}: {violations} {}", checked.status, checked.errors.trim()));
     }
     let none = ["unsignalled", "false_alarms", "unstored", "late", "duplicated", "reordered", "wrong_positions"];
-    for name in none.into_iter().chain(["disconnects", "surprises"]).filter(|name| count(name) > 0) {
+    let extras = ["misdirected", "not_excluded", "revived", "base_lost", "disconnects", "surprises"];
+    for name in none.into_iter().chain(extras).filter(|name| count(name) > 0) {
         failures.push(format!("{name}: {}", count(name)));
     }
     if count("epochs") > 1 && !plan.ends_an_epoch() {

@@ -86,6 +86,7 @@ impl Scene<'_> {
             Fault::IsolateFollower => self.isolate_follower(),
             Fault::WipeMember => self.wipe_member(),
             Fault::LoseQuorum => self.lose_quorum(),
+            Fault::LongOutage => self.long_outage(),
             Fault::FillDisk => self.fill_disk(),
             // The checker's own clients jump; some returns must follow.
             Fault::JumpClocks => {
@@ -99,6 +100,7 @@ impl Scene<'_> {
             Fault::DeleteMeta => self.delete_bucket("_meta"),
             Fault::Purge => self.purge(),
             Fault::DeleteLog => self.delete_log(),
+            Fault::ChangePolicies => self.change_policies(),
         }
     }
 

@@ -3,6 +3,11 @@
 use super::{PATIENCE, Scene};
 use crate::proc::eventually;
 use serde_json::json;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// Traffic under each policy.
+const BETWEEN_POLICIES: Duration = Duration::from_secs(3);
 
 impl Scene<'_> {
     /// Deletes a bucket that is in use; the nodes must make a new one.
@@ -15,6 +20,22 @@ impl Scene<'_> {
         self.delete_and_see_again("_log_")?;
         for node in 0..self.deployment.nodes().len() {
             self.require_rise(node, "epoch_changes_total", &format!("new epoch noticed on node {node}"));
+        }
+        Ok(())
+    }
+
+    /// Streams move to a log of their own, its limits change, and they move back to the settings of the nodes.
+    pub(super) fn change_policies(&mut self) -> Result<(), String> {
+        let policies = [
+            "--history=name=moved,pattern=verify/*,limit=10000,ttl=200s",
+            "--history=name=moved,pattern=verify/*,limit=9000,ttl=100s",
+            "--history=",
+        ];
+        for policy in policies {
+            let (code, said) = self.deployment.nodes()[0].tool(&["policy", "apply"], &[policy]);
+            let first = said.lines().next().unwrap_or_default().to_owned();
+            self.proof.require(code == Some(0), format!("{policy}: {first}"));
+            sleep(BETWEEN_POLICIES);
         }
         Ok(())
     }

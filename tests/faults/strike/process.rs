@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// Not longer than publishers try again.
 const LONGEST_FREEZE: Duration = Duration::from_secs(15);
 
+/// Longer than sessions live and retries are known, where they are made short.
+const OUTAGE: Duration = Duration::from_secs(14);
+
 impl Scene<'_> {
     pub(super) fn kill_node(&mut self) -> Result<(), String> {
         let last = self.deployment.nodes().len() - 1;
@@ -93,6 +96,23 @@ impl Scene<'_> {
         let number = (leader + 1) % 3;
         let external = self.deployment.nats.as_ref().map(|nats| nats.members[number].name().to_owned());
         external.unwrap_or_else(|| format!("n{number}"))
+    }
+
+    /// All nats-servers die at once and stay away.
+    pub(super) fn long_outage(&mut self) -> Result<(), String> {
+        let nats = self.deployment.nats.as_mut().ok_or("no nats-server of its own")?;
+        let begun = Instant::now();
+        nats.members.iter_mut().for_each(|member| member.kill());
+        sleep(OUTAGE);
+        nats.members.iter_mut().for_each(|member| member.start());
+        let (count, seconds) = (nats.members.len(), begun.elapsed().as_secs_f64());
+        self.deployment.jetstream().wait_whole();
+        self.pulse.wait(PATIENCE)?;
+        let pause = self.pause();
+        self.proof.note(format!("{count} nats-servers away for {seconds:.1} s"));
+        self.proof.require(pause > OUTAGE, format!("publishing paused for {:.1} s", pause.as_secs_f64()));
+        self.require_reconnects();
+        Ok(())
     }
 
     /// Stops it for longer than all timeouts.

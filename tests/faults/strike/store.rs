@@ -2,7 +2,7 @@
 
 use super::{AWAY, PATIENCE, Scene};
 use crate::deployment::number_of;
-use crate::disk::files;
+use crate::disk::empty;
 use crate::harness::{BROADCAST_KEY, http, public};
 use crate::proc::{self, eventually};
 use serde_json::json;
@@ -33,9 +33,7 @@ impl Scene<'_> {
             }
             None => {
                 self.deployment.kill_nodes(&[number]);
-                let store = self.deployment.nodes()[number].folder().join("store");
-                let deleted = files(&store);
-                std::fs::remove_dir_all(&store).map_err(|error| format!("{}: {error}", store.display()))?;
+                let deleted = empty(&self.deployment.embedded_store(number))?;
                 self.deployment.start_nodes(&[number]);
                 deleted
             }

@@ -11,7 +11,7 @@ mod server;
 mod start;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Head, Limits, Looked, RemoteDisconnect, Unavailable};
+use crate::broker::{Broker, Feed, Head, Limits, Looked, Overflow, RemoteDisconnect, Unavailable};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
@@ -57,7 +57,7 @@ impl Feed for Recorder {
     fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
         self.tell(Told::Live(stream.clone(), previous, message));
     }
-    fn transient(&self, stream: &StreamName, message: Arc<Message>) {
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, _: Overflow) {
         self.tell(Told::Transient(stream.clone(), message));
     }
     fn lagged(&self, stream: &StreamName) {

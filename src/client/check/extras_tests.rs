@@ -1,0 +1,192 @@
+//! Forged traces of what is not kept, not for everybody, or not for ever.
+
+use super::judge::{Rules, judge};
+use super::member::{Arrival, Record, Stay, Whisper};
+use super::removal::Removal;
+use super::roster::{Follow, Follower, Kind};
+use super::source::{Ack, FIRST_WHISPER_LANE, Id, Published, TRANSIENT_LANE};
+use super::verdict::Verdict;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn follower(id: usize, kind: Kind) -> Follower {
+    let follow = Follow { identifier: "i".to_owned(), stream: "s".to_owned() };
+    Follower { id, kind, follows: vec![follow], seed: 0 }
+}
+
+/// Messages 1, 2, 3 of a lane, a second apart; stored ones at ten times their number.
+fn published(lane: u16, start: Instant) -> Published {
+    let ack = |n: u32| {
+        let id = Id { lane, n: u64::from(n) };
+        let position = id.is_stored().then(|| (Arc::from("e"), id.n * 10));
+        let begun = start + SECOND * n;
+        Ack { id, position, duplicate: false, excluded: None, begun, at: begun + SECOND / 100 }
+    };
+    Published {
+        stream: "s".to_owned(),
+        lane,
+        after: 0,
+        open: vec![],
+        begun: 3,
+        acks: (1..=3).map(ack).collect(),
+        retries: 0,
+        unacknowledged: vec![],
+        errors: vec![],
+    }
+}
+
+/// A client whose one connection of its first session stood all the time.
+fn record(id: usize, kind: Kind, start: Instant) -> Record {
+    let stay = Stay {
+        stood: Some(start),
+        ended: start + SECOND * 60,
+        fresh: false,
+        session: 1,
+        by_client: None,
+        positions: BTreeMap::new(),
+    };
+    Record { stays: vec![stay], ..Record::new(follower(id, kind)) }
+}
+
+fn arrival(lane: u16, n: u64, at: Instant) -> Arrival {
+    let id = Id { lane, n };
+    let position = id.is_stored().then(|| (Arc::from("e"), n * 10));
+    Arrival { follow: 0, id, position, connection: 1, at }
+}
+
+fn arrivals(lane: u16, numbers: &[u64], start: Instant) -> Vec<Arrival> {
+    numbers.iter().map(|n| arrival(lane, *n, start + SECOND * u32::try_from(*n).unwrap() + SECOND / 50)).collect()
+}
+
+fn verdict(published: &[Published], records: &[Record], removals: &[Removal]) -> Verdict {
+    judge(published, records, removals, &Rules { live_within: SECOND * 5, ..Rules::default() })
+}
+
+#[test]
+fn transient_messages_may_be_lost_and_nothing_else() {
+    let start = Instant::now();
+    let transient = [published(TRANSIENT_LANE, start)];
+    let judged = |numbers: &[u64]| {
+        let record = Record { arrivals: arrivals(TRANSIENT_LANE, numbers, start), ..record(0, Kind::Plain, start) };
+        verdict(&transient, &[record], &[])
+    };
+    let lossy = judged(&[1, 3]);
+    assert_eq!(lossy.failures(), Vec::<String>::new());
+    assert_eq!((lossy.transient.expected, lossy.transient.arrived, lossy.transient.lost), (3, 2, 1));
+    assert_eq!(judged(&[1, 2, 2]).misdirected.count, 1, "twice");
+    assert_eq!(judged(&[4]).misdirected.count, 1, "nobody published it");
+    let mut positioned = record(0, Kind::Plain, start);
+    positioned.arrivals = arrivals(TRANSIENT_LANE, &[1], start);
+    positioned.arrivals[0].position = Some((Arc::from("e"), 7));
+    assert_eq!(verdict(&transient, &[positioned], &[]).misdirected.count, 1, "with a position");
+}
+
+#[test]
+fn whispers_reach_others_once_and_never_their_sender() {
+    let start = Instant::now();
+    let mut sender = record(0, Kind::Plain, start);
+    sender.whispers.push(Whisper { n: 1, stream: "s".to_owned(), at: start + SECOND * 3 });
+    let heard = |client: usize, numbers: &[u64]| {
+        let mut records = [sender.clone(), record(1, Kind::Plain, start)];
+        records[client].arrivals = arrivals(FIRST_WHISPER_LANE, numbers, start);
+        verdict(&[], &records, &[])
+    };
+    let honest = heard(1, &[1]);
+    assert_eq!((honest.misdirected.count, honest.whispers.arrived, honest.whispers.lost), (0, 1, 0));
+    assert_eq!(heard(1, &[]).whispers.lost, 1);
+    assert_eq!(heard(0, &[1]).misdirected.count, 1, "back to its sender");
+    assert_eq!(heard(1, &[1, 1]).misdirected.count, 1, "twice");
+    assert_eq!(heard(1, &[2]).misdirected.count, 1, "nobody whispered it");
+}
+
+#[test]
+fn the_excluded_client_never_gets_the_message_and_others_must() {
+    let start = Instant::now();
+    let mut source = published(0, start);
+    source.acks[1].excluded = Some((0, 1));
+    let judged = |excluded: &[u64], other: &[u64]| {
+        let of = |id, numbers| Record { arrivals: arrivals(0, numbers, start), ..record(id, Kind::Plain, start) };
+        verdict(std::slice::from_ref(&source), &[of(0, excluded), of(1, other)], &[])
+    };
+    let honest = judged(&[1, 3], &[1, 2, 3]);
+    assert_eq!((honest.failures(), honest.excluded, honest.expected), (vec![], 1, 5));
+    assert_eq!(judged(&[1, 2, 3], &[1, 2, 3]).not_excluded.count, 1);
+    assert_eq!(judged(&[1, 3], &[1, 3]).missing.count, 1);
+    // Nobody knows the client by a session that it no longer has.
+    let mut later = record(0, Kind::Plain, start);
+    (later.arrivals, later.stays[0].session) = (arrivals(0, &[1, 2, 3], start), 2);
+    assert_eq!(verdict(&[source.clone()], &[later], &[]).not_excluded.count, 0);
+}
+
+#[test]
+fn who_is_thrown_out_is_gone_and_stays_gone() {
+    let start = Instant::now();
+    let at = start + SECOND * 10;
+    let removal = Removal { client: 0, session: 1, begun: at, at: Some(at), restored_at: vec![] };
+    let ended = |after: Duration| {
+        let mut record = record(0, Kind::Plain, start);
+        (record.stays[0].ended, record.disconnects) = (at + after, 1);
+        record
+    };
+    let obeyed = verdict(&[], &[ended(SECOND)], std::slice::from_ref(&removal));
+    assert_eq!((obeyed.removals, obeyed.revived.count, obeyed.disconnects), (1, 0, 0));
+    assert_eq!(verdict(&[], &[ended(SECOND)], &[]).disconnects, 1, "nobody asked for it");
+    assert_eq!(verdict(&[], &[ended(SECOND * 6)], std::slice::from_ref(&removal)).revived.count, 1, "still there");
+    let mut back = ended(SECOND);
+    let again = Stay { stood: Some(at + SECOND * 2), ended: at + SECOND * 3, ..back.stays[0].clone() };
+    back.stays.push(again);
+    assert_eq!(verdict(&[], &[back], std::slice::from_ref(&removal)).revived.count, 1, "restored");
+    let elsewhere = Removal { restored_at: vec!["node:1".to_owned()], ..removal };
+    assert_eq!(verdict(&[], &[ended(SECOND)], &[elsewhere]).revived.count, 1, "restored elsewhere");
+}
+
+#[test]
+fn a_base_client_gets_what_is_published_while_its_connection_stands() {
+    let start = Instant::now();
+    let source = [published(0, start)];
+    let judged = |numbers: &[u64], ended: Duration| {
+        let mut record = record(0, Kind::Base, start);
+        (record.arrivals, record.stays[0].ended) = (arrivals(0, numbers, start), start + ended);
+        verdict(&source, &[record], &[])
+    };
+    assert_eq!(judged(&[1, 2, 3], SECOND * 60).failures(), Vec::<String>::new());
+    assert_eq!(judged(&[1, 3], SECOND * 60).base_missing.count, 1);
+    assert_eq!(judged(&[1], SECOND * 3 / 2).base_missing.count, 0, "it was away");
+    assert_eq!(judged(&[1, 2, 2, 3], SECOND * 60).doubled.count, 1);
+    assert_eq!(judged(&[2, 1, 3], SECOND * 60).disordered.count, 1);
+}
+
+#[test]
+fn what_an_earlier_turn_has_judged_must_not_come_again() {
+    let start = Instant::now();
+    let mut source = published(0, start);
+    source.acks.iter_mut().for_each(|ack| ack.id.n += 10);
+    source.after = 10;
+    source.open = vec![Id { lane: 0, n: 5 }];
+    for (n, doubled) in [(4, 1), (5, 0)] {
+        let mut record = record(0, Kind::Plain, start);
+        record.arrivals.push(arrival(0, n, start + SECOND));
+        assert_eq!(verdict(&[source.clone()], &[record], &[]).doubled.count, doubled, "message {n}");
+    }
+}
+
+#[test]
+fn batches_keep_their_order() {
+    let start = Instant::now();
+    let mut source = published(1, start);
+    // All of one request.
+    let (begun, at) = (source.acks[0].begun, source.acks[0].at);
+    source.acks.iter_mut().for_each(|ack| (ack.begun, ack.at) = (begun, at));
+    let judged = |source: &Published, numbers: &[u64]| {
+        let record = Record { arrivals: arrivals(1, numbers, start), ..record(0, Kind::Plain, start) };
+        verdict(std::slice::from_ref(source), &[record], &[])
+    };
+    assert_eq!(judged(&source, &[1, 2, 3]).failures(), Vec::<String>::new());
+    assert_eq!(judged(&source, &[2, 1, 3]).disordered.count, 1);
+    source.acks[0].position = Some((Arc::from("e"), 25));
+    assert_eq!(judged(&source, &[1, 2, 3]).positions.count, 2, "acknowledged out of order, and at another place");
+}

@@ -1,0 +1,134 @@
+//! Remote disconnects: now and then one client is thrown out by its identifiers, and its session must be dead everywhere.
+//!
+//! A server that lets clients connect without credentials knows each by the first id of its session.
+
+use super::Phase;
+use super::member::{OPEN_TIMEOUT, Progress, Record};
+use super::roster::Dice;
+use super::source::Outlet;
+use super::verdict::Verdict;
+use crate::client::connection::url_with_sid;
+use crate::client::{Connection, EXT_JSON, Frame, Publisher, Received};
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use url::Url;
+
+/// Between two of them.
+const PAUSE: Range<Duration> = Duration::from_millis(1_500)..Duration::from_secs(5);
+/// For the answer to a client that comes with a dead session.
+const WELCOME: Duration = Duration::from_secs(10);
+/// The way of what a server sent before it knew.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// A remote disconnect.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    pub client: usize,
+    /// Number of the session that was to end.
+    pub session: u32,
+    pub begun: Instant,
+    /// When it was acknowledged; `None`: it was not, and may have happened or not.
+    pub at: Option<Instant>,
+    /// Addresses at which the dead session was restored.
+    pub restored_at: Vec<String>,
+}
+
+/// The command that throws out whoever began its session with this id.
+pub(super) fn command(first_sid: &str) -> Bytes {
+    let identifier = serde_json::json!({"sid": first_sid}).to_string();
+    let command =
+        serde_json::json!({"command": "disconnect", "payload": {"identifier": identifier, "reconnect": true}});
+    Bytes::from(command.to_string())
+}
+
+pub(super) struct Remover {
+    pub outlet: Outlet,
+    pub urls: Vec<Url>,
+    pub dice: Dice,
+    pub phase: watch::Receiver<Phase>,
+    pub members: Vec<(usize, Arc<Progress>)>,
+}
+
+impl Remover {
+    /// Through the run's [`Phase::Run`].
+    pub async fn run(mut self) -> Vec<Removal> {
+        let mut all = Vec::new();
+        let url = &self.outlet.urls[self.outlet.urls.len() - 1];
+        let publisher = Publisher::new(url, self.outlet.key.as_deref(), self.outlet.retry_for);
+        let Ok(publisher) = publisher else { return all };
+        let mut publisher = publisher.trusting(self.outlet.trust.clone());
+        if self.members.is_empty() || self.phase.wait_for(|phase| *phase >= Phase::Run).await.is_err() {
+            return all;
+        }
+        loop {
+            let pause = self.dice.within(&PAUSE);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = self.phase.wait_for(|phase| *phase > Phase::Run) => return all,
+            }
+            let (client, progress) = &self.members[self.dice.below(self.members.len() as u64) as usize];
+            let Some(session) = progress.session() else { continue };
+            let begun = Instant::now();
+            let key = format!("{}-removal-{}", self.outlet.run, all.len());
+            let done = publisher.publish(command(&session.first), &key).await.is_ok();
+            let at = done.then(Instant::now);
+            let mut restored_at = Vec::new();
+            if done {
+                for url in &self.urls {
+                    let url = url_with_sid(url, Some(&session.sid));
+                    if is_restored(&url, &self.outlet).await {
+                        restored_at.push(format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(0)));
+                    }
+                }
+            }
+            all.push(Removal { client: *client, session: session.number, begun, at, restored_at });
+        }
+    }
+}
+
+/// The welcome at this address says so. A server that is away says nothing.
+async fn is_restored(url: &Url, outlet: &Outlet) -> bool {
+    let asked = async {
+        let mut link = Connection::open_trusting(url, &[EXT_JSON], outlet.trust.as_ref(), OPEN_TIMEOUT).await.ok()?;
+        while let Some(Ok(Received::Text(text))) = link.next().await {
+            if let Ok(Frame::Welcome { restored, .. }) = Frame::parse(&text) {
+                return Some(restored);
+            }
+        }
+        None
+    };
+    tokio::time::timeout(WELCOME, asked).await.ok().flatten().unwrap_or(false)
+}
+
+/// Holds what one member saw against the removals of it.
+pub(super) fn judge_removals(record: &Record, removals: &[Removal], within: Duration, verdict: &mut Verdict) {
+    let client = record.follower.id;
+    let mut addressed = 0;
+    for removal in removals.iter().filter(|removal| removal.client == client) {
+        addressed += 1;
+        let of_session = || record.stays.iter().filter(|stay| stay.session == removal.session);
+        let Some(at) = removal.at else { continue };
+        verdict.removals += 1;
+        if !removal.restored_at.is_empty() {
+            verdict
+                .revived
+                .add(|| format!("client {client}: a dead session was restored at {:?}", removal.restored_at));
+        }
+        if of_session().any(|stay| stay.ended > at + within) {
+            verdict
+                .revived
+                .add(|| format!("client {client} was still connected {within:?} after its remote disconnect"));
+        }
+        if of_session().any(|stay| stay.stood.is_some_and(|stood| stood > at + ON_ITS_WAY)) {
+            verdict.revived.add(|| format!("client {client} came back with a session that had ended"));
+        }
+        // Its next session is new, as it must be.
+        let anew = record.stays.iter().filter(|stay| stay.fresh && stay.session == removal.session + 1).count();
+        verdict.fresh = verdict.fresh.saturating_sub(anew as u64);
+    }
+    verdict.disconnects += record.disconnects.saturating_sub(addressed);
+}

@@ -1,0 +1,92 @@
+//! Whispers and transient messages: they may be lost, but never come twice, with a position, or back to their sender.
+
+use super::alarms::StreamLog;
+use super::member::{Record, Stay, Whisper};
+use super::source::{Id, TRANSIENT_LANE};
+use super::verdict::Verdict;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A connection that stands for so long around a message should get it.
+const AROUND: Duration = Duration::from_millis(1_000);
+
+/// What was sent and not stored, and how much of it arrived where a connection stood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Passing {
+    pub expected: u64,
+    pub arrived: u64,
+    /// Expected and not arrived: allowed.
+    pub lost: u64,
+}
+
+impl Passing {
+    pub fn merge(&mut self, other: Self) {
+        self.expected += other.expected;
+        self.arrived += other.arrived;
+        self.lost += other.lost;
+    }
+
+    fn count(&mut self, expected: bool, arrived: bool) {
+        self.expected += u64::from(expected);
+        self.arrived += u64::from(arrived);
+        self.lost += u64::from(expected && !arrived);
+    }
+}
+
+/// All whispers of a run, by sender and number.
+pub(super) struct Whispers<'a>(HashMap<(usize, u64), &'a Whisper>);
+
+impl<'a> Whispers<'a> {
+    pub fn of(records: &'a [Record]) -> Self {
+        let of_one =
+            |record: &'a Record| record.whispers.iter().map(|whisper| ((record.follower.id, whisper.n), whisper));
+        Self(records.iter().flat_map(of_one).collect())
+    }
+}
+
+pub(super) fn judge_transient(
+    record: &Record,
+    follow: usize,
+    log: &StreamLog,
+    whispers: &Whispers<'_>,
+    verdict: &mut Verdict,
+) {
+    let client = record.follower.id;
+    let subscription = &record.follower.follows[follow];
+    let mut seen: HashSet<Id> = HashSet::new();
+    for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && !arrival.id.is_stored()) {
+        let id = arrival.id;
+        let fault = match id.whisperer() {
+            _ if arrival.position.is_some() => Some("with a position"),
+            _ if !seen.insert(id) => Some("twice"),
+            Some(sender) if sender == client => Some("back to its sender"),
+            Some(sender) => match whispers.0.get(&(sender, id.n)) {
+                Some(whisper) if whisper.stream == subscription.stream => None,
+                Some(_) => Some("on a stream that it was not whispered to"),
+                None => Some("though nobody whispered it"),
+            },
+            None if id.n > log.transient_begun => Some("though nobody published it"),
+            None => None,
+        };
+        if let Some(fault) = fault {
+            let what = if id.lane == TRANSIENT_LANE { "transient message" } else { "whisper" };
+            verdict
+                .misdirected
+                .add(|| format!("client {client} {}: {what} {id:?} came {fault}", subscription.identifier));
+        }
+    }
+    let stood = |from: Instant, to: Instant| {
+        let spans = |stay: &Stay| stay.stood.is_some_and(|stood| stood < from) && stay.ended > to + AROUND;
+        record.stays.iter().any(spans)
+    };
+    for ack in log.transient.values() {
+        verdict.transient.count(stood(ack.begun, ack.at), seen.contains(&ack.id));
+    }
+    let others =
+        whispers.0.iter().filter(|((sender, _), whisper)| *sender != client && whisper.stream == subscription.stream);
+    for ((sender, n), whisper) in others {
+        let heard = seen.iter().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
+        verdict.whispers.count(stood(whisper.at - AROUND.min(whisper.at.elapsed()), whisper.at), heard);
+    }
+}
