@@ -213,7 +213,11 @@ fn limits(config: &Config) -> Limits {
         replicas: usize::from(history.replicas),
     };
     let policies = config.history.0.iter().map(policy).collect();
-    Limits { table: Table::new(policies, broker.history_limit, broker.history_ttl), sessions_ttl: broker.sessions_ttl }
+    Limits {
+        table: Table::new(policies, broker.history_limit, broker.history_ttl),
+        sessions_ttl: broker.sessions_ttl,
+        sessions_budget: broker.sessions_budget,
+    }
 }
 
 fn hub_config(config: &Config) -> HubConfig {
@@ -244,6 +248,7 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
             number: config.ws.max_subscriptions,
             identifier: config.ws.max_identifier_size,
         },
+        max_session_size: config.broker.max_session_size,
         max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,

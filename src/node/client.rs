@@ -2,6 +2,7 @@
 
 use super::disconnect::{Handle, Registration};
 use super::save::Saver;
+use super::supersede::Predecessor;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
@@ -36,6 +37,8 @@ pub struct Client {
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
+    /// The session that this one was restored from, until that is over.
+    predecessor: Mutex<Option<Box<Predecessor>>>,
     /// Some cursor has something to send.
     replay: AtomicBool,
     /// It has left everything that it was part of.
@@ -60,6 +63,7 @@ impl Client {
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs }),
+            predecessor: Mutex::new(None),
             replay: AtomicBool::new(false),
             departed: AtomicBool::new(false),
         })
@@ -67,6 +71,10 @@ impl Client {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn predecessor(&self) -> MutexGuard<'_, Option<Box<Predecessor>>> {
+        self.predecessor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn outbox(&self) -> &Outbox {
@@ -127,6 +135,8 @@ impl Client {
     /// The connection is over: nothing is delivered any more, nobody can reach it, and the application is told. Once.
     pub fn depart(&self) {
         if self.withdraw()
+            // It goes on elsewhere: nobody has left.
+            && !self.handle.is_superseded()
             && let Some(farewells) = &self.node.farewells
         {
             farewells.left(self);

@@ -107,10 +107,11 @@ where
     let outbox = client.outbox();
     let mut timers = timers(node, hello);
     // The hold starts when `welcome` is written: a client cannot answer what it has not been sent.
-    let mut welcome_unwritten = hello.restore.is_some() && client.state().session.subscriptions().next().is_some();
+    let mut welcome_unwritten = client.is_unproved();
     let mut executing: Option<Work<Result<(), Unavailable>>> = None;
     let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
     let mut touching: Option<Work<()>> = None;
+    let mut proving: Option<Work<()>> = None;
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
@@ -133,22 +134,26 @@ where
             None if sleep.is_elapsed() => sleep.as_mut().reset(far_future()),
             _ => {}
         }
+        let mut spoke = false;
         tokio::select! {
             biased;
             () = poll_fn(|cx| outbox.poll_over(cx)) => break,
             incoming = source.next(), if commands.has_room() => match incoming {
-                Some(Incoming::Text(frame)) => commands.push(frame),
-                Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
+                Some(Incoming::Text(frame)) => {
+                    commands.push(frame);
+                    spoke = true;
+                }
+                Some(Incoming::NativePong) => {
+                    timers.on_native_pong(Instant::now());
+                    spoke = true;
+                }
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
                     break;
                 }
                 Some(Incoming::Closed) | None => break,
             },
-            () = poll_fn(|cx| outbox.poll_below(cx, 1)), if welcome_unwritten => {
-                welcome_unwritten = false;
-                timers.hold(Instant::now() + node.config.history_hold);
-            }
+            () = poll_fn(|cx| outbox.poll_below(cx, 1)), if welcome_unwritten => {}
             result = poll_work(&mut executing) => {
                 executing = None;
                 if result.is_err() {
@@ -162,6 +167,7 @@ where
                 }
             }
             () = poll_work(&mut touching) => touching = None,
+            () = poll_work(&mut proving) => proving = None,
             () = &mut sleep => {
                 // What a client sends that is read more slowly may wait unread.
                 let busy = executing.is_some() || paced.is_some();
@@ -180,6 +186,15 @@ where
                     }
                 }
             }
+        }
+        if welcome_unwritten && outbox.pending() == 0 {
+            welcome_unwritten = false;
+            timers.hold(Instant::now() + node.config.history_hold);
+        }
+        // What it sends after its welcome was written says that it knows its new sid.
+        if spoke && !welcome_unwritten && proving.is_none() && client.is_unproved() {
+            let client = client.clone();
+            proving = Some(Box::pin(async move { client.prove().await }));
         }
     }
     // An answer of the application that is already there counts: it is told of the end of what it has granted.

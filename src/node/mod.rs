@@ -16,6 +16,7 @@ mod model;
 pub mod publish;
 mod queue;
 mod save;
+mod supersede;
 #[cfg(test)]
 mod tests;
 
@@ -60,6 +61,8 @@ pub struct NodeConfig {
     pub broker_timeout: Duration,
     /// Bytes that may wait for one client; 0: no limit.
     pub max_pending: usize,
+    /// Bytes that are saved of one session; a larger one cannot be resumed.
+    pub max_session_size: usize,
     pub subscriptions: SubscriptionLimits,
     /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
     pub max_commands_rate: u32,

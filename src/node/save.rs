@@ -1,6 +1,7 @@
 //! Keeping what is stored of a session up to date: one write at a time, the newest state wins.
 
 use super::client::Client;
+use super::{Node, supersede};
 use crate::broker::{SaveError, SessionKey};
 use crate::critical::critical;
 use crate::hub::SavedProof;
@@ -38,6 +39,16 @@ struct Stored {
 }
 
 impl Saver {
+    /// Where it is stored, if it is.
+    pub fn key(&self) -> Option<&SessionKey> {
+        self.key.as_ref()
+    }
+
+    /// The store holds it, as of the last write that was answered.
+    pub fn is_stored(&self) -> bool {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub fn new(sid: &str, resumable: bool) -> Self {
         Self {
             key: resumable.then(|| SessionKey::of(sid)),
@@ -47,11 +58,24 @@ impl Saver {
     }
 }
 
+/// What a write is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    /// What has changed; nothing if nothing has.
+    Changes,
+    /// A new life, and fresh proofs.
+    Touch,
+    /// The same, when the connection is over.
+    Last,
+}
+
 /// Why the store did not take a session.
 #[derive(Debug, thiserror::Error)]
 pub enum NotSaved {
-    #[error("the client was disconnected remotely")]
+    #[error("the session was ended")]
     Revoked,
+    #[error("it has {size} bytes, more than max_session_size ({limit})")]
+    TooLarge { size: usize, limit: usize },
     #[error("no answer from the store in {} s", .0.as_secs_f32())]
     Timeout(Duration),
     #[error(transparent)]
@@ -62,13 +86,13 @@ impl Client {
     /// Commits the session's present state, unless it is stored already. Waits a bounded time; a session that could not
     /// be stored cannot be resumed until a later commit succeeds.
     pub async fn commit(&self) -> Result<(), NotSaved> {
-        self.save_within(COMMIT_WAIT, false).await
+        self.save_within(COMMIT_WAIT, Write::Changes).await
     }
 
     /// Commits a state that takes something away. If that fails the older, larger state must not be resumed: it is
     /// replaced or deleted as soon as the store answers.
     pub async fn commit_removal(&self) -> Result<(), NotSaved> {
-        let saved = self.save_within(REMOVAL_WAIT, false).await;
+        let saved = self.save_within(REMOVAL_WAIT, Write::Changes).await;
         if saved.is_err() {
             self.saver.stored.lock().await.excessive = true;
         }
@@ -90,24 +114,28 @@ impl Client {
 
     /// Gives what is stored a new life, with fresh proofs.
     pub async fn touch(&self) -> Result<(), NotSaved> {
-        self.save_within(COMMIT_WAIT, true).await
+        self.save_within(COMMIT_WAIT, Write::Touch).await
     }
 
-    async fn save_within(&self, wait: Duration, always: bool) -> Result<(), NotSaved> {
+    async fn save_within(&self, wait: Duration, write: Write) -> Result<(), NotSaved> {
         if self.saver.key.is_none() {
             return Ok(());
         }
-        let saved = tokio::time::timeout(wait, self.save(always)).await.unwrap_or(Err(NotSaved::Timeout(wait)));
+        let saved = tokio::time::timeout(wait, self.save(write)).await.unwrap_or(Err(NotSaved::Timeout(wait)));
         if let Err(error) = &saved
             && !matches!(error, NotSaved::Revoked)
         {
-            metrics::SESSION_SAVE_FAILED.inc();
+            match error {
+                NotSaved::TooLarge { .. } => metrics::SESSIONS_TOO_LARGE.inc(),
+                NotSaved::Store(SaveError::Full(_)) => metrics::SESSIONS_FULL.inc(),
+                _ => metrics::SESSION_SAVE_FAILED.inc(),
+            }
             tracing::debug!(context = "node", %error, "session not saved");
         }
         saved
     }
 
-    async fn save(&self, always: bool) -> Result<(), NotSaved> {
+    async fn save(&self, write: Write) -> Result<(), NotSaved> {
         let Some(key) = &self.saver.key else { return Ok(()) };
         let broker = self.node.hub.broker();
         let mut stored = self.saver.stored.lock().await;
@@ -116,13 +144,19 @@ impl Client {
                 return Err(NotSaved::Revoked);
             }
             let version = self.state().session.version();
-            if stored.version == version && !always && !stored.excessive {
+            if stored.version == version && write == Write::Changes && !stored.excessive {
                 return Ok(());
             }
             let body = {
                 let proofs = self.proofs();
-                self.state().session.save(proofs.into_iter(), unix_ms())
+                self.state().session.save(proofs.into_iter(), unix_ms(), write != Write::Last)
             };
+            let limit = self.node.config.max_session_size;
+            if body.len() > limit {
+                // What is stored of it is older.
+                stored.excessive = stored.revision > 0;
+                return Err(NotSaved::TooLarge { size: body.len(), limit });
+            }
             match broker.save_session(key, body, Some(stored.revision)).await {
                 Ok(revision) => {
                     *self.saver.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -135,8 +169,8 @@ impl Client {
         }
     }
 
-    /// The entry is not as this connection left it: it was deleted by a remote disconnect, it expired while the store
-    /// was away, or an earlier write arrived whose answer did not.
+    /// The entry is not as this connection left it: it was deleted by a remote disconnect or by whoever went on with the
+    /// session, it expired while the store was away, or an earlier write arrived whose answer did not.
     async fn settle_conflict(&self, key: &SessionKey) -> Result<u64, NotSaved> {
         let broker = self.node.hub.broker();
         let (identifiers, mark) = {
@@ -147,8 +181,14 @@ impl Client {
             self.handle.revoke(Close::Remote { reconnect: true });
             return Err(NotSaved::Revoked);
         }
-        let entry = broker.load_session(key).await.map_err(SaveError::from)?;
-        Ok(entry.map_or(0, |entry| entry.revision))
+        if let Some(entry) = broker.load_session(key).await.map_err(SaveError::from)? {
+            return Ok(entry.revision);
+        }
+        if supersede::is_over(&self.node, key).await.map_err(SaveError::from)? {
+            self.handle.supersede();
+            return Err(NotSaved::Revoked);
+        }
+        Ok(0)
     }
 
     /// What is known of the heads of the streams it follows: by this connection, or else by the one before.
@@ -171,19 +211,34 @@ impl Client {
     pub async fn finish(self: &Arc<Self>) {
         let Some(key) = &self.saver.key else { return };
         if !self.handle.is_revoked() {
-            let _ = self.touch().await;
+            let _ = self.save_within(COMMIT_WAIT, Write::Last).await;
         }
         let excessive = self.saver.stored.lock().await.excessive;
         if self.handle.is_revoked() || excessive {
-            let (node, key) = (self.node.clone(), key.clone());
-            // Until the entry would have expired by itself.
-            let deadline = tokio::time::Instant::now() + self.node.config.sessions_ttl;
-            self.node.tasks.spawn(critical("node.deletions", async move {
-                while node.hub.broker().delete_session(&key).await.is_err() && tokio::time::Instant::now() < deadline {
-                    tokio::time::sleep(RETRY).await;
-                }
-            }));
+            forget(&self.node, key.clone());
         }
+    }
+}
+
+/// Deletes what is saved of a session, as soon as the store answers.
+pub fn forget(node: &Arc<Node>, key: SessionKey) {
+    let (node_, mut patience) = (node.clone(), Patience::new(node));
+    let deleting =
+        async move { while node_.hub.broker().delete_session(&key).await.is_err() && patience.is_left().await {} };
+    node.tasks.spawn(critical("node.deletions", deleting));
+}
+
+/// Pauses between tries of a write, until the entry that it is about would have expired by itself.
+pub struct Patience(Instant);
+
+impl Patience {
+    pub fn new(node: &Node) -> Self {
+        Self(Instant::now() + node.config.sessions_ttl)
+    }
+
+    pub async fn is_left(&mut self) -> bool {
+        tokio::time::sleep(RETRY).await;
+        Instant::now() < self.0
     }
 }
 

@@ -202,7 +202,7 @@ mod tests {
         let told = session.call_about_all(Env::default());
         assert_eq!(told.subscriptions, ["chat", "lounge"]);
         assert_eq!(told.env.istate["lounge"], r#"{"seat":"4"}"#);
-        let saved = session.save(std::iter::empty(), 0);
+        let saved = session.save(std::iter::empty(), 0, true);
         assert!(!String::from_utf8_lossy(&saved).contains("lounge"));
         session.subscribed_as_granted(&identifier, vec![]);
         assert_eq!(session.subscription("lounge").unwrap().istate, state(&[("seat", "4")]));

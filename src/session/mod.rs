@@ -4,11 +4,13 @@
 mod application;
 pub mod rate;
 pub mod saved;
+mod succession;
 pub mod timers;
 
 pub use application::Stop;
 pub use rate::CommandRate;
 pub use saved::SavedSession;
+pub use succession::Succession;
 pub use timers::{Due, TimerConfig, Timers};
 
 use crate::hub::{From, Identifier};
@@ -125,6 +127,8 @@ pub struct Session {
     /// A subscription that the application has granted and that is not recorded yet, with its state: the application
     /// counts it in, also if the connection ends before its streams are open. Not saved: the client asks for it again.
     granted: Option<(Arc<str>, State)>,
+    /// Key of the saved session that this one was restored from, as long as that is not over.
+    pub unproved: Option<String>,
     /// Counts changes of what is saved.
     version: u64,
 }
@@ -142,6 +146,7 @@ impl Session {
             interest: false,
             subscriptions: HashMap::new(),
             granted: None,
+            unproved: None,
             version: 1,
         }
     }

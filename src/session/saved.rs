@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Version of the stored form. Another one cannot be read: the client authenticates.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Sids by which messages may exclude a session; of a client that comes back more often the oldest are forgotten.
+const MAX_SIDS: usize = 100;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedSession {
@@ -18,12 +21,14 @@ pub struct SavedSession {
     ids: String,
     subs: BTreeMap<String, SavedSubscription>,
     cstate: State,
-    /// When the token that the session was authenticated by expires (Unix seconds). Absent in older entries.
-    #[serde(default)]
+    /// When the token that the session was authenticated by expires (Unix seconds).
     pub exp: Option<u64>,
-    /// The application wants to hear when the client leaves. Absent in older entries.
-    #[serde(default)]
+    /// The application wants to hear when the client leaves.
     interest: bool,
+    /// The connection that wrote this was there. Not in its last write.
+    pub open: bool,
+    /// Key of the session that this one was restored from, unless that is over.
+    pub unproved: Option<String>,
     /// Newest remote disconnect of the identifiers at authentication; a newer one voids the session.
     pub mark: u64,
     /// Sids by which messages may exclude this session, and when each was last in use (Unix milliseconds).
@@ -36,9 +41,8 @@ pub struct SavedSession {
 struct StoredProof {
     #[serde(flatten)]
     proof: Proof,
-    /// Life of the log that the proof is about. Absent in older entries.
-    #[serde(default)]
-    epoch: Option<String>,
+    /// Life of the log that the proof is about.
+    epoch: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,17 +74,10 @@ impl SavedSession {
     /// The proof of a stream's head, taken when the session was last saved.
     pub fn proofs(&self) -> HashMap<StreamName, SavedProof> {
         let proof = |(stream, stored): (&String, &StoredProof)| {
-            // An older entry's proof is of the time when its subscription began, or later.
-            let epoch = stored.epoch.as_deref().or_else(|| self.began_in(stream)).unwrap_or_default();
-            (StreamName::from(stream.as_str()), SavedProof { epoch: Epoch::from(epoch), proof: stored.proof })
+            let saved = SavedProof { epoch: Epoch::from(stored.epoch.as_str()), proof: stored.proof };
+            (StreamName::from(stream.as_str()), saved)
         };
         self.proofs.iter().map(proof).collect()
-    }
-
-    /// The epoch in which a subscription to this stream began.
-    fn began_in(&self, stream: &str) -> Option<&str> {
-        let mut followed = self.subs.values().flat_map(|saved| &saved.streams);
-        followed.find(|(name, ..)| name == stream).map(|(_, epoch, _)| epoch.as_str())
     }
 
     /// Goes on with the session on a new connection. Sids that were left before `oldest` (Unix milliseconds) are
@@ -90,8 +87,13 @@ impl SavedSession {
         session.cstate = self.cstate;
         session.exp = self.exp;
         session.interest = self.interest;
-        session.earlier_sids =
-            self.sids.into_iter().filter(|(_, left)| *left >= oldest).map(|(sid, left)| (sid.into(), left)).collect();
+        session.earlier_sids = self
+            .sids
+            .into_iter()
+            .filter(|(_, left)| *left >= oldest)
+            .take(MAX_SIDS)
+            .map(|(sid, left)| (sid.into(), left))
+            .collect();
         for (text, saved) in self.subs {
             let identifier = Identifier::new(text.into());
             let followed = |(stream, epoch, offset): (String, String, u64)| Followed {
@@ -113,8 +115,8 @@ impl SavedSession {
 }
 
 impl Session {
-    /// What is stored of the session. `now`: Unix milliseconds.
-    pub fn save(&self, proofs: impl Iterator<Item = (StreamName, SavedProof)>, now: u64) -> Bytes {
+    /// What is stored of the session. `now`: Unix milliseconds. `open`: its connection goes on.
+    pub fn save(&self, proofs: impl Iterator<Item = (StreamName, SavedProof)>, now: u64, open: bool) -> Bytes {
         let subscription = |subscription: &Subscription| SavedSubscription {
             streams: subscription
                 .streams
@@ -125,7 +127,7 @@ impl Session {
                 .collect(),
             istate: subscription.istate.clone(),
         };
-        let stored = |saved: SavedProof| StoredProof { proof: saved.proof, epoch: Some(saved.epoch.as_str().into()) };
+        let stored = |saved: SavedProof| StoredProof { proof: saved.proof, epoch: saved.epoch.as_str().into() };
         let earlier = self.earlier_sids.iter().map(|(sid, left)| (sid.to_string(), *left));
         let saved = SavedSession {
             version: VERSION,
@@ -134,6 +136,8 @@ impl Session {
             cstate: self.cstate.clone(),
             exp: self.exp,
             interest: self.interest,
+            open,
+            unproved: self.unproved.clone(),
             mark: self.mark,
             sids: std::iter::once((self.sid.to_string(), now)).chain(earlier).collect(),
             proofs: proofs.map(|(stream, saved)| (stream.as_str().to_owned(), stored(saved))).collect(),
@@ -155,12 +159,9 @@ mod tests {
         session.subscribed(&identifier, vec![followed.clone()], State::from([("$w".into(), "chat/7".into())]));
         let proof = SavedProof { epoch: "f".into(), proof: Proof { head: 3, last: 12, revision: 1, time: 5 } };
 
-        let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000);
+        let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000, true);
         let saved = SavedSession::decode(&body).unwrap();
         assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
-        let older = String::from_utf8(body.to_vec()).unwrap().replace(r#","epoch":"f""#, "");
-        let older = SavedSession::decode(older.as_bytes()).unwrap();
-        assert_eq!(older.proofs()[&StreamName::from("chat/7")].epoch, "e".into(), "as its subscription");
         let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
 
         assert_eq!(restored.sids().iter().map(|sid| &**sid).collect::<Vec<_>>(), ["s2", "s1"]);
@@ -172,23 +173,19 @@ mod tests {
     }
 
     #[test]
-    fn expiry_and_interest_are_inherited_and_older_entries_have_neither() {
+    fn expiry_and_interest_are_inherited() {
         let mut session = Session::new("s1".into(), "i".into(), Subprotocol::ExtJson, 0);
         session.exp = Some(77);
         session.express_interest();
-        let body = session.save(std::iter::empty(), 1_000);
+        let body = session.save(std::iter::empty(), 1_000, true);
         let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 0);
         assert_eq!((restored.exp, restored.interest()), (Some(77), true));
-
-        let older = r#"{"version":1,"ids":"i","subs":{},"cstate":{},"mark":0,"sids":[],"proofs":{}}"#;
-        let restored = SavedSession::decode(older.as_bytes()).unwrap().restore("s3".into(), Subprotocol::ExtJson, 0);
-        assert_eq!((restored.exp, restored.interest()), (None, false));
     }
 
     #[test]
     fn sids_older_than_the_history_are_forgotten() {
         let session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
-        let saved = SavedSession::decode(&session.save(std::iter::empty(), 1_000)).unwrap();
+        let saved = SavedSession::decode(&session.save(std::iter::empty(), 1_000, true)).unwrap();
         assert_eq!(saved.restore("new".into(), Subprotocol::ExtJson, 1_001).sids().len(), 1);
     }
 
@@ -196,8 +193,8 @@ mod tests {
     fn an_unknown_version_or_garbage_is_refused() {
         assert!(SavedSession::decode(b"{}").is_err());
         let session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
-        let body = String::from_utf8(session.save(std::iter::empty(), 1).to_vec()).unwrap();
-        let newer = body.replace("\"version\":1", "\"version\":2");
-        assert!(matches!(SavedSession::decode(newer.as_bytes()), Err(Unusable::Version(2))));
+        let body = String::from_utf8(session.save(std::iter::empty(), 1, true).to_vec()).unwrap();
+        let newer = body.replace("\"version\":2", "\"version\":3");
+        assert!(matches!(SavedSession::decode(newer.as_bytes()), Err(Unusable::Version(3))));
     }
 }

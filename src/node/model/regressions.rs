@@ -91,3 +91,20 @@ fn the_hold_starts_when_welcome_is_written() {
     ];
     holds(Shape::TIGHT, &ops);
 }
+
+/// A client that restores twice before it speaks.
+#[test]
+fn a_restore_that_nobody_heard_of_costs_nothing() {
+    let ops = [
+        Publish { stream: 0, count: 1 },
+        Connect { client: 3, node: 0 },
+        Read { client: 3, count: 1 },
+        Read { client: 0, count: 1 },
+        Read { client: 3, count: 2 },
+        Drop { client: 3 },
+        Connect { client: 3, node: 1 },
+        Publish { stream: 0, count: 3 },
+        Drop { client: 3 },
+    ];
+    holds(Shape::TIGHT, &ops);
+}
