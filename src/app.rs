@@ -6,7 +6,9 @@ mod store;
 use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
-use crate::config::{self, BroadcastListener, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision};
+use crate::config::{
+    self, BroadcastListener, BrokerKind, Config, HistoryPolicy, HistoryStorage, ShutdownMode, TimePrecision,
+};
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
@@ -199,6 +201,9 @@ fn write_port_file(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Bytes of saved sessions in memory, unless another limit is given.
+const SESSIONS_IN_MEMORY: u64 = 256 << 20;
+
 fn limits(config: &Config) -> Limits {
     let broker = &config.broker;
     let policy = |history: &HistoryPolicy| Policy {
@@ -216,7 +221,10 @@ fn limits(config: &Config) -> Limits {
     Limits {
         table: Table::new(policies, broker.history_limit, broker.history_ttl),
         sessions_ttl: broker.sessions_ttl,
-        sessions_budget: broker.sessions_budget,
+        sessions_budget: match (broker.adapter, broker.sessions_budget) {
+            (BrokerKind::Memory, 0) => SESSIONS_IN_MEMORY,
+            (_, budget) => budget,
+        },
     }
 }
 

@@ -161,9 +161,14 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker =
-        NatsBroker::start(NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) }, feed)
-            .await?;
+    let mut limits = limits(config);
+    if store.embedded.is_some() && config.embedded_nats.cluster_addr.is_none() && limits.sessions_budget == 0 {
+        // A power of two, so that it stays the same while the free space changes a little.
+        let share = crate::nats::embedded::store_limit(&config.embedded_nats.jetstream_store_dir)? / 8;
+        limits.sessions_budget = share.checked_ilog2().map_or(0, |log| 1 << log);
+    }
+    let settled = NatsBrokerConfig { witness_file, store_mark, limits, ..broker_config(config, client, node) };
+    let broker = NatsBroker::start(settled, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());

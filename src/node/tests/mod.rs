@@ -10,6 +10,7 @@ mod reauth;
 mod resume;
 mod slow;
 mod store;
+mod supersede;
 
 use super::*;
 use crate::auth::StreamsConfig;
