@@ -17,6 +17,7 @@ use crate::ops::health::{Health, HealthConfig};
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
+use crate::secret::bare_url;
 use crate::session::SubscriptionLimits;
 use crate::transport::asked::AskedConfig;
 use crate::transport::listener::{ListenConfig, Listener, TlsConfig};
@@ -392,7 +393,7 @@ fn announce_application(rpc: &config::Rpc, concurrency: rpc::Concurrency) {
         context = "rpc",
         "RPC controller initialized: {} (concurrency: {concurrency}, impl: {implementation}, enable_tls: {tls}, \
          proto_versions: v1, proxy_headers: {}, proxy_cookies: {})",
-        rpc.host,
+        bare_url(&rpc.host),
         list(&rpc.proxy_headers, "<none>"),
         list(&rpc.proxy_cookies, "<all>"),
     );

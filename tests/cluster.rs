@@ -183,6 +183,31 @@ async fn a_retry_on_the_other_node_is_not_a_second_message() {
     assert_eq!((Position::of(&first), &second["duplicate"]), (Position::of(&second), &json!(true)));
 }
 
+/// What is kept of a stream must not hold what came over the same connection and was not for it.
+#[tokio::test]
+async fn row_15_memory_depends_on_what_is_kept_and_not_on_what_passed() {
+    const STREAMS: usize = 500;
+    let (nats, prefix) = (NatsServer::start(), unused_prefix());
+    let server = Backend::on_nats(&nats.url(), &prefix).start();
+    let mut client = server.connect().await;
+    for number in 0..STREAMS {
+        client.subscribe(&public(&format!("s{number}"))).await;
+    }
+    let operator = nats.operator().await;
+    let before = server.memory();
+    for number in 0..STREAMS {
+        let stream = format!("s{number}");
+        server.publish(&stream, json!(number)).await;
+        client.expect_message(&public(&stream), json!(number)).await;
+        // The node reads it and has no use for it.
+        operator.publish(format!("{prefix}.peer.witness"), vec![b'x'; 60_000].into()).await.expect("published");
+        operator.flush().await.expect("flushed");
+    }
+    let grown = server.memory().saturating_sub(before);
+    println!("{STREAMS} small messages were kept: {grown} KiB");
+    assert!(grown < 12_000, "{STREAMS} small messages hold {grown} KiB");
+}
+
 #[tokio::test]
 async fn two_deployments_on_one_nats_do_not_meet() {
     let ([one], [two]) = (nodes(), nodes());
@@ -320,4 +345,45 @@ async fn a_replay_during_losses_is_complete() {
     tokio::join!(whole.publish_numbers("chat", 1..=60), following);
     keeper.expect_numbers(&public("chat"), 1..=60).await;
     assert_eq!(proxy.lost(), 40, "the fault acted");
+}
+
+/// A stopped node finds a message on its way that is as old as the stop; what was lost behind it has aged out meanwhile.
+/// It must not take the one for fresh and the other for nothing.
+#[tokio::test]
+async fn row_02_a_node_that_was_stopped_does_not_take_old_evidence_for_fresh() {
+    let (nats, prefix) = (shared_nats(), unused_prefix());
+    let proxy = NatsProxy::start(nats.address());
+    let node = |url: &str| Backend::on_nats(url, &prefix).option("history_ttl", 2).option("dedup_window", 1).start();
+    let (stopped, other) = (node(&proxy.url()), node(&nats.url()));
+    let mut open = stopped.subscriber("chat").await;
+    let mut at = other.publish("chat", json!(0)).await;
+    open.expect_message(&public("chat"), json!(0)).await;
+
+    process::signal(stopped.pid(), "STOP");
+    other.publish("chat", json!(1)).await;
+    // What the kernel has taken for the stopped node is there when it goes on, the end of its connection, too.
+    patience::let_pass(Duration::from_millis(300)).await;
+    assert!(proxy.cut() > 0);
+    other.publish("chat", json!(2)).await;
+    patience::let_pass(Duration::from_secs(4)).await;
+    process::signal(stopped.pid(), "CONT");
+
+    // Whatever of it still reaches the client, in the end it is told that something is lost.
+    loop {
+        let frame = open.next().await;
+        if frame["type"] == "reject_history" {
+            break;
+        }
+        let delivery = Delivery::of(&frame).expect("a message or a rejection");
+        assert_eq!(delivery.message, json!(1), "2 is lost");
+        at = delivery.at();
+    }
+    // Both nodes say the same of the position before the hole.
+    for server in [&stopped, &other] {
+        let mut late = server.subscriber("chat").await;
+        late.ask_history(&public("chat"), after(&at)).await;
+        late.expect(json!({"type": "reject_history", "identifier": public("chat")})).await;
+    }
+    let position = other.publish("chat", json!(3)).await;
+    assert_eq!(open.expect_message(&public("chat"), json!(3)).await.at(), position);
 }

@@ -11,10 +11,12 @@
 //! * `gateways`: two clusters joined
 //! * `openings`: thousands of streams that are asked for while the store does not answer
 //! * `outages`: the store away, frozen, full, replaced
+//! * `silent_path`: packets to NATS vanish, and the path heals
 //! * `application`: with the user's application, over gRPC and HTTP
 //! * `application_metrics`: what the metrics page says of it
 //! * `edge`: what clients, publishers and web pages can do from outside, and where that ends
 //! * `bad_input`: whatever comes, the server goes on
+//! * `secrets`: what must not stand in a log
 
 #[macro_use]
 mod harness;
@@ -33,4 +35,6 @@ mod outages;
 mod policies;
 mod publishing;
 mod rulings;
+mod secrets;
+mod silent_path;
 mod wire;

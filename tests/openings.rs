@@ -1,7 +1,8 @@
 //! Streams that are asked for while NATS does not answer: more than any queue holds, by clients that wait and by clients
-//! that give up.
+//! that give up. And thousands of open streams of which something was lost at once.
 
 use crate::harness::backend::unused_prefix;
+use crate::harness::proxy::NatsProxy;
 use crate::harness::*;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -89,4 +90,31 @@ async fn row_05_what_nobody_waits_for_any_more_is_not_subscribed() {
     })
     .await;
     println!("{before} subscriptions before, {left} after, one of them wanted");
+}
+
+#[tokio::test]
+async fn row_06_holes_that_come_together_are_read_together() {
+    let (app, nats, prefix) = (application(), NatsServer::start(), unused_prefix());
+    let proxy = NatsProxy::start(nats.address());
+    let behind = |url: &str| app.behind(Backend::on_nats(url, &prefix).option("head_check_interval", 1));
+    let (deaf, whole) = (behind(&proxy.url()).start(), behind(&nats.url()).start());
+    let mut client = deaf.connect().await;
+    client.subscribe(&channel(0)).await;
+
+    let before = nats.received().await;
+    proxy.lose_live(0, STREAMS as u64);
+    let items: Vec<_> =
+        (0..STREAMS).map(|stream| json!({"stream": format!("openings/0/{stream}"), "data": "1"})).collect();
+    for batch in items.chunks(500) {
+        whole.accepted(json!(batch)).await;
+    }
+    for _ in 0..STREAMS {
+        client.expect_message(&channel(0), json!(1)).await;
+    }
+    assert_eq!(proxy.lost(), STREAMS as u64, "the fault acted");
+    client.expect_silence().await;
+    assert_eq!(deaf.metric("feed_gaps_repaired_total").await, STREAMS as i64);
+    let requests = nats.received().await - before - STREAMS as u64;
+    println!("{requests} requests for {STREAMS} holes");
+    assert!(requests < STREAMS as u64, "{requests} requests for {STREAMS} holes");
 }

@@ -13,6 +13,7 @@ on_every_backend!(
     the_same_key_on_two_streams_does_not_collide,
     items_of_a_batch_have_ids_of_their_own,
     many_requests_in_flight,
+    row_24_long_texts_beside_the_data_are_refused_at_once,
 );
 
 with_own_server_on_every_backend!(the_answer_says_what_the_message_survives);
@@ -37,6 +38,31 @@ async fn the_answer_says_what_the_message_survives(backend: Backend) {
         let synced = Server::on(backend).option("enats_sync", "always").start();
         assert_eq!(synced.accepted(json!({"stream": "a", "data": "1"})).await["durability"], "synced");
     }
+}
+
+/// Whatever the store could take: the limits are the same for all, and named.
+async fn row_24_long_texts_beside_the_data_are_refused_at_once(server: SharedServer) {
+    let stream = stream("chat");
+    for field in ["exclude_socket", "broadcast_type"] {
+        let publish = async |len: usize, transient: bool| {
+            let meta = json!({field: "%".repeat(len), "transient": transient});
+            let begin = std::time::Instant::now();
+            let answer = server.post(&json!({"stream": stream, "data": "1", "meta": meta}).to_string()).await;
+            assert!(begin.elapsed() < std::time::Duration::from_secs(3), "{field}: {:?}", begin.elapsed());
+            answer
+        };
+        for transient in [false, true] {
+            for len in [2_049, 100_000, 1_200_000] {
+                let answer = publish(len, transient).await;
+                assert_eq!(answer.status, 422, "{field} of {len} bytes: {answer:?}");
+                assert!(answer.body.contains(field) && answer.body.contains("2048"), "{answer:?}");
+            }
+            assert_eq!(publish(2_048, transient).await.status, 201);
+        }
+    }
+    let meta = json!({"exclude_socket": "ä".repeat(1_024), "broadcast_type": "ü".repeat(1_024)});
+    let long = json!({"stream": format!("{stream}{}", "x".repeat(32_700)), "data": "1", "meta": meta});
+    assert_eq!(server.post(&long.to_string()).await.status, 201, "the longest of all together");
 }
 
 async fn a_batch_is_answered_item_by_item(server: SharedServer) {

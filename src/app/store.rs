@@ -13,7 +13,7 @@ use crate::nats::embedded::{
     SyncMode,
 };
 use crate::ops::shutdown::Phases;
-use crate::secret::Secret;
+use crate::secret::{Secret, bare_url};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -155,7 +155,7 @@ async fn start_nats(
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
         store_mark = Some(embedded.mark().clone());
     }
-    let servers: Vec<_> = config.nats.servers.iter().map(|server| without_credentials(server)).collect();
+    let servers: Vec<_> = config.nats.servers.iter().map(|server| bare_url(server)).collect();
     let servers = match &store.embedded {
         Some(embedded) => format!("nats://{}", embedded.addr()),
         None => servers.join(","),
@@ -167,8 +167,18 @@ async fn start_nats(
         let share = crate::nats::embedded::store_limit(&config.embedded_nats.jetstream_store_dir)? / 8;
         limits.sessions_budget = share.checked_ilog2().map_or(0, |log| 1 << log);
     }
-    let settled = NatsBrokerConfig { witness_file, store_mark, limits, ..broker_config(config, client, node) };
-    let broker = NatsBroker::start(settled, feed).await?;
+    let broker = NatsBrokerConfig { witness_file, store_mark, limits, ..broker_config(config, client, node) };
+    if store.embedded.is_none() {
+        let window = broker.shortest_window();
+        tracing::info!(
+            context = "broker",
+            "nats-server must close silent connections before retries are forgotten: set its ping_interval below {:.1}s \
+             with ping_max 2 (three pings within {:.1}s, see nats/STREAMS.md)",
+            window.as_secs_f64() / 3.0,
+            window.as_secs_f64(),
+        );
+    }
+    let broker = NatsBroker::start(broker, feed).await?;
     tracing::info!(context = "broker", "Using NATS broker: {servers} ({settings})");
     if let Some(embedded) = &store.embedded {
         let (broker, mut status) = (broker.clone(), embedded.status());
@@ -229,13 +239,6 @@ pub(super) fn nats_client(config: &Config) -> anyhow::Result<ClientConfig> {
     })
 }
 
-/// A server's URL as it may be shown.
-fn without_credentials(server: &str) -> String {
-    let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
-    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
-    format!("{scheme}://{address}")
-}
-
 /// What all members of a cluster of embedded servers derive their passwords from.
 ///
 /// # Errors
@@ -261,7 +264,7 @@ pub(super) async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedSe
         Some(addr) => Some(ClusterConfig {
             addr: listen(addr),
             name: enats.cluster_name.clone(),
-            routes: enats.routes.iter().map(Endpoint::url).collect(),
+            routes: enats.routes.iter().map(|route| route.url().into()).collect(),
             secret: shared()?,
         }),
         None => None,
@@ -276,7 +279,7 @@ pub(super) async fn start_embedded(config: &Config) -> anyhow::Result<EmbeddedSe
                 .iter()
                 .map(|gateway| RemoteGateway {
                     name: gateway.name.clone(),
-                    urls: gateway.urls.iter().map(Endpoint::url).collect(),
+                    urls: gateway.urls.iter().map(|url| url.url().into()).collect(),
                 })
                 .collect(),
             secret: shared()?,

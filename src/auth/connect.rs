@@ -1,5 +1,7 @@
 //! How a new connection becomes somebody. Tokens and the application join as further authenticators.
 
+use crate::protocol::Sid;
+
 /// Who a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -26,14 +28,15 @@ pub enum Authenticator {
 impl Authenticator {
     /// The identity of a new connection. Without authentication that is its session id, so that a single connection
     /// can still be disconnected from outside.
-    pub fn authenticate(self, sid: &str) -> Result<Identity, Refused> {
+    pub fn authenticate(self, sid: &Sid) -> Result<Identity, Refused> {
         match self {
             Self::NoAuth => {
                 #[derive(serde::Serialize)]
                 struct Anonymous<'a> {
                     sid: &'a str,
                 }
-                let identifiers = serde_json::to_string(&Anonymous { sid }).expect("a string is always JSON");
+                let identifiers =
+                    serde_json::to_string(&Anonymous { sid: sid.expose() }).expect("a string is always JSON");
                 Ok(Identity { identifiers })
             }
             Self::Refuse => Err(Refused { reason: "unauthorized", reconnect: false }),
@@ -47,13 +50,13 @@ mod tests {
 
     #[test]
     fn without_authentication_the_sid_identifies() {
-        let identity = Authenticator::NoAuth.authenticate("k3Jq_-").unwrap();
+        let identity = Authenticator::NoAuth.authenticate(&"k3Jq_-".into()).unwrap();
         assert_eq!(identity.identifiers, r#"{"sid":"k3Jq_-"}"#);
     }
 
     #[test]
     fn with_nothing_configured_everybody_is_refused_for_good() {
-        let refused = Authenticator::Refuse.authenticate("k3Jq").unwrap_err();
+        let refused = Authenticator::Refuse.authenticate(&"k3Jq".into()).unwrap_err();
         assert_eq!(refused, Refused { reason: "unauthorized", reconnect: false });
     }
 }

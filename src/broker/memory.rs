@@ -3,8 +3,8 @@
 
 use super::policy::{LogState, Logs, Policy, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Page, ReadFrom,
-    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Page,
+    ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoreTime, StoredSession, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Payload, Publication, StreamName};
 use async_trait::async_trait;
@@ -31,6 +31,9 @@ pub struct MemoryBroker {
 }
 
 struct Clock(SystemTime, Instant);
+
+/// There is one clock only.
+const OWN_CLOCK: u64 = 1;
 
 impl Clock {
     /// Unix milliseconds.
@@ -176,7 +179,7 @@ impl Log {
         }
     }
 
-    fn facts(&self, now: u64) -> Facts {
+    fn facts(&self, millis: u64) -> Facts {
         let sequence = lock(&self.sequence);
         Facts {
             first_seq: sequence.aged + 1,
@@ -185,7 +188,8 @@ impl Log {
             ttl: self.ttl,
             revision: 1,
             raised_at: 0,
-            now,
+            now: StoreTime { millis, clock: OWN_CLOCK },
+            skew: Duration::ZERO,
         }
     }
 }
@@ -291,23 +295,28 @@ impl Broker for MemoryBroker {
         Ok(())
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         self.heads(streams).await
     }
 
     fn close(&self, _stream: &StreamName) {}
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
+        let now = self.clock.now_ms();
         self.logs.iter().for_each(Log::expire);
-        // A message up to `up_to` that is not in its ring yet is being put there under the ring's lock.
-        let up_to: Vec<u64> = self.logs.iter().map(|log| lock(&log.sequence).last).collect();
-        let head = |stream| {
+        // A message up to `last_seq` that is not in its ring yet is being put there under the ring's lock.
+        let before: Vec<Facts> = self.logs.iter().map(|log| log.facts(now)).collect();
+        let head = |stream: &StreamName| {
             let place = self.table.place(stream);
             let ring = self.logs[place].ring(stream);
             let newest = ring.and_then(|ring| lock(&ring).back().map(|message| message.offset)).unwrap_or(0);
-            Head { newest, up_to: up_to[place] }
+            (place, Head { newest, up_to: before[place].last_seq })
         };
-        Ok(streams.iter().map(head).collect())
+        let heads: Vec<_> = streams.iter().map(head).collect();
+        let now = self.clock.now_ms();
+        let look = |(log, before): (&Log, Facts)| Arc::new(Look { before, after: log.facts(now) });
+        let looks: Vec<_> = self.logs.iter().zip(before.clone()).map(look).collect();
+        Ok(heads.into_iter().map(|(place, head)| Looked { head, look: looks[place].clone() }).collect())
     }
 
     async fn read(
@@ -339,15 +348,20 @@ impl Broker for MemoryBroker {
             }
             remaining = (end - start - messages.len()) as u64;
         }
-        Ok(Page { messages, remaining, facts: log.facts(self.clock.now_ms()) })
+        Ok(Page { messages, remaining })
     }
 
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
-        let Some(ring) = self.log(stream).ring(stream) else { return Ok(Behind { kept: false, after: 0 }) };
-        let ring = lock(&ring);
-        let at = ring.partition_point(|message| message.offset < x);
-        let kept = ring.get(at).is_some_and(|message| message.offset == x);
-        Ok(Behind { kept, after: (ring.len() - at) as u64 - u64::from(kept) })
+        let log = self.log(stream);
+        log.expire();
+        let (kept, after, next) = log.ring(stream).map_or((false, 0, None), |ring| {
+            let ring = lock(&ring);
+            let at = ring.partition_point(|message| message.offset < x);
+            let kept = ring.get(at).is_some_and(|message| message.offset == x);
+            let next = at + usize::from(kept);
+            (kept, (ring.len() - next) as u64, ring.get(next).map(|message| message.offset))
+        });
+        Ok(Behind { kept, after, next, facts: log.facts(self.clock.now_ms()) })
     }
 
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {

@@ -127,9 +127,32 @@ pub enum AppendError {
     /// The message is larger than the store takes.
     #[error("message of {size} bytes exceeds the store's limit of {limit} bytes")]
     TooLarge { size: usize, limit: usize },
+    /// What a message carries besides its data is larger than the store takes.
+    #[error(
+        "stream name, exclude_socket and broadcast_type take {size} bytes of headers, more than the store's limit of \
+         {limit} bytes for headers"
+    )]
+    HeadersTooLarge { size: usize, limit: usize },
     /// The store's disk or quota is full; nothing is discarded to make room.
     #[error("storage full: {0}")]
     StorageFull(String),
+}
+
+/// A moment by the store's clock. Evidence about the log is dated by it, never by the moment at which this process came to
+/// look at the evidence: the process may have been stopped, suspended or late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StoreTime {
+    /// Unix milliseconds; 0: not known.
+    pub millis: u64,
+    /// Whose clock; 0: not known (a message does not say which server dated it).
+    pub clock: u64,
+}
+
+impl StoreTime {
+    /// A time of which it is not known whose clock said it.
+    pub fn of_message(millis: u64) -> Self {
+        Self { millis, clock: 0 }
+    }
 }
 
 /// The newest offset of a stream and how far the answer is known to reach.
@@ -139,6 +162,30 @@ pub struct Head {
     pub newest: u64,
     /// The answer reflects the stream's log up to this sequence; the stream had no message in `(newest, up_to]`.
     pub up_to: u64,
+}
+
+/// A head, and when it was looked at.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    pub head: Head,
+    /// Shared by all streams of the log that were looked at together.
+    pub look: Arc<Look>,
+}
+
+/// The log's state around a look at heads.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Before the heads were asked for: what they say was true then or later.
+    pub before: Facts,
+    /// After they had been answered: what they say was true then or earlier.
+    pub after: Facts,
+}
+
+impl Looked {
+    /// A head that was seen in one moment.
+    pub fn at_once(head: Head, facts: Facts) -> Self {
+        Self { head, look: Arc::new(Look { before: facts.clone(), after: facts }) }
+    }
 }
 
 /// First message wanted of a stream.
@@ -156,8 +203,6 @@ pub struct Page {
     pub messages: Vec<Arc<Message>>,
     /// Messages of the stream up to `up_to` that are kept behind the last one of this page.
     pub remaining: u64,
-    /// The state of the stream's log, read *after* the messages.
-    pub facts: Facts,
 }
 
 /// What the log says about itself; the ground of every proof that nothing was lost.
@@ -174,17 +219,56 @@ pub struct Facts {
     pub revision: u64,
     /// Last sequence of the log when a limit was last raised: counting proves nothing for positions below.
     pub raised_at: u64,
-    /// The store's clock, Unix milliseconds.
-    pub now: u64,
+    /// The store's clock when it answered.
+    pub now: StoreTime,
+    /// How far the clocks of the servers that led the log may differ, as far as this node has measured it.
+    pub skew: Duration,
 }
 
 /// What is kept of a stream at and behind an offset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
     /// The message at the offset itself is kept. Removal takes the oldest first, so everything after it is kept too.
     pub kept: bool,
     /// Messages kept after the offset, or more: never fewer. Only counted where the message itself is not kept.
     pub after: u64,
+    /// Offset of the first message kept after it. A page that begins later was read from a replica that has dropped, by
+    /// its own clock, what the leader still keeps.
+    pub next: Option<u64>,
+    /// The state of the stream's log, read *after* that: what has not aged out by then had not aged out before.
+    pub facts: Facts,
+}
+
+impl Behind {
+    /// The messages, read before from any replica up to `up_to`, are all that the leader still keeps there, and the leader
+    /// itself has come so far.
+    pub fn confirms(&self, messages: &[Arc<Message>], up_to: u64) -> Result<(), Unavailable> {
+        if self.facts.last_seq < up_to {
+            return Err(Unavailable("the log's leader has not come so far yet".into()));
+        }
+        let kept = self.next.filter(|next| *next <= up_to);
+        let whole = kept.is_none_or(|next| messages.first().is_some_and(|first| first.offset <= next));
+        whole.then_some(()).ok_or_else(|| Unavailable("a replica has dropped what the log's leader keeps".into()))
+    }
+}
+
+/// What a stream lacks on this node: its messages in `(after, up_to]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    pub stream: StreamName,
+    pub after: u64,
+    /// Known to be in the log.
+    pub up_to: u64,
+    /// The newest message that the node has, or where the stream began for it. The stream had none in `(newest, after]`.
+    pub newest: u64,
+}
+
+/// Everything that is kept in a hole.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    pub messages: Vec<Arc<Message>>,
+    /// What was kept at and behind the hole's `newest` once the messages were read.
+    pub behind: Behind,
 }
 
 /// Key of a saved session: a hash, so that the client's text never becomes a key and the store reveals no credential.
@@ -273,14 +357,14 @@ pub trait Broker: Send + Sync + 'static {
     /// Starts the feed of these streams, then learns their heads, in the order asked for: every message after the
     /// answered head reaches [`Feed::live`] (it may do so before this call returns). Opening an open stream compares it
     /// anew.
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable>;
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable>;
 
     /// Ends the feed of a stream.
     fn close(&self, stream: &StreamName);
 
     /// The newest offsets, in the order asked for, fresh as of this call: a message acknowledged before the call is in
     /// the answer.
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable>;
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable>;
 
     /// Messages of one stream with offsets up to and including `up_to`, at most `max_messages` and about `max_bytes`
     /// (at least one message). `up_to` must be known to be in the log: an answer that does not reach it is not passed on.
@@ -296,6 +380,28 @@ pub trait Broker: Send + Sync + 'static {
     /// What is kept at and behind offset `x`, fresh as of this call (from the leader). Asked after a page was read, it
     /// tells whether messages had been dropped to make room before the page was complete.
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
+
+    /// Reads what is kept in these holes, in the order asked for. This is work in the background: reads of clients go first.
+    /// One hole is always filled. Of many, those that are not worth being read together, or do not fit, are `None`: they
+    /// are to be asked for again, alone or with fewer.
+    async fn fill(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
+        let mut filled = Vec::with_capacity(holes.len());
+        for hole in holes {
+            let mut messages = Vec::new();
+            loop {
+                let from = messages.last().map_or(hole.after, |last: &Arc<Message>| last.offset) + 1;
+                let mut page = self.read(&hole.stream, ReadFrom::Offset(from), hole.up_to, 500, 256 << 10).await?;
+                messages.append(&mut page.messages);
+                if page.remaining == 0 {
+                    break;
+                }
+            }
+            let behind = self.behind(&hole.stream, hole.newest).await?;
+            behind.confirms(&messages, hole.up_to)?;
+            filled.push(Some(Filled { messages, behind }));
+        }
+        Ok(filled)
+    }
 
     /// The state of this stream's log, fresh as of this call (from the leader).
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable>;

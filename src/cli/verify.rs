@@ -4,7 +4,7 @@ use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
-use crate::client::check::{Check, Dice, Drops, Pace, Report, Roster};
+use crate::client::check::{Check, Dice, Drops, Limits, Pace, Report, Roster, Rules};
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -30,6 +30,7 @@ pub fn command() -> Command {
     let seconds = |name: &'static str, default: &'static str| {
         Arg::new(name).long(name).value_name("SECONDS").value_parser(value_parser!(u64)).default_value(default)
     };
+    let length = |name: &'static str| Arg::new(name).long(name).value_name("SECONDS").value_parser(parse_seconds);
     let count = |name: &'static str, default: &'static str| {
         Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).default_value(default)
     };
@@ -99,8 +100,25 @@ pub fn command() -> Command {
                 .default_value("0")
                 .help("After a third of the time (5 s at most) one client in three is ahead by this, and one behind"),
         )
-        .arg(seconds("retry-for", "25").help(
+        .arg(length("retry-for").default_value("25").help(
             "How long a publication is tried again with its key; keep it below the server's window for duplicates",
+        ))
+        .arg(
+            length("live-within")
+                .default_value("30")
+                .help("How long after its acknowledgement a message may reach a connection that stands"),
+        )
+        .arg(
+            Arg::new("history-limit")
+                .long("history-limit")
+                .value_name("N")
+                .value_parser(value_parser!(u64).range(1..))
+                .requires("history-ttl")
+                .help("The server keeps so many messages of a stream: see --history-ttl"),
+        )
+        .arg(length("history-ttl").requires("history-limit").help(
+            "The server keeps messages for so long: losses beyond the limits may be told, and a reject_history within \
+             them is a false alarm",
         ))
         .arg(seconds("patience", "15").help("How long to wait for the last messages, beyond the longest absence"))
         .arg(
@@ -129,6 +147,7 @@ struct Plan {
     duration: Duration,
     patience: Duration,
     losses_may_be_told: bool,
+    rules: Rules,
     /// Seconds; 0: clocks stay right.
     clock_jump: i64,
 }
@@ -174,13 +193,25 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         Some("all-at-once") => Drops::AllAtOnce,
         _ => Drops::Random,
     };
+    let length = |name: &str| matches.get_one::<Duration>(name).copied();
+    let limits = match (matches.get_one::<u64>("history-limit"), length("history-ttl")) {
+        (Some(messages), Some(ttl)) => Some(Limits { messages: *messages, ttl }),
+        _ => None,
+    };
+    let rules = Rules { limits, live_within: length("live-within").context("has a default")? };
     let trust = matches.get_one::<PathBuf>("ca-file").map(|path| Trust::file(path)).transpose()?;
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
     let members = number("clients")? as usize;
     Ok(Plan {
         urls,
-        outlet: Outlet { urls: publish_urls, key, trust, run: run.clone(), retry_for: seconds("retry-for")? },
+        outlet: Outlet {
+            urls: publish_urls,
+            key,
+            trust,
+            run: run.clone(),
+            retry_for: length("retry-for").context("has a default")?,
+        },
         roster: Roster {
             prefix: format!("verify/{run}/"),
             seed,
@@ -195,7 +226,8 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         habits: Habits { drops, stay: range("stay")?, away: range("away")?, history: true },
         duration: seconds("duration")?,
         patience: seconds("patience")?,
-        losses_may_be_told: matches.get_flag("allow-rejects"),
+        losses_may_be_told: matches.get_flag("allow-rejects") || limits.is_some(),
+        rules,
         clock_jump: i64::from(number("clock-jump")?),
     })
 }
@@ -219,6 +251,7 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
         plan.outlet.retry_for = Duration::ZERO;
     }
     let check = Check::start(&plan.roster, &plan.pace, &plan.habits, &plan.urls, &plan.outlet);
+    let check = check.by_rules(plan.rules);
     check.settle(SETTLE_PATIENCE).await.map_err(Unable::new)?;
     let seconds = plan.duration.as_secs();
     eprintln!("carrick verify: {} clients subscribed, publishing for {seconds} s", plan.roster.members);
@@ -277,11 +310,15 @@ fn parse_url(text: &str) -> Result<Url, String> {
 /// `MIN-MAX` or one number, in seconds.
 fn parse_range(text: &str) -> Result<Range<Duration>, String> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
-    let seconds = |text: &str| text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
-    match (seconds(from), seconds(to)) {
-        (Some(from), Some(to)) if from <= to => Ok(from..to),
+    match (parse_seconds(from), parse_seconds(to)) {
+        (Ok(from), Ok(to)) if from <= to => Ok(from..to),
         _ => Err("use MIN-MAX in seconds, such as 0.1-5".to_owned()),
     }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "use seconds, such as 0.5 or 25".to_owned())
 }
 
 #[cfg(test)]

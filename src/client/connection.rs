@@ -1,6 +1,7 @@
 //! One WebSocket to a server, from the handshake to its end.
 
 use super::wire::{self, Route, Trust, Wire};
+use crate::secret::bare_url;
 use futures_util::{SinkExt, StreamExt};
 use std::time::Duration;
 use tokio_tungstenite::WebSocketStream;
@@ -33,7 +34,7 @@ pub enum Received {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{0} is no WebSocket address, use ws://HOST[:PORT]/PATH or wss://…")]
+    #[error("{} is no WebSocket address, use ws://HOST[:PORT]/PATH or wss://…", bare_url(.0.as_str()))]
     Address(Url),
     #[error("cannot connect to {address}: {source}")]
     Tcp { address: String, source: std::io::Error },

@@ -1,5 +1,6 @@
 //! What a server sends: one JSON object per text frame.
 
+use crate::protocol::Sid;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -7,7 +8,7 @@ use serde_json::value::RawValue;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     Welcome {
-        sid: Option<String>,
+        sid: Option<Sid>,
         restored: bool,
         /// `None` where the server left the field out.
         restored_ids: Option<Vec<String>>,
@@ -92,7 +93,7 @@ impl Frame {
         let kind = wire.kind.take();
         Ok(match kind.as_deref() {
             Some("welcome") => {
-                Self::Welcome { sid: wire.sid, restored: wire.restored, restored_ids: wire.restored_ids }
+                Self::Welcome { sid: wire.sid.map(Sid::from), restored: wire.restored, restored_ids: wire.restored_ids }
             }
             Some("disconnect") => {
                 Self::Disconnect { reason: wire.reason.unwrap_or_default(), reconnect: wire.reconnect }

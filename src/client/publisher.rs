@@ -2,6 +2,7 @@
 //! `Idempotency-Key`, so a retry never becomes a second message.
 
 use super::wire::{self, Route, Trust};
+use crate::secret::bare_url;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderValue, Request, StatusCode};
@@ -137,11 +138,11 @@ impl Publisher {
     /// # Errors
     /// No `http://` or `https://` URL, or a key that no header can carry.
     pub fn new(url: &str, key: Option<&str>, retry_for: Duration) -> Result<Self, PublishError> {
-        let parsed = Url::parse(url).map_err(|_| PublishError::Address(url.to_owned()))?;
+        let parsed = Url::parse(url).map_err(|_| PublishError::Address(bare_url(url)))?;
         let (Some(host), Some(port), scheme @ ("http" | "https")) =
             (parsed.host_str(), parsed.port_or_known_default(), parsed.scheme())
         else {
-            return Err(PublishError::Address(url.to_owned()));
+            return Err(PublishError::Address(bare_url(url)));
         };
         let path = match parsed.query() {
             Some(query) => format!("{}?{query}", parsed.path()),

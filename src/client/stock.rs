@@ -7,6 +7,7 @@
 
 use super::command::{self, HistoryRequest, SeenPosition, Since};
 use super::frame::{Data, Frame};
+use crate::protocol::Sid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// An unanswered `subscribe` is repeated once after this many seconds …
@@ -76,7 +77,7 @@ enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SessionId {
     Never,
-    Known(String),
+    Known(Sid),
     /// Forgotten on `disconnect`: the URL then carries an empty one.
     Forgotten,
 }
@@ -124,7 +125,7 @@ impl StockClient {
     pub fn url_sid(&self) -> Option<&str> {
         match &self.session_id {
             SessionId::Never => None,
-            SessionId::Known(sid) => Some(sid),
+            SessionId::Known(sid) => Some(sid.expose()),
             SessionId::Forgotten => Some(""),
         }
     }
@@ -278,7 +279,7 @@ impl StockClient {
 
     fn on_welcome(
         &mut self,
-        sid: Option<String>,
+        sid: Option<Sid>,
         restored: bool,
         restored_ids: Option<Vec<String>>,
         now_secs: u64,

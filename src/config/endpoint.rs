@@ -15,8 +15,8 @@ pub struct Endpoint {
     pub port: EndpointPort,
 }
 
-/// The user part of a URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The user part of a URL. `Debug` does not print it: a bare token is a user without a password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub user: String,
     /// As in the URL, percent signs and all; absent for a bare token.
@@ -63,6 +63,12 @@ impl Endpoint {
         };
         let (host, port) = split_address(address.strip_suffix('/').unwrap_or(address))?;
         Some(Self { scheme: scheme.to_owned(), credentials, host, port })
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 

@@ -86,7 +86,7 @@ impl Kind<String> for Text {
         raw.text().filter(|text| (self.check)(text)).map(str::to_owned).ok_or_else(|| self.allowed.to_owned())
     }
     fn show(&self, value: &String) -> Shown {
-        Shown::plain(value.as_str(), value.is_empty())
+        Shown { secret: has_credentials(value), ..Shown::plain(value.as_str(), value.is_empty()) }
     }
     fn value_name(&self) -> &'static str {
         self.name
@@ -105,7 +105,8 @@ impl Kind<Option<String>> for Text {
         }
     }
     fn show(&self, value: &Option<String>) -> Shown {
-        Shown::plain(value.as_deref().unwrap_or_default(), value.is_none())
+        let text = value.as_deref().unwrap_or_default();
+        Shown { secret: has_credentials(text), ..Shown::plain(text, value.is_none()) }
     }
     fn value_name(&self) -> &'static str {
         self.name
@@ -374,6 +375,12 @@ impl Kind<Vec<String>> for List {
 /// A URL with a user part may hold a password.
 pub fn has_credentials(text: &str) -> bool {
     text.contains("://") && text.contains('@')
+}
+
+/// Whether a value that was refused may be repeated in the message: it may be a URL with a mistake in any part.
+pub fn may_be_shown(text: &str) -> bool {
+    let has_query = text.contains("://") && text.contains('?');
+    !text.contains('@') && !has_query
 }
 
 /// One of a closed set. A value may have several names, the first is the one shown.

@@ -2,7 +2,7 @@
 
 use super::command::{Special, command, double_dashes, value, values};
 use super::file::File;
-use super::kinds::{EmptyEnv, Raw, has_credentials};
+use super::kinds::{EmptyEnv, Raw, may_be_shown};
 use super::options::{DEPRECATED, rows};
 use super::row::{Row, env_name};
 use super::{Config, presets, print, resolve};
@@ -273,11 +273,11 @@ fn gather(matches: &ArgMatches, env: &HashMap<String, String>, file: Option<File
     if faults.is_empty() { Ok(Given { config, origins }) } else { Err(ConfigError::Faults(faults)) }
 }
 
-/// A value for a message: in quotes if it is text, stars if it is secret or holds credentials.
+/// A value for a message: in quotes if it is text, stars if it is secret or may hold credentials.
 fn describe(raw: Raw<'_>, secret: bool) -> String {
     let text = match raw {
         Raw::Text(text) => format!("{text:?}"),
         Raw::Toml(value) => value.to_string(),
     };
-    if secret || has_credentials(&text) { "***".to_owned() } else { text }
+    if secret || !may_be_shown(&text) { "***".to_owned() } else { text }
 }

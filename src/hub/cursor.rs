@@ -5,17 +5,17 @@
 use super::outbox::Outbox;
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use crate::protocol::encoding::{EncodedPosition, json_text};
-use crate::protocol::{Encoding, Epoch, Message, StreamName};
+use crate::protocol::{Encoding, Epoch, Message, Position, StreamName};
 use bytes::Bytes;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Where a replay starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The last offset that the subscription has had.
-    pub after: u64,
+    /// The last position that the subscription has had. It starts nothing in another life of the log.
+    pub after: Position,
     /// The position that the client itself named for this stream.
     pub claimed: Option<u64>,
 }
@@ -171,9 +171,9 @@ impl Cursor {
             // may have moved the client's position meanwhile; the first one it named tells what this member has had.
             Some(released_at) => {
                 member.skip = (released_at, member.had);
-                first_claim.map_or(start.after, |claim| claim.min(start.after))
+                first_claim.map_or(start.after.offset, |claim| claim.min(start.after.offset))
             }
-            None => start.after,
+            None => start.after.offset,
         };
         member.positioned = true;
         if let Some(earlier) = member.job.replace(job.clone()) {
@@ -317,8 +317,7 @@ impl Cursor {
         for member in self.members.iter_mut().filter(|member| member.had == after) {
             match member.job.take() {
                 Some(job) => job.reject(),
-                None if self.receiver.extended => self.receiver.reject_history(&member.identifier),
-                None => {}
+                None => self.receiver.signal_loss(&member.identifier),
             }
         }
     }
@@ -327,8 +326,7 @@ impl Cursor {
         for member in self.members.iter_mut().filter(|member| !member.held) {
             match member.job.take() {
                 Some(job) => job.reject(),
-                None if self.receiver.extended => self.receiver.reject_history(&member.identifier),
-                None => {}
+                None => self.receiver.signal_loss(&member.identifier),
             }
         }
     }

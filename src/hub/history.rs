@@ -2,15 +2,18 @@
 
 use super::pages::SharedPage;
 use super::proof::{SavedProof, is_complete_after};
-use super::repair::{PAGE_BYTES, PAGE_MESSAGES};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
-use crate::broker::{Behind, Facts, MAX_OFFSET, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, MAX_OFFSET, Page, ReadFrom, Unavailable};
 use crate::metrics;
 use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Messages and bytes per read.
+const PAGE_MESSAGES: usize = 500;
+const PAGE_BYTES: usize = 256 << 10;
 
 /// How long the end of a shared log may lie before a position of it: a leader that was just elected, or has been frozen,
 /// may still be applying what it has agreed to. Only what stays wrong is wrong.
@@ -30,10 +33,10 @@ pub enum From {
 }
 
 /// Answer to [`Hub::locate`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Located {
-    /// Everything after this offset can be replayed.
-    After(u64),
+    /// Everything after this position can be replayed, as long as the log lives the life that the position is of.
+    After(Position),
     /// Something was lost, or that nothing was cannot be proved.
     Lost,
 }
@@ -87,6 +90,9 @@ impl Hub {
             if *core.epoch() != position.epoch {
                 return Ok(Some(Located::Lost));
             }
+            if core.is_served_from(x) {
+                return Ok(Some(Located::After(position.clone())));
+            }
             (core.cover(x), core.name().clone())
         };
         if cover == Cover::Beyond {
@@ -106,26 +112,23 @@ impl Hub {
             tokio::time::sleep(Duration::from_millis(1)).await;
             return Ok(None);
         }
-        if cell.lock().is_served_from(x) {
-            return Ok(Some(Located::After(x)));
-        }
-        let is_complete = |core: &Stream, behind: Behind, facts: &Facts| {
+        let found = || Ok(Some(Located::After(position.clone())));
+        let is_complete = |core: &Stream, behind: &Behind| {
             let held = core.proof();
             let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
-            proofs.into_iter().any(|proof| is_complete_after(x, behind, facts, proof))
+            proofs.into_iter().any(|proof| is_complete_after(x, behind, proof))
         };
         let _gate = match cell.gate.try_lock() {
             Ok(gate) => gate,
             // Many have lost their past at once: they are told without standing in line.
             Err(_) => {
                 let behind = self.broker().behind(&name, x).await?;
-                let facts = self.broker().facts(&name).await?;
                 {
                     let core = cell.lock();
                     if *core.epoch() != position.epoch || !core.is_open() {
                         return Ok(None);
                     }
-                    if !core.is_served_from(x) && !is_complete(&core, behind, &facts) {
+                    if !core.is_served_from(x) && !is_complete(&core, &behind) {
                         return Ok(Some(Located::Lost));
                     }
                 }
@@ -138,7 +141,7 @@ impl Hub {
                 return Ok(None);
             }
             if core.is_served_from(x) {
-                return Ok(Some(Located::After(x)));
+                return found();
             }
             core.tail().floor()
         };
@@ -147,18 +150,18 @@ impl Hub {
         if *core.epoch() != position.epoch || !core.is_open() {
             return Ok(None);
         }
-        if !is_complete(&core, behind, &page.facts) {
+        if !is_complete(&core, &behind) {
             return Ok(Some(Located::Lost));
         }
         self.keep(&mut core, shared(x, floor, None, page));
-        Ok(Some(Located::After(x)))
+        found()
     }
 
     async fn locate_time(self: &Arc<Self>, cell: &Arc<Cell>, since: u64) -> Result<Option<Located>, Unavailable> {
         if since > unix_seconds() + A_DAY {
             // Milliseconds by mistake, or a client's clock gone wild: nothing was stored then by any store's clock.
             let core = cell.lock();
-            return Ok(core.is_open().then(|| Located::After(core.complete_to())));
+            return Ok(core.is_open().then(|| Located::After(core.position(core.complete_to()))));
         }
         let (name, epoch) = {
             let mut core = cell.lock();
@@ -166,7 +169,7 @@ impl Hub {
                 return Err(Unavailable("the stream is being opened anew".into()));
             }
             match core.position_at(since) {
-                Ok(after) => return Ok(Some(Located::After(after))),
+                Ok(after) => return Ok(Some(Located::After(core.position(after)))),
                 Err(_) => (core.name().clone(), core.epoch().clone()),
             }
         };
@@ -194,7 +197,7 @@ impl Hub {
         if whole {
             self.keep(&mut core, shared(after, floor, Some(since), page));
         }
-        Ok(Some(Located::After(after)))
+        Ok(Some(Located::After(core.position(after))))
     }
 
     /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log.
@@ -202,24 +205,28 @@ impl Hub {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         cursor: CursorId,
-        after: u64,
+        after: &Position,
     ) -> Result<(), Unavailable> {
-        if cell.lock().supply_shared(cursor, after) {
+        let Position { epoch, offset: after } = after;
+        let after = *after;
+        // What a cursor needs is of the log's life in which it asked; in another one it stands elsewhere.
+        let supplied = |core: &mut Stream| core.epoch() != epoch || core.supply_shared(cursor, after);
+        if supplied(&mut cell.lock()) {
             return Ok(());
         }
         let _gate = cell.gate.lock().await;
-        let (name, epoch, floor) = {
+        let (name, floor) = {
             let mut core = cell.lock();
             let floor = core.tail().floor();
-            if core.supply_shared(cursor, after) || after >= floor {
+            if supplied(&mut core) || after >= floor {
                 return Ok(());
             }
-            (core.name().clone(), core.epoch().clone(), floor)
+            (core.name().clone(), floor)
         };
         let (page, behind) = self.read_behind(&name, after, floor).await?;
         let mut core = cell.lock();
-        if *core.epoch() == epoch {
-            let complete = is_complete_after(after, behind, &page.facts, Some(&core.proof()));
+        if core.epoch() == epoch {
+            let complete = is_complete_after(after, &behind, Some(&core.proof()));
             let page = shared(after, floor, None, page);
             core.supply(cursor, after, complete, &page);
             if complete {
@@ -234,6 +241,8 @@ impl Hub {
         metrics::HISTORY_PAGES.inc();
         let page = self.broker().read(name, ReadFrom::Offset(x + 1), up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
         let behind = self.broker().behind(name, x).await?;
+        let reached = if page.remaining == 0 { up_to } else { page.messages.last().map_or(up_to, |last| last.offset) };
+        behind.confirms(&page.messages, reached)?;
         Ok((page, behind))
     }
 

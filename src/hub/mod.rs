@@ -9,9 +9,9 @@
 //! Callers are dropped at any await: by a time-out, by a client that leaves, by the end of the process. And what was read
 //! before an await may be over after it. So:
 //!
-//! * Nothing that others depend on belongs to a future that can be dropped. Openings belong to [`queue::Queue`], which is
-//!   entered without waiting and served by a task of the hub; who opens a stream only waits for the result. Counts are held
-//!   by guards ([`Open`]).
+//! * Nothing that others depend on belongs to a future that can be dropped. Openings belong to [`queue::Queue`] and holes to
+//!   [`repair::Repairs`], which are entered without waiting and served by a task of the hub; who opens a stream only waits
+//!   for the result. Counts are held by guards ([`Open`]).
 //! * Whoever has asked the store compares before it uses the answer: the logs and the connection (`generation`) are those
 //!   of the question, the stream's epoch is the one that was read, and the cell is still the one in the map. What the store
 //!   has opened for a cell without a place in the map is closed again.
@@ -39,10 +39,10 @@ pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream};
 
-use crate::broker::{Broker, Facts, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
+use crate::broker::{Broker, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
 use crate::metrics;
-use crate::protocol::{Epoch, Message, StreamName};
+use crate::protocol::{Message, StreamName};
 use queue::{Place, Queue};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -135,8 +135,7 @@ pub struct Hub {
     status: OnceLock<watch::Receiver<Status>>,
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
     queue: Queue,
-    /// What the last head check learnt of each log, by its epoch. A handful.
-    facts: Mutex<Vec<(Epoch, Facts)>>,
+    repairs: repair::Repairs,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -152,7 +151,7 @@ impl Hub {
             status: OnceLock::new(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             queue: Queue::default(),
-            facts: Mutex::default(),
+            repairs: repair::Repairs::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -168,6 +167,7 @@ impl Hub {
         self.spawn("hub.open", open::open_streams(self.clone()));
         self.spawn("hub.status", open::follow_status(self.clone(), status));
         self.spawn("hub.heads", open::check_heads(self.clone()));
+        self.spawn("hub.repair", repair::repair_holes(self.clone()));
         self.spawn("hub.idle", open::close_idle(self.clone()));
     }
 
@@ -242,7 +242,7 @@ impl Hub {
         let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
         let cell = shard.entry(stream.clone()).or_insert_with(|| {
             metrics::STREAMS.add(1);
-            let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes, Instant::now());
+            let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes);
             Arc::new(Cell {
                 core: Mutex::new(core),
                 opened: Notify::new(),
@@ -324,9 +324,8 @@ impl crate::broker::Feed for HubFeed {
         }
         let gap = core.live(previous, message, Instant::now());
         hub.trim_if_over_budget(&mut core);
-        drop(core);
         if let Some(gap) = gap {
-            hub.spawn("hub.repair", repair::repair(hub.clone(), cell, gap));
+            hub.repairs.push(&cell, gap, core.epoch().clone());
         }
     }
 

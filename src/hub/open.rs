@@ -1,8 +1,8 @@
 //! The hub's standing tasks: opening streams many at a time, comparing heads after every doubt, closing what is idle.
 
 use super::queue::BATCH;
-use super::{Cell, Hub, repair};
-use crate::broker::{Facts, Head, Status};
+use super::{Cell, Hub};
+use crate::broker::{Facts, Head, Looked, Status};
 use crate::protocol::{Epoch, StreamName};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -48,8 +48,6 @@ impl Drop for Opening<'_> {
 /// new life meanwhile.
 async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
     let names: Vec<StreamName> = cells.iter().map(|cell| cell.lock().name().clone()).collect();
-    // Before the answer: a proof may be older than what it says, never younger.
-    let facts = hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let before = hub.status();
     let broker = hub.broker();
     let answer = if open {
@@ -59,29 +57,27 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
         broker.heads(&names).await
     };
     let after = hub.status();
-    let Ok(heads) = answer else { return false };
+    let Ok(answers) = answer else { return false };
     if !before.logs.is(&after.logs) || before.generation != after.generation {
         return false;
     }
     let now = Instant::now();
-    for (cell, head) in cells.iter().zip(heads).filter(|(cell, _)| hub.owns(cell)) {
+    for (cell, looked) in cells.iter().zip(answers).filter(|(cell, _)| hub.owns(cell)) {
         let mut core = cell.lock();
         let began_anew = hub.settle_epoch(&mut core);
         // Another log than the one that was asked: whoever changed it has all streams opened again.
         if !core.has_seen(&after.logs) || (began_anew && !open) {
             continue;
         }
-        let known = facts.iter().find(|(epoch, _)| epoch == core.epoch());
-        let (revision, time) = known.map_or((0, 0), |(_, facts)| (facts.revision, if open { 0 } else { facts.now }));
-        let gap = core.compare(head, revision, time, now);
+        let gap = core.compare(&looked, now);
         if open {
             cell.opened_in.store(after.generation, Ordering::Release);
         }
+        if let Some(gap) = gap {
+            hub.repairs.push(cell, gap, core.epoch().clone());
+        }
         drop(core);
         cell.opened.notify_waiters();
-        if let Some(gap) = gap {
-            hub.spawn("hub.repair", repair::repair(hub.clone(), cell.clone(), gap));
-        }
     }
     true
 }
@@ -102,7 +98,6 @@ pub(super) async fn follow_status(hub: Arc<Hub>, mut status: watch::Receiver<Sta
             );
         }
         if now.readable && (now.generation != seen.generation || !now.logs.is(&seen.logs)) {
-            hub.facts.lock().unwrap_or_else(PoisonError::into_inner).clear();
             for cell in hub.cells() {
                 hub.settle_epoch(&mut cell.lock());
                 hub.compare_soon(&cell);
@@ -172,11 +167,6 @@ async fn check_log(
         return;
     }
     let unchanged = last_complete.get(epoch) == Some(&(status.generation, facts.last_seq));
-    {
-        let mut all = hub.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(of, _)| of != epoch);
-        all.push((epoch.clone(), facts.clone()));
-    }
     if unchanged && idle(cells, epoch, &facts) {
         return;
     }
@@ -200,7 +190,7 @@ fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts) -> bool {
         let mut core = cell.lock();
         if core.epoch() == epoch && core.complete_to() >= facts.last_seq {
             let head = Head { newest: core.newest(), up_to: facts.last_seq };
-            all &= core.compare(head, facts.revision, facts.now, now).is_none();
+            all &= core.compare(&Looked::at_once(head, facts.clone()), now).is_none();
         } else {
             all = false;
         }

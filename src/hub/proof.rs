@@ -1,6 +1,6 @@
 //! When is a position complete? Offsets are not contiguous, so that nothing is missing after a position must be proved.
 
-use crate::broker::{Behind, Facts};
+use crate::broker::{Behind, StoreTime};
 use crate::protocol::{Epoch, Position};
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ pub struct Proof {
     pub last: u64,
     /// Revision of the history policy then.
     pub revision: u64,
-    /// The store's clock then, Unix milliseconds; 0 if it was not asked.
-    pub time: u64,
+    /// The store's clock then.
+    pub time: StoreTime,
 }
 
 /// A proof as a session keeps it: it says nothing about another life of the log, or about another log.
@@ -37,20 +37,32 @@ pub fn margin(ttl: Duration) -> Duration {
     (ttl / 10).min(Duration::from_secs(2))
 }
 
-/// Nothing after position `x` was removed. Each ground alone suffices; without one the past cannot be proved.
-pub fn is_complete_after(x: u64, behind: Behind, facts: &Facts, proof: Option<&Proof>) -> bool {
-    if behind.kept {
+/// Nothing that was stored after `since` can have reached the age `ttl` by `now`. Both are the store's times: how long this
+/// process took to look at them is of no matter. `skew`: how far the clocks of two servers may differ.
+pub fn is_younger(since: StoreTime, now: StoreTime, ttl: Duration, skew: Duration) -> bool {
+    if since.millis == 0 || now.millis == 0 {
+        return false;
+    }
+    let same_clock = since.clock == now.clock && since.clock != 0;
+    let skew = if same_clock { Duration::ZERO } else { skew };
+    let passed = Duration::from_millis(now.millis.saturating_sub(since.millis));
+    passed.saturating_add(margin(ttl)).saturating_add(skew) < ttl
+}
+
+/// Nothing after position `x` was removed before `behind` was answered. Each ground alone suffices; without one the past
+/// cannot be proved.
+pub fn is_complete_after(x: u64, behind: &Behind, proof: Option<&Proof>) -> bool {
+    let Behind { kept, after, facts, .. } = behind;
+    if *kept {
         return true;
     }
-    let under_limit = behind.after < facts.limit;
+    let under_limit = *after < facts.limit;
     // Removal by age runs from the log's front, removal by count only happens at the limit.
     let never_aged = x.saturating_add(1) >= facts.first_seq && x >= facts.raised_at;
     let proved = proof.is_some_and(|proof| {
-        let fresh = proof.time > 0 && {
-            let passed = Duration::from_millis(facts.now.saturating_sub(proof.time));
-            passed + margin(facts.ttl) < facts.ttl
-        };
-        x >= proof.head && proof.revision == facts.revision && (facts.first_seq <= proof.last + 1 || fresh)
+        let aged = facts.first_seq > proof.last.saturating_add(1);
+        let unaged = !aged || is_younger(proof.time, facts.now, facts.ttl, facts.skew);
+        x >= proof.head && proof.revision == facts.revision && unaged
     });
     under_limit && (never_aged || proved)
 }
@@ -58,6 +70,12 @@ pub fn is_complete_after(x: u64, behind: Behind, facts: &Facts, proof: Option<&P
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::broker::Facts;
+
+    fn at(millis: u64) -> StoreTime {
+        StoreTime { millis, clock: 1 }
+    }
 
     fn facts() -> Facts {
         Facts {
@@ -67,29 +85,32 @@ mod tests {
             ttl: Duration::from_secs(300),
             revision: 1,
             raised_at: 0,
-            now: 1_000_000,
+            now: at(1_000_000),
+            skew: Duration::ZERO,
         }
     }
 
-    const NOT_KEPT: Behind = Behind { kept: false, after: 3 };
+    fn gone(after: u64) -> Behind {
+        Behind { kept: false, after, next: None, facts: facts() }
+    }
 
     #[test]
     fn a_kept_message_or_an_untouched_log_front_proves() {
-        assert!(is_complete_after(20, Behind { kept: true, after: 10 }, &facts(), None));
-        assert!(is_complete_after(49, NOT_KEPT, &facts(), None));
-        assert!(!is_complete_after(48, NOT_KEPT, &facts(), None));
+        assert!(is_complete_after(20, &Behind { kept: true, ..gone(10) }, None));
+        assert!(is_complete_after(49, &gone(3), None));
+        assert!(!is_complete_after(48, &gone(3), None));
     }
 
     #[test]
     fn a_full_stream_proves_nothing() {
-        assert!(!is_complete_after(60, Behind { kept: false, after: 10 }, &facts(), None));
+        assert!(!is_complete_after(60, &gone(10), None));
     }
 
     #[test]
     fn counting_proves_nothing_below_the_last_rise_of_a_limit() {
-        let raised = Facts { raised_at: 70, ..facts() };
-        assert!(!is_complete_after(60, NOT_KEPT, &raised, None));
-        assert!(is_complete_after(70, NOT_KEPT, &raised, None));
+        let raised = Behind { facts: Facts { raised_at: 70, ..facts() }, ..gone(3) };
+        assert!(!is_complete_after(60, &raised, None));
+        assert!(is_complete_after(70, &raised, None));
     }
 
     #[test]
@@ -102,14 +123,27 @@ mod tests {
 
     #[test]
     fn a_saved_proof_holds_until_something_after_it_may_have_aged_out() {
-        let proof = Proof { head: 30, last: 49, revision: 1, time: 0 };
-        assert!(is_complete_after(30, NOT_KEPT, &facts(), Some(&proof)), "first_seq <= last + 1");
-        assert!(!is_complete_after(29, NOT_KEPT, &facts(), Some(&proof)), "below the confirmed head");
+        let proof = Proof { head: 30, last: 49, revision: 1, time: StoreTime::default() };
+        assert!(is_complete_after(30, &gone(3), Some(&proof)), "first_seq <= last + 1");
+        assert!(!is_complete_after(29, &gone(3), Some(&proof)), "below the confirmed head");
         let older = Proof { last: 48, ..proof };
-        assert!(!is_complete_after(30, NOT_KEPT, &facts(), Some(&older)));
-        let recent = Proof { time: 900_000, ..older };
-        assert!(is_complete_after(30, NOT_KEPT, &facts(), Some(&recent)), "less than ttl passed");
+        assert!(!is_complete_after(30, &gone(3), Some(&older)));
+        let recent = Proof { time: at(900_000), ..older };
+        assert!(is_complete_after(30, &gone(3), Some(&recent)), "less than ttl passed");
         let revised = Proof { revision: 2, ..recent };
-        assert!(!is_complete_after(30, NOT_KEPT, &facts(), Some(&revised)));
+        assert!(!is_complete_after(30, &gone(3), Some(&revised)));
+    }
+
+    #[test]
+    fn times_of_two_servers_count_only_within_the_difference_of_their_clocks() {
+        let ttl = Duration::from_secs(10);
+        let (since, skew) = (at(1_000), Duration::from_secs(3));
+        let other = |millis| StoreTime { millis, clock: 2 };
+        assert!(is_younger(since, at(9_900), ttl, skew), "one clock");
+        assert!(is_younger(since, other(6_900), ttl, skew));
+        assert!(!is_younger(since, other(7_100), ttl, skew));
+        assert!(!is_younger(since, StoreTime::of_message(7_100), ttl, skew), "nobody knows whose clock");
+        assert!(!is_younger(StoreTime::default(), at(1_001), ttl, skew), "an unknown time proves nothing");
+        assert!(!is_younger(since, StoreTime::default(), ttl, skew));
     }
 }

@@ -94,6 +94,11 @@ impl Queue {
         metrics::STREAMS_QUEUED.add(-i64::from(held.is_some()));
     }
 
+    /// Streams are still to be compared.
+    pub fn has_doubts(&self) -> bool {
+        !self.lock().doubted.is_empty()
+    }
+
     /// Waits for streams and takes a batch of them out; what is queued again from now on will be taken again.
     pub async fn take(&self) -> Vec<Arc<Cell>> {
         loop {

@@ -2,7 +2,7 @@
 
 use super::outbox::Outbox;
 use crate::metrics;
-use crate::protocol::{Encoding, encoding, reply};
+use crate::protocol::{Encoding, Sid, encoding, reply};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,7 +23,7 @@ impl Identifier {
 pub struct Receiver {
     pub outbox: Arc<Outbox>,
     /// Every sid this session had within the history's life: a message that excludes one of them is not for it.
-    pub sids: Box<[Arc<str>]>,
+    pub sids: Box<[Sid]>,
     /// Speaks the extended protocol: may be told of a hole with an unsolicited `reject_history`.
     pub extended: bool,
     /// `welcome` is queued: unstored messages may follow. (Stored ones are held by their cursors.)
@@ -31,7 +31,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub fn new(outbox: Arc<Outbox>, sids: Vec<Arc<str>>, extended: bool) -> Arc<Self> {
+    pub fn new(outbox: Arc<Outbox>, sids: Vec<Sid>, extended: bool) -> Arc<Self> {
         Arc::new(Self { outbox, sids: sids.into(), extended, welcomed: AtomicBool::new(false) })
     }
 
@@ -47,8 +47,15 @@ impl Receiver {
         self.welcomed.load(Ordering::Acquire)
     }
 
-    pub fn is_excluded(&self, sid: Option<&Arc<str>>) -> bool {
+    pub fn is_excluded(&self, sid: Option<&Sid>) -> bool {
         sid.is_some_and(|sid| self.sids.contains(sid))
+    }
+
+    /// Tells of a loss that nobody has asked about: only the extended protocol has a word for it.
+    pub fn signal_loss(&self, identifier: &Identifier) {
+        if self.extended {
+            self.reject_history(identifier);
+        }
     }
 
     pub fn reject_history(&self, identifier: &Identifier) {

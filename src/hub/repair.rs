@@ -1,89 +1,198 @@
 //! Fetching from the log what the live feed lost.
+//!
+//! Holes come one by one from the feed, and by the thousand from comparisons after a reconnect. They gather here, one per
+//! stream at most, and belong to one task: few are read at once, each alone; many wait until the comparisons are through
+//! and are read together. The store may be away: it is asked until it answers, or until the log begins a new life.
 
 use super::stream::Gap;
 use super::{Cell, Hub};
-use crate::broker::{Behind, Page, ReadFrom, Unavailable};
-use crate::protocol::{Epoch, Message, StreamName};
-use std::sync::Arc;
+use crate::broker::{Filled, Hole};
+use crate::metrics;
+use crate::protocol::Epoch;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Messages and bytes per read.
-pub(super) const PAGE_MESSAGES: usize = 500;
-pub(super) const PAGE_BYTES: usize = 256 << 10;
+/// Holes read alone at the same time.
+const ALONE: usize = 6;
+/// As many holes that come at once are worth gathering.
+const MANY: usize = 16;
+/// How long many holes gather while streams are still being compared, and how often that is looked at.
+const GATHER: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
 
-/// Fills a hole, and the next one behind it, until the stream is whole again. The store may be away: it is asked until
-/// it answers, or until the log begins a new life.
-pub(super) async fn repair(hub: Arc<Hub>, cell: Arc<Cell>, gap: Gap) {
-    let mut gap = Some(gap);
-    while let Some(hole) = gap {
-        let mut reading = Reading::new(&hub, &cell, hole);
-        let page = loop {
-            match reading.read().await {
-                Ok(Some(page)) => break page,
-                Ok(None) => return,
-                Err(unavailable) => {
-                    tracing::debug!(context = "broker", error = %unavailable, "repair waits for the store");
-                    tokio::time::sleep(RETRY).await;
-                }
+/// A hole on its way.
+pub(super) struct Wanted {
+    cell: Arc<Cell>,
+    gap: Gap,
+    /// Life of the log that the gap is in.
+    epoch: Epoch,
+    _counted: Counted,
+}
+
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::GAPS_OPEN.add(1);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::GAPS_OPEN.add(-1);
+    }
+}
+
+/// Holes that nobody reads yet. A stream has one at most, so there are no more than open streams.
+#[derive(Default)]
+pub(super) struct Repairs {
+    waiting: Mutex<Vec<Wanted>>,
+    arrived: Notify,
+}
+
+impl Repairs {
+    /// A hole in a stream whose lock the caller holds, so that the epoch is the gap's.
+    pub fn push(&self, cell: &Arc<Cell>, gap: Gap, epoch: Epoch) {
+        let wanted = Wanted { cell: cell.clone(), gap, epoch, _counted: Counted::new() };
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(wanted);
+        self.arrived.notify_one();
+    }
+
+    /// Waits for holes. Giving up loses none.
+    async fn take(&self) -> Vec<Wanted> {
+        loop {
+            let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            if !waiting.is_empty() {
+                return waiting;
             }
-        };
-        let mut core = cell.lock();
-        if hub.settle_epoch(&mut core) || *core.epoch() != reading.epoch {
+            self.arrived.notified().await;
+        }
+    }
+}
+
+impl Wanted {
+    /// What to read; `None` when the log began a new life, or the stream was closed.
+    fn hole(&self, hub: &Hub) -> Option<Hole> {
+        if !hub.owns(&self.cell) {
+            return None;
+        }
+        let mut core = self.cell.lock();
+        if hub.settle_epoch(&mut core) || *core.epoch() != self.epoch {
+            return None;
+        }
+        let Gap { after, up_to } = self.gap;
+        Some(Hole { stream: core.name().clone(), after, up_to, newest: core.newest() })
+    }
+
+    /// Closes the hole. There may be another one behind it.
+    fn close(self, hub: &Hub, filled: &Filled) {
+        let mut core = self.cell.lock();
+        if hub.settle_epoch(&mut core) || *core.epoch() != self.epoch {
             return;
         }
-        gap = core.repaired(hole, &page, reading.behind, Instant::now());
-    }
-}
-
-/// Reading everything that is kept in a hole, over several attempts.
-struct Reading<'a> {
-    hub: &'a Hub,
-    cell: &'a Cell,
-    hole: Gap,
-    name: StreamName,
-    epoch: Epoch,
-    messages: Vec<Arc<Message>>,
-    /// The newest message held.
-    newest: u64,
-    behind: Behind,
-}
-
-impl<'a> Reading<'a> {
-    fn new(hub: &'a Hub, cell: &'a Cell, hole: Gap) -> Self {
-        let core = cell.lock();
-        Self {
-            hub,
-            cell,
-            hole,
-            name: core.name().clone(),
-            epoch: core.epoch().clone(),
-            messages: Vec::new(),
-            newest: core.newest(),
-            behind: Behind { kept: false, after: 0 },
+        let next = core.repaired(self.gap, &filled.messages, &filled.behind, Instant::now());
+        hub.trim_if_over_budget(&mut core);
+        if let Some(gap) = next {
+            hub.repairs.push(&self.cell, gap, self.epoch.clone());
         }
     }
+}
 
-    /// Goes on reading; `None` when the log began a new life meanwhile.
-    async fn read(&mut self) -> Result<Option<Page>, Unavailable> {
-        let Self { hole, .. } = *self;
-        let broker = self.hub.broker();
-        loop {
-            {
-                let mut core = self.cell.lock();
-                if self.hub.settle_epoch(&mut core) || *core.epoch() != self.epoch {
-                    return Ok(None);
+/// Fills holes until the hub is stopped.
+pub(super) async fn repair_holes(hub: Arc<Hub>) {
+    let mut alone: VecDeque<Wanted> = VecDeque::new();
+    let mut reading = FuturesUnordered::new();
+    let mut together: Vec<Wanted> = Vec::new();
+    let mut since = Instant::now();
+    let mut range: Option<BoxFuture<'_, Vec<Wanted>>> = None;
+    loop {
+        while reading.len() < ALONE
+            && let Some(wanted) = alone.pop_front()
+        {
+            reading.push(fill_alone(&hub, wanted));
+        }
+        let gathered = !hub.queue.has_doubts() || since.elapsed() >= GATHER;
+        if range.is_none() && gathered && !together.is_empty() {
+            range = Some(Box::pin(fill_together(&hub, std::mem::take(&mut together))));
+        }
+        tokio::select! {
+            new = hub.repairs.take() => match together.is_empty() {
+                true if new.len() < MANY => alone.extend(new),
+                true => {
+                    since = Instant::now();
+                    together = new;
+                }
+                false => together.extend(new),
+            },
+            left = async { range.as_mut().expect("there is one").await }, if range.is_some() => {
+                range = None;
+                alone.extend(left);
+            }
+            Some(()) = reading.next() => {}
+            () = tokio::time::sleep(LOOK), if range.is_none() && !together.is_empty() => {}
+        }
+    }
+}
+
+async fn fill_alone(hub: &Hub, wanted: Wanted) {
+    while let Some(hole) = wanted.hole(hub) {
+        match hub.broker().fill(std::slice::from_ref(&hole)).await {
+            Ok(filled) => {
+                if let Some(filled) = filled.into_iter().flatten().next() {
+                    return wanted.close(hub, &filled);
                 }
             }
-            let from = ReadFrom::Offset(self.messages.last().map_or(hole.after, |last| last.offset) + 1);
-            let mut page = broker.read(&self.name, from, hole.up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
-            self.messages.append(&mut page.messages);
-            if page.remaining == 0 {
-                self.behind = broker.behind(&self.name, self.newest).await?;
-                return Ok(Some(Page { messages: std::mem::take(&mut self.messages), ..page }));
+            Err(error) => tracing::debug!(context = "broker", %error, "a repair waits for the store"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Answers with those that are to be read alone.
+async fn fill_together(hub: &Hub, mut wanted: Vec<Wanted>) -> Vec<Wanted> {
+    loop {
+        let mut holes = Vec::with_capacity(wanted.len());
+        wanted.retain(|one| match one.hole(hub) {
+            Some(hole) => {
+                holes.push(hole);
+                true
+            }
+            None => false,
+        });
+        if wanted.len() < MANY {
+            return wanted;
+        }
+        let filled = match hub.broker().fill(&holes).await {
+            Ok(filled) => filled,
+            Err(error) => {
+                tracing::debug!(context = "broker", %error, "repairs wait for the store");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        let asked = wanted.len();
+        let mut left = Vec::new();
+        for (one, filled) in wanted.into_iter().zip(filled) {
+            match filled {
+                Some(filled) => {
+                    metrics::GAPS_TOGETHER.inc();
+                    one.close(hub, &filled);
+                }
+                None => left.push(one),
             }
         }
+        // What did not fit fits the next time; what cannot be read together stays.
+        if asked - left.len() < asked / 8 {
+            return left;
+        }
+        wanted = left;
     }
 }

@@ -7,15 +7,16 @@ mod followers;
 
 use super::cursor::{Cursor, Fanout};
 use super::pages::{Pages, SharedPage};
-use super::proof::{Proof, is_complete_after, margin};
+use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
 use super::tail::{Tail, TailLimits};
-use crate::broker::{Behind, Head, Logs, Page};
+use crate::broker::{Behind, Head, Logs, Looked, StoreTime};
 use crate::metrics;
-use crate::protocol::{Epoch, Message, StreamName};
+use crate::protocol::{Epoch, Message, Position, StreamName};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
@@ -42,7 +43,7 @@ pub enum Cover {
 }
 
 /// What became of a pump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pump {
     /// The cursor has caught up and gets live messages from now on.
     Live,
@@ -51,7 +52,7 @@ pub enum Pump {
     /// The outbox is full enough for now.
     Paced,
     /// What follows `after` must come from the log.
-    NeedPage { after: u64 },
+    NeedPage { after: Position },
 }
 
 pub type CursorId = usize;
@@ -68,8 +69,10 @@ pub struct Stream {
     complete_to: u64,
     /// No message behind it and up to `complete_to`: the newest one known, or where the stream was opened.
     newest: u64,
-    /// When `complete_to` was last known to be the end of the stream.
-    checked: Instant,
+    /// By the store's clock: nothing that was stored until then lies behind `complete_to`.
+    checked: StoreTime,
+    /// How far the clocks of the log's servers may differ.
+    skew: Duration,
     proof: Proof,
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
     pending: VecDeque<(u64, Arc<Message>)>,
@@ -81,7 +84,7 @@ pub struct Stream {
 
 impl Stream {
     /// `tail_bytes`: bound of its tail; the rest of its limits are its log's.
-    pub fn new(name: StreamName, logs: Logs, tail_bytes: usize, now: Instant) -> Self {
+    pub fn new(name: StreamName, logs: Logs, tail_bytes: usize) -> Self {
         let place = logs.table().place(&name);
         let epoch = logs.states()[place].epoch.clone();
         Self {
@@ -94,7 +97,8 @@ impl Stream {
             opened: false,
             complete_to: 0,
             newest: 0,
-            checked: now,
+            checked: StoreTime::default(),
+            skew: Duration::ZERO,
             proof: Proof::default(),
             pending: VecDeque::new(),
             repairing: false,
@@ -148,9 +152,14 @@ impl Stream {
         !self.cursors.is_empty()
     }
 
-    /// The newest position that a subscription can begin from.
+    /// The newest offset that a subscription can begin from.
     pub fn complete_to(&self) -> u64 {
         self.complete_to
+    }
+
+    /// An offset of the log's present life.
+    pub fn position(&self, offset: u64) -> Position {
+        Position { epoch: self.epoch.clone(), offset }
     }
 
     /// Offset of the newest message; where none was kept at opening, what the log had reached then.
@@ -170,14 +179,17 @@ impl Stream {
         &mut self.tail
     }
 
-    /// The stream's head is known: at the first opening, after a reconnect, at a head check. Answers with a hole that must
-    /// be repaired.
-    pub fn compare(&mut self, head: Head, revision: u64, time: u64, now: Instant) -> Option<Gap> {
-        let Head { newest: head, up_to } = head;
+    /// The stream's head is known: at the first opening, after a reconnect, at a head check. Returns a hole that must be
+    /// repaired.
+    pub fn compare(&mut self, looked: &Looked, now: Instant) -> Option<Gap> {
+        let Head { newest: head, up_to } = looked.head;
+        let (before, after) = (&looked.look.before, &looked.look.after);
+        self.skew = after.skew;
         if !self.opened {
             self.opened = true;
             self.tail.restart(if head > 0 { head } else { up_to });
             self.complete_to = up_to.max(head);
+            self.checked = StoreTime::default();
             // Where nothing is kept the last message may have been any.
             self.newest = self.tail.floor();
             for (_, cursor) in &mut self.cursors {
@@ -188,15 +200,18 @@ impl Stream {
                 return None;
             }
             return self.hole(head);
-        } else if head == 0 && up_to > self.complete_to && !self.recently_checked(now) {
+        } else if head == 0 && up_to > self.complete_to && !is_younger(self.checked, after.now, after.ttl, after.skew) {
             // Nothing is kept, but the last look is so old that messages may have come and gone meanwhile.
+            if after.first_seq <= self.complete_to.saturating_add(1) {
+                return self.hole(up_to);
+            }
             self.lose(up_to);
         }
         self.complete_to = self.complete_to.max(up_to);
-        self.checked = now;
+        self.note_checked(before.now);
         self.newest = self.newest.max(head);
         let head = if self.newest <= up_to { self.newest } else { head.max(self.proof.head) };
-        self.proof = Proof { head, last: up_to, revision, time };
+        self.proof = Proof { head, last: up_to, revision: before.revision, time: before.now };
         self.tail.expire(now);
         if self.repairing { None } else { self.release_pending(now) }
     }
@@ -210,7 +225,7 @@ impl Stream {
         if message.offset <= self.complete_to && !off(Safeguard::Dedup) {
             return None;
         }
-        if self.continues(previous, now) || off(Safeguard::GapCheck) {
+        if self.continues(previous, &message) || off(Safeguard::GapCheck) {
             self.append(message, now);
             return None;
         }
@@ -219,25 +234,28 @@ impl Stream {
         self.hole(up_to)
     }
 
-    /// What the log keeps in a hole: everything in `(gap.after, gap.up_to]`, as a page (`page.remaining` is 0).
-    pub fn repaired(&mut self, gap: Gap, page: &Page, behind: Behind, now: Instant) -> Option<Gap> {
+    /// What the log keeps in a hole: everything kept in `(gap.after, gap.up_to]`, and then what is behind it.
+    pub fn repaired(&mut self, gap: Gap, messages: &[Arc<Message>], behind: &Behind, now: Instant) -> Option<Gap> {
         self.repairing = false;
+        self.skew = behind.facts.skew;
         if gap.after == self.complete_to {
-            let recent = self.recently_checked(now) && behind.after < page.facts.limit;
-            if recent || is_complete_after(gap.after, behind, &page.facts, Some(&self.proof)) {
+            let end = self.end_proof();
+            if is_complete_after(gap.after, behind, Some(&end))
+                || is_complete_after(gap.after, behind, Some(&self.proof))
+            {
                 metrics::GAPS_REPAIRED.inc();
             } else {
-                let resume = page.messages.first().map_or(gap.up_to, |first| first.offset - 1);
+                let resume = messages.first().map_or(gap.up_to, |first| first.offset - 1);
                 self.lose(resume);
             }
         }
-        for message in &page.messages {
+        for message in messages {
             if message.offset > self.complete_to {
                 self.append(message.clone(), now);
             }
         }
+        // Nothing is known of when the end of the hole was the end of the stream: its last message's time stays.
         self.complete_to = self.complete_to.max(gap.up_to);
-        self.checked = now;
         self.release_pending(now)
     }
 
@@ -260,6 +278,7 @@ impl Stream {
         self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
+        self.checked = StoreTime::default();
         self.proof = Proof::default();
         for (_, cursor) in &mut self.cursors {
             cursor.reset();
@@ -267,13 +286,24 @@ impl Stream {
     }
 
     /// Nothing was missed between what is held and a message that follows `previous`.
-    fn continues(&self, previous: u64, now: Instant) -> bool {
-        if previous == 0 { self.recently_checked(now) } else { previous <= self.complete_to }
+    fn continues(&self, previous: u64, message: &Message) -> bool {
+        if previous > 0 {
+            return previous <= self.complete_to;
+        }
+        // Nothing else was kept when it was stored: whatever had been stored since the last check, and before it, is too
+        // young to have aged out by then.
+        is_younger(self.checked, StoreTime::of_message(message.time), self.tail.ttl(), self.skew)
     }
 
-    /// A message stored after the last check cannot have aged out yet.
-    fn recently_checked(&self, now: Instant) -> bool {
-        now.duration_since(self.checked) + margin(self.tail.ttl()) < self.tail.ttl()
+    /// What is held is the whole stream as of the last check.
+    fn end_proof(&self) -> Proof {
+        Proof { head: self.complete_to, last: self.complete_to, revision: self.proof.revision, time: self.checked }
+    }
+
+    fn note_checked(&mut self, time: StoreTime) {
+        if time.millis > self.checked.millis {
+            self.checked = time;
+        }
     }
 
     fn hole(&mut self, up_to: u64) -> Option<Gap> {
@@ -298,7 +328,7 @@ impl Stream {
             if message.offset <= self.complete_to {
                 continue;
             }
-            if self.continues(previous, now) {
+            if self.continues(previous, &message) {
                 self.append(message, now);
             } else {
                 let up_to = message.offset - 1;
@@ -314,7 +344,7 @@ impl Stream {
     fn append(&mut self, message: Arc<Message>, now: Instant) {
         self.complete_to = message.offset;
         self.newest = message.offset;
-        self.checked = now;
+        self.note_checked(StoreTime::of_message(message.time));
         self.fanout.begin();
         let barrier_off = off(Safeguard::Barrier);
         for (_, cursor) in &mut self.cursors {
@@ -332,6 +362,8 @@ impl Stream {
         tracing::warn!(context = "broker", stream = ?self.name, after = self.complete_to, "messages were lost before this node could read them; clients are told");
         self.tail.restart(resume);
         self.complete_to = resume;
+        // Any of the lost ones may have been the newest: nothing before `resume` is known to be followed by nothing.
+        self.newest = resume;
         for (_, cursor) in &mut self.cursors {
             cursor.lose(resume);
         }

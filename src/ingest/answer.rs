@@ -45,7 +45,10 @@ impl Stored {
     fn after(error: &AppendError) -> Self {
         match error {
             AppendError::Unknown(_) => Self::UNKNOWN,
-            AppendError::NotStored(_) | AppendError::TooLarge { .. } | AppendError::StorageFull(_) => Self::NO,
+            AppendError::NotStored(_)
+            | AppendError::TooLarge { .. }
+            | AppendError::HeadersTooLarge { .. }
+            | AppendError::StorageFull(_) => Self::NO,
         }
     }
 }
@@ -139,7 +142,7 @@ pub(super) fn refused(status: StatusCode, reason: &str) -> Response {
 
 fn status(error: &AppendError) -> StatusCode {
     match error {
-        AppendError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        AppendError::TooLarge { .. } | AppendError::HeadersTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         AppendError::NotStored(_) | AppendError::Unknown(_) | AppendError::StorageFull(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -9,6 +9,7 @@ use crate::auth::Secrets;
 use crate::broker::Broker;
 use crate::metrics::{MALFORMED_PUBLICATIONS, PUBLICATIONS};
 use crate::node::publish::publish_all;
+use crate::protocol::ShownWord;
 use crate::transport::origin::AllowedOrigins;
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -136,8 +137,7 @@ impl HttpBroadcast {
                 Err(error) => answer::failed(&error),
             },
             Payload::OtherCommand(name) => {
-                let shown: String = name.chars().take(100).collect();
-                tracing::warn!(command = shown, "ignored an unknown remote command");
+                tracing::warn!(command = %ShownWord(&name), "ignored an unknown remote command");
                 answer::command(&name, true)
             }
         }

@@ -12,10 +12,12 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
-/// Longest stream name, bytes: what a client's `subscribe` command could name at the most by default.
-pub const MAX_STREAM_NAME: usize = 64 * 1024;
+/// Longest stream name, bytes. A long name, `exclude_socket` and `broadcast_type` travel in a message's headers; with every
+/// byte escaped all three still fit into the 64 KiB that NATS takes.
+pub const MAX_STREAM_NAME: usize = 32 * 1024;
+/// Longest `exclude_socket` or `broadcast_type`, bytes. A session id has 21.
+pub const MAX_META: usize = 2 * 1024;
 
 /// A well-formed payload.
 #[derive(Debug)]
@@ -122,8 +124,8 @@ fn publication(
         if own_key.as_deref() == Some("") {
             return Err(place.fault("meta.id", format_args!("must not be empty")));
         }
-        publication.meta.exclude_socket = optional(place, "meta.exclude_socket", exclude)?.and_then(non_empty);
-        publication.meta.broadcast_type = optional(place, "meta.broadcast_type", broadcast_type)?.and_then(non_empty);
+        publication.meta.exclude_socket = short(place, "meta.exclude_socket", exclude)?;
+        publication.meta.broadcast_type = short(place, "meta.broadcast_type", broadcast_type)?;
         if publication.meta.broadcast_type.as_deref().is_some_and(is_protocol_type) {
             return Err(place.fault("meta.broadcast_type", format_args!("must not be a type of the protocol itself")));
         }
@@ -145,8 +147,14 @@ fn is_protocol_type(name: &str) -> bool {
         || name.starts_with("reject_")
 }
 
-fn non_empty(text: Cow<'_, str>) -> Option<Arc<str>> {
-    (!text.is_empty()).then(|| Arc::from(text.as_ref()))
+/// A text that becomes a header; an empty one is none.
+fn short<T: for<'a> From<&'a str>>(place: &Place, field: &str, raw: Option<&RawValue>) -> Result<Option<T>, Malformed> {
+    let Some(text) = optional(place, field, raw)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    if text.len() > MAX_META {
+        let len = text.len();
+        return Err(place.fault(field, format_args!("of {len} bytes exceeds the limit of {MAX_META} bytes")));
+    }
+    Ok(Some(T::from(text.as_ref())))
 }
 
 /// Where in the payload something is wrong.

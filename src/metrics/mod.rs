@@ -33,6 +33,10 @@ impl Gauge {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -86,6 +90,8 @@ metrics! {
     Counter REMOTE_COMMANDS = "remote_commands_total", "remote commands executed";
     Counter GAPS = "feed_gaps_total", "holes of the live feed found by the gap check or a head check";
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
+    Gauge GAPS_OPEN = "feed_gaps_open_num", "holes of the live feed that are being repaired or wait for it; at most one per open stream";
+    Counter GAPS_TOGETHER = "feed_gaps_read_together_total", "holes of the live feed that were read together with others";
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
@@ -104,6 +110,7 @@ metrics! {
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
     Counter PANICS = "panics_total", "panics: faults of the program, each with a line in the log";
+    Gauge STORE_CLOCK_SKEW = "store_clock_skew_milliseconds", "how far the clocks of the servers that led a log may differ, at most, as measured";
     Counter STORE_CONNECTS = "store_connects_total", "connections made to the store";
     Counter RPC_CALLS = "rpc_call_total", "calls made to the application (retries not counted)";
     Counter RPC_ERRORS = "rpc_error_total", "calls to the application that failed";

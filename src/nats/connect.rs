@@ -2,10 +2,14 @@
 //!
 //! The client library reconnects by itself and then sends what waited in its buffer. The log must not be written that
 //! way: after a loss the log's identity is checked *before* anything else is sent (decision: "one connection per
-//! publishing generation"). [`ClientConfig::connect_once`] therefore makes clients that live for one connection only.
+//! publishing generation"). [`ClientConfig::connect_once`] therefore makes clients that live for one connection only, and
+//! whose bytes end with it, in the kernel too (see [`super::socket`]).
 
+use super::socket::{self, Socket};
 use crate::secret::Secret;
-use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use std::error::Error;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +78,10 @@ pub enum ConnectError {
 /// Messages a subscription may hold before the client library drops what follows; more than any batch we ask for.
 pub const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
+/// Free local ports that are tried: between being found and being used another program may take them.
+const PORT_TRIES: usize = 3;
+const LONG_HANDSHAKE: Duration = Duration::from_millis(100);
+
 impl ClientConfig {
     /// A configuration for these servers (comma-separated URLs), everything else by default.
     pub fn for_servers(servers: &str) -> Self {
@@ -90,16 +98,48 @@ impl ClientConfig {
     }
 
     /// Connects to one server for the life of one connection: when it is lost, the client's task ends and what it still
-    /// held is discarded, never sent. `on_event` must not block.
+    /// held is discarded, never sent. `unacknowledged`: how long the server may leave what was sent without an
+    /// acknowledgement of its kernel, see [`Socket::limit`]. `on_event` must not block.
     pub async fn connect_once(
         &self,
         server: &ServerAddr,
+        unacknowledged: Duration,
         on_event: impl Fn(Event) + Send + Sync + 'static,
-    ) -> Result<Client, ConnectError> {
-        let identity = self.identity(server).await?;
+    ) -> Result<(Client, Socket), ConnectError> {
+        let identity = Arc::new(self.identity(server).await?);
+        let on_event: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(on_event);
+        let mut outcome = None;
+        for ipv6 in families(server).await {
+            for _ in 0..PORT_TRIES {
+                // An error: the library finds a port itself, or says why there is none.
+                let local = socket::free_port(ipv6).ok();
+                match self.dial(server, local, &identity, &on_event).await {
+                    Ok(client) => return Ok((client, Socket::of(local, unacknowledged).await)),
+                    // Somebody else was faster.
+                    Err(error) if local.is_some() && is_in_use(&error) => outcome = Some(error),
+                    Err(error) => {
+                        outcome = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        let source = outcome.unwrap_or_else(|| ConnectErrorKind::Dns.into());
+        Err(ConnectError::Connect { server: shown(server), source })
+    }
+
+    async fn dial(
+        &self,
+        server: &ServerAddr,
+        local: Option<SocketAddr>,
+        identity: &Arc<Identity>,
+        on_event: &Arc<dyn Fn(Event) + Send + Sync>,
+    ) -> Result<Client, async_nats::ConnectError> {
+        let (identity, on_event) = (identity.clone(), on_event.clone());
         let used = AtomicBool::new(false);
         // The library cannot be told not to reconnect: its attempt counter is reset by success, and 0 means for ever.
-        // So the second handshake is refused here, before CONNECT is sent, and the second attempt exceeds the limit.
+        // A second attempt cannot have the local port, which the first socket still holds. Where there is none, the second
+        // handshake is refused here, before CONNECT is sent. Either way the attempt exceeds the limit.
         let options = ConnectOptions::with_auth_callback(move |nonce| {
             let first = !used.swap(true, Ordering::SeqCst);
             let answer = if first {
@@ -109,8 +149,7 @@ impl ClientConfig {
             };
             std::future::ready(answer)
         });
-        let on_event = Arc::new(on_event);
-        let options = self
+        let mut options = self
             .common(options)
             .max_reconnects(1)
             .reconnect_delay_callback(|_| Duration::ZERO)
@@ -119,21 +158,12 @@ impl ClientConfig {
                 on_event(event);
                 std::future::ready(())
             });
-        options.connect(server.clone()).await.map_err(|source| ConnectError::Connect { server: shown(server), source })
-    }
-
-    /// Connects with the library's own reconnecting, for uses without a log behind them. Waits for the first connection
-    /// in the background.
-    pub async fn connect(&self) -> Result<Client, ConnectError> {
-        let servers = self.addresses()?;
-        let identity = self.identity(&servers[0]).await?;
-        let options = ConnectOptions::with_auth_callback(move |nonce| std::future::ready(identity.prove(&nonce)));
-        let options = self
-            .common(options)
-            .retry_on_initial_connect()
-            .reconnect_delay_callback(|attempt| Duration::from_millis(50 << attempt.min(4)));
-        let server = shown(&servers[0]);
-        options.connect(servers).await.map_err(|source| ConnectError::Connect { server, source })
+        let Some(local) = local else { return options.connect(server.clone()).await };
+        options = options.local_address(local);
+        tokio::select! {
+            client = options.connect(server.clone()) => client,
+            never = let_go_quickly(local.port()) => match never {},
+        }
     }
 
     fn common(&self, options: ConnectOptions) -> ConnectOptions {
@@ -212,6 +242,35 @@ impl Identity {
     }
 }
 
+/// Whether a server has addresses of IPv4 (false) and of IPv6 (true), in the order of the system's resolver. A socket that
+/// is bound serves one family.
+async fn families(server: &ServerAddr) -> Vec<bool> {
+    let mut families = Vec::new();
+    match tokio::net::lookup_host((server.host(), server.port())).await {
+        Ok(addresses) => addresses.for_each(|address| families.push(address.is_ipv6())),
+        // The library asks again, and says what is wrong.
+        Err(error) => tracing::debug!(server = shown(server), %error, "cannot resolve a NATS server's name"),
+    }
+    let first = *families.first().unwrap_or(&false);
+    let both = families.contains(&!first);
+    if both { vec![first, !first] } else { vec![first] }
+}
+
+fn is_in_use(error: &async_nats::ConnectError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| source.kind() == std::io::ErrorKind::AddrInUse)
+}
+
+/// Looks after a handshake that takes long: of a name with several addresses the library tries one after another from the
+/// same local port, which a socket that is closed politely would keep.
+async fn let_go_quickly(port: u16) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(LONG_HANDSHAKE).await;
+        // It reads a list of all descriptors. A panic there is the runtime's to report.
+        let _ = tokio::task::spawn_blocking(move || socket::end_abruptly(port)).await;
+    }
+}
+
 /// A server's address without its credentials, for logs.
 pub fn shown(server: &ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
@@ -250,6 +309,8 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     #[test]
     fn secrets_are_not_shown() {
@@ -275,35 +336,88 @@ mod tests {
         assert_eq!(identity.prove(b"").unwrap().token.as_deref(), Some("t0ken"));
     }
 
+    const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.15.1\",\"max_payload\":1048576}\r\n";
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A server that has room for little, and a client of it.
+    async fn pair(config: ClientConfig, unacknowledged: Duration) -> (TcpListener, TcpStream, Client, Socket) {
+        let listener = tokio::net::TcpSocket::new_v4().unwrap();
+        listener.set_recv_buffer_size(4096).unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(8).unwrap();
+        // A name that may have an IPv6 address too, where nobody listens.
+        let server = parse_server(&format!("localhost:{}", listener.local_addr().unwrap().port())).unwrap();
+        let connecting =
+            tokio::spawn(async move { config.connect_once(&server, unacknowledged, |_| {}).await.unwrap() });
+        let mut peer = listener.accept().await.unwrap().0;
+        peer.write_all(INFO).await.unwrap();
+        let mut said = String::new();
+        while !said.ends_with("PING\r\n") {
+            said.push(char::from(peer.read_u8().await.unwrap()));
+        }
+        assert!(said.starts_with("CONNECT"), "{said}");
+        peer.write_all(b"PONG\r\n").await.unwrap();
+        let (client, socket) = connecting.await.unwrap();
+        (listener, peer, client, socket)
+    }
+
+    /// Sends more than the peer's kernel takes, and waits until it takes no more.
+    async fn clog(client: &Client, peer: &TcpStream) -> u64 {
+        for _ in 0..64 {
+            client.publish("a", vec![b'x'; 65_536].into()).await.unwrap();
+        }
+        let waiting = || rustix::io::ioctl_fionread(peer).unwrap();
+        let mut before = 0;
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = waiting();
+            if now > 0 && now == before {
+                return now;
+            }
+            before = now;
+        }
+        panic!("the peer's queue grows for ever");
+    }
+
+    async fn ends(client: Client) {
+        let ended = async { while client.publish("a", "b".into()).await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the client's task ends");
+    }
+
     /// What a client held when its connection was lost is never sent, and no second connection is made.
     #[tokio::test]
     async fn a_lost_connection_is_not_resumed() {
-        use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let config = ClientConfig::for_servers(&address);
-        let server = parse_server(&address).unwrap();
-        let connecting = tokio::spawn(async move { config.connect_once(&server, |_| {}).await.unwrap() });
-        const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.15.1\",\"max_payload\":1048576}\r\n";
+        let (listener, peer, client, _socket) = pair(ClientConfig::default(), PATIENCE).await;
+        drop(peer);
+        ends(client).await;
+        let second = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(second.is_err(), "it was dialled again: {second:?}");
+    }
 
-        let (socket, _) = listener.accept().await.unwrap();
-        let mut socket = BufReader::new(socket);
-        socket.write_all(INFO).await.unwrap();
-        let mut line = String::new();
-        socket.read_line(&mut line).await.unwrap();
-        assert!(line.starts_with("CONNECT"), "{line}");
-        socket.write_all(b"PONG\r\n").await.unwrap();
-        let client = connecting.await.unwrap();
-        drop(socket);
+    /// The library still holds its descriptor, and the peer reads only afterwards.
+    #[tokio::test]
+    async fn row_01_what_the_peer_had_no_room_for_is_forgotten_with_an_aborted_connection() {
+        let (_listener, mut peer, client, socket) = pair(ClientConfig::default(), PATIENCE).await;
+        let taken = clog(&client, &peer).await;
+        socket.abort();
+        let mut read = Vec::new();
+        let outcome = tokio::time::timeout(PATIENCE, peer.read_to_end(&mut read)).await.expect("the connection ends");
+        assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(read.len() as u64, taken, "nothing came after the abort");
+        ends(client).await;
+    }
 
-        // The library dials again; it may say nothing, and has to give up.
-        let (mut second, _) = listener.accept().await.unwrap();
-        let publishing = tokio::spawn(async move { while client.publish("a", "b".into()).await.is_ok() {} });
-        second.write_all(INFO).await.unwrap();
-        let mut said = Vec::new();
-        let _ = second.read_to_end(&mut said).await;
-        assert_eq!(String::from_utf8_lossy(&said), "");
-        tokio::time::timeout(Duration::from_secs(10), publishing).await.expect("the client's task ends").unwrap();
+    /// No ping of the library's is missed here: the kernel ends it.
+    #[tokio::test]
+    async fn row_01_a_peer_that_takes_nothing_is_given_up_by_the_kernel() {
+        let config = ClientConfig { ping_interval: Duration::from_secs(600), ..ClientConfig::default() };
+        let (_listener, mut peer, client, _socket) = pair(config, Duration::from_millis(500)).await;
+        let taken = clog(&client, &peer).await;
+        ends(client).await;
+        let mut read = Vec::new();
+        let outcome = tokio::time::timeout(PATIENCE, peer.read_to_end(&mut read)).await.expect("the connection ends");
+        assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(read.len() as u64, taken);
     }
 
     #[tokio::test]

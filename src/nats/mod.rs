@@ -4,3 +4,4 @@ pub mod connect;
 #[cfg(unix)]
 pub mod embedded;
 pub mod mark;
+pub mod socket;

@@ -5,7 +5,7 @@ use super::{Hello, Node};
 use crate::auth::jwt::{Claims, Jwt, TokenFault};
 use crate::hub::Outbox;
 use crate::metrics;
-use crate::protocol::Close;
+use crate::protocol::{Close, Sid};
 use crate::rpc::{Connected, Env, Outcome, State};
 use crate::session::SavedSession;
 use std::future::poll_fn;
@@ -27,7 +27,7 @@ impl Admitted {
 }
 
 /// Lets a connection in, or closes it. `None`: it was closed, or went away meanwhile.
-pub async fn admit(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) -> Option<Admitted> {
+pub async fn admit(node: &Node, hello: &Hello, sid: &Sid, outbox: &Outbox) -> Option<Admitted> {
     match identify(node, hello, sid, outbox).await {
         Ok(admitted) => Some(admitted),
         Err(close) => {
@@ -40,12 +40,13 @@ pub async fn admit(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) -> Op
     }
 }
 
-async fn identify(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) -> Result<Admitted, Close> {
+async fn identify(node: &Node, hello: &Hello, sid: &Sid, outbox: &Outbox) -> Result<Admitted, Close> {
     if let Some(jwt) = &node.jwt {
         match verified(jwt, hello) {
             Some(Ok(claims)) => return Ok(Admitted::by_us(claims.ext, claims.exp)),
             Some(Err(fault)) => {
-                tracing::debug!(context = "jwt", sid, %fault, "token refused");
+                let token = hello.asked.as_ref().and_then(|asked| asked.token.as_ref()).map(tracing::field::display);
+                tracing::debug!(context = "jwt", %sid, token, %fault, "token refused");
                 return Err(match fault {
                     TokenFault::Expired => Close::TokenExpired,
                     TokenFault::Unauthorized(_) => Close::Unauthorized,
@@ -65,7 +66,7 @@ async fn identify(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) -> Res
 /// What the connection's token says; `None` without one.
 fn verified(jwt: &Jwt, hello: &Hello) -> Option<Result<Claims, TokenFault>> {
     let token = hello.asked.as_ref()?.token.as_ref()?;
-    Some(jwt.verify(token, unix_ms() / 1_000))
+    Some(jwt.verify(token.expose(), unix_ms() / 1_000))
 }
 
 /// What becomes of a saved session that somebody wants to go on with.
@@ -90,7 +91,7 @@ pub fn may_go_on(node: &Node, hello: &Hello, saved: &mut SavedSession) -> Verdic
     if jwt.may_restore(saved.exp, unix_ms() / 1_000) { Verdict::GoesOn } else { Verdict::Expired }
 }
 
-async fn by_application(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) -> Result<Admitted, Close> {
+async fn by_application(node: &Node, hello: &Hello, sid: &Sid, outbox: &Outbox) -> Result<Admitted, Close> {
     let Some(application) = &node.application else { return Err(Close::Unauthorized) };
     let env = hello.asked.as_ref().map_or_else(Env::default, |asked| asked.env());
     let answer = tokio::select! {
@@ -100,7 +101,7 @@ async fn by_application(node: &Node, hello: &Hello, sid: &str, outbox: &Outbox) 
         answer = application.connect(sid, env) => answer,
     };
     let Connected { outcome, identifiers, transmissions, cstate } = answer.map_err(|error| {
-        tracing::warn!(context = "node", sid, %error, "a client could not be authenticated");
+        tracing::warn!(context = "node", %sid, %error, "a client could not be authenticated");
         Close::AuthError
     })?;
     match outcome {

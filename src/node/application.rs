@@ -4,7 +4,7 @@ use super::client::Client;
 use crate::broker::Unavailable;
 use crate::hub::Identifier;
 use crate::metrics;
-use crate::protocol::{Close, HistoryRequest, StreamName};
+use crate::protocol::{Close, HistoryRequest, ShownIdentifier, StreamName};
 use crate::rpc::{Application, CommandCall, CommandEffects, CommandKind, Env, Outcome, PresenceChange};
 use crate::session::Stop;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Client {
             Ok(effects) => Some(effects),
             Err(error) => {
                 metrics::FAILED_CLIENT_MSG.inc();
-                tracing::warn!(context = "node", sid = &*sid, identifier, ?kind, %error, "a command failed");
+                tracing::warn!(context = "node", %sid, identifier = %ShownIdentifier(identifier), ?kind, %error, "a command failed");
                 None
             }
         }
@@ -141,7 +141,7 @@ impl Client {
         let _ = if stopped.is_empty() { self.commit().await } else { self.commit_removal().await };
         self.transmit(&transmissions);
         for one in &opened {
-            self.attach(&one.cell, &one.stream, &identifier, one.head, false);
+            self.attach(&one.cell, &one.stream, &identifier, &one.head, false);
         }
         self.keep_presence(text, effects.presence);
         if disconnect {
@@ -162,7 +162,7 @@ impl Client {
         if let Some(change) = change
             && !self.state().session.set_presence(identifier, change)
         {
-            tracing::warn!(context = "node", identifier, "presence without a stream: its state has no `$p`");
+            tracing::warn!(context = "node", identifier = %ShownIdentifier(identifier), "presence without a stream: its state has no `$p`");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::supersede::Predecessor;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
-use crate::protocol::{Close, StreamName};
+use crate::protocol::{Close, Position, StreamName};
 use crate::session::Session;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,8 +98,15 @@ impl Client {
         (stream.clone(), off(Safeguard::SharedCursor).then(|| identifier.text.clone()))
     }
 
-    /// Lets an identifier follow a stream from an offset on.
-    pub fn attach(&self, cell: &Arc<Cell>, stream: &StreamName, identifier: &Arc<Identifier>, from: u64, held: bool) {
+    /// Lets an identifier follow a stream from a position on.
+    pub fn attach(
+        &self,
+        cell: &Arc<Cell>,
+        stream: &StreamName,
+        identifier: &Arc<Identifier>,
+        from: &Position,
+        held: bool,
+    ) {
         let mut state = self.state();
         let key = Self::key(stream, identifier);
         let known = state.cursors.get(&key).map(|following| following.cursor);

@@ -7,7 +7,7 @@ use crate::broker::Unavailable;
 use crate::hub::{Identifier, Located, Open};
 use crate::metrics;
 use crate::protocol::command::{self, Skipped};
-use crate::protocol::{Command, Epoch, HistoryRequest, Message, Meta, Payload, Position, StreamName, reply};
+use crate::protocol::{Command, HistoryRequest, Message, Meta, Payload, Position, ShownIdentifier, StreamName, reply};
 use crate::rpc::Application;
 use crate::session::{Ask, Followed, Subscribe};
 use std::sync::Arc;
@@ -26,8 +26,8 @@ impl Prepared {
     /// What the session records. What the client asked for is part of what it must get, also if it drops before it has
     /// received any of it.
     pub fn followed(&self) -> Vec<Followed> {
-        let located = |ask: &Option<(Ask, Located)>| ask.as_ref().map(|(_, located)| *located);
-        self.opened.iter().zip(&self.asks).map(|(one, ask)| one.followed(located(ask))).collect()
+        let located = |ask: &'_ Option<(Ask, Located)>| ask.as_ref().map(|(_, located)| located.clone());
+        self.opened.iter().zip(&self.asks).map(|(one, ask)| one.followed(located(ask).as_ref())).collect()
     }
 }
 
@@ -35,16 +35,18 @@ impl Prepared {
 pub(super) struct Opened {
     pub stream: StreamName,
     pub cell: Open,
-    pub epoch: Epoch,
     /// Where it stood when it was opened.
-    pub head: u64,
+    pub head: Position,
 }
 
 impl Opened {
     /// What the session records of it. `located`: where the client wants it from.
-    pub fn followed(&self, located: Option<Located>) -> Followed {
-        let offset = if let Some(Located::After(after)) = located { after.min(self.head) } else { self.head };
-        Followed { stream: self.stream.clone(), began: Position { epoch: self.epoch.clone(), offset } }
+    pub fn followed(&self, located: Option<&Located>) -> Followed {
+        let began = match located {
+            Some(Located::After(after)) if after.epoch != self.head.epoch || after.offset < self.head.offset => after,
+            _ => &self.head,
+        };
+        Followed { stream: self.stream.clone(), began: began.clone() }
     }
 }
 
@@ -98,7 +100,7 @@ impl Client {
     fn decider_of_known(&self, text: &str) -> Option<Arc<dyn Application>> {
         if self.state().session.subscription(text).is_none() {
             metrics::FAILED_CLIENT_MSG.inc();
-            tracing::debug!(context = "node", identifier = text, "command for an unknown identifier skipped");
+            tracing::debug!(context = "node", identifier = %ShownIdentifier(text), "command for an unknown identifier skipped");
             return None;
         }
         self.decider(text)
@@ -166,11 +168,11 @@ impl Client {
     pub(super) async fn open_streams(&self, streams: &[StreamName]) -> Result<Vec<Opened>, Unavailable> {
         let opening = streams.iter().map(|stream| async move {
             let cell = self.node.hub.open(stream).await?;
-            let (epoch, head) = {
+            let head = {
                 let core = cell.lock();
-                (core.epoch().clone(), core.complete_to())
+                core.position(core.complete_to())
             };
-            Ok(Opened { stream: stream.clone(), cell, epoch, head })
+            Ok(Opened { stream: stream.clone(), cell, head })
         });
         futures_util::future::try_join_all(opening).await
     }
@@ -205,7 +207,7 @@ impl Client {
     pub(super) fn stand(self: &Arc<Self>, identifier: &Arc<Identifier>, prepared: Prepared) {
         let Prepared { opened, asks, history, has_history } = prepared;
         for (one, ask) in opened.iter().zip(&asks) {
-            self.attach(&one.cell, &one.stream, identifier, one.head, ask.is_some());
+            self.attach(&one.cell, &one.stream, identifier, &one.head, ask.is_some());
         }
         let Some(request) = history else { return };
         let located: Vec<_> = asks.into_iter().flatten().collect();

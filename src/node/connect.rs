@@ -6,25 +6,33 @@ use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
 use super::supersede::{Known, Predecessor};
 use super::{Node, save, supersede};
+use crate::auth::jwt::Token;
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
 use crate::metrics;
-use crate::protocol::{Close, StreamName, Subprotocol, random_text, reply};
+use crate::protocol::{Close, Position, Sid, StreamName, Subprotocol, random_text, reply};
 use crate::rpc::Env;
 use crate::session::{SavedSession, Session};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a client's request says to others than ourselves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a client's request says to others than ourselves. `Debug` leaves out what may be credentials, as [`Env`]'s does.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Asked {
     /// Absolute URL, `http://` or `https://`.
     pub url: String,
     /// Headers that the application gets, in lower case, and `REMOTE_ADDR`.
     pub headers: BTreeMap<String, String>,
     /// The token (JWT), wherever it was.
-    pub token: Option<String>,
+    pub token: Option<Token>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("env", &self.env()).field("token", &self.token).finish()
+    }
 }
 
 impl Asked {
@@ -38,7 +46,7 @@ impl Asked {
 pub struct Hello {
     pub subprotocol: Subprotocol,
     /// Sid of the session that it wants to go on with.
-    pub restore: Option<String>,
+    pub restore: Option<Sid>,
     /// Its own ping interval; zero: none.
     pub ping_interval: Option<Duration>,
     pub ping_precision: Option<super::PingPrecision>,
@@ -69,7 +77,7 @@ enum Resumed {
 
 /// Lets a client in and queues its `welcome`, or closes it. `None`: it was closed.
 pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let sid: Arc<str> = random_text(SID_LENGTH).into();
+    let sid = Sid::from(random_text(SID_LENGTH));
     let wait = node.config.broker_timeout;
     let restored = match &hello.restore {
         Some(old) if hello.subprotocol.extended() && node.hub.broker().features().sessions => {
@@ -105,12 +113,12 @@ pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> O
 async fn restore(
     node: &Arc<Node>,
     hello: &Hello,
-    old_sid: &str,
-    sid: &Arc<str>,
+    old_sid: &Sid,
+    sid: &Sid,
     outbox: &Arc<Outbox>,
 ) -> Result<Option<Restored>, Unavailable> {
     let broker = node.hub.broker();
-    let (old, new) = (SessionKey::of(old_sid), SessionKey::of(sid));
+    let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
     let (stored, known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
     let Some(stored) = stored else {
         metrics::SESSIONS_NOT_RESTORED.inc();
@@ -196,7 +204,11 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             }
         };
     }
-    let from: HashMap<&StreamName, u64> = open.iter().map(|(name, cell)| (name, cell.lock().complete_to())).collect();
+    let position = |cell: &Open| {
+        let core = cell.lock();
+        core.position(core.complete_to())
+    };
+    let from: HashMap<&StreamName, Position> = open.iter().map(|(name, cell)| (name, position(cell))).collect();
     if client.handle.suspended_since().is_some() {
         // It would wait for its welcome until its turn to authenticate anew comes.
         outbox.close(Close::StoreUnavailable);
@@ -241,19 +253,19 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         outbox.push(reply::welcome(outbox.encoding(), &sid, Some(&ids)));
     }
     for (identifier, stream) in &followed {
-        client.attach(&open[stream], stream, identifier, from[stream], true);
+        client.attach(&open[stream], stream, identifier, &from[stream], true);
     }
     client.receiver.set_welcomed();
     metrics::SESSIONS_RESTORED.inc();
     Resumed::Client(client)
 }
 
-async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
+async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Sid, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
     let heard = node.registry.heard();
     let Admitted { identifiers, exp, cstate, transmissions } = admit(node, hello, sid, outbox).await?;
     let identifiers: Arc<str> = identifiers.into();
     let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
-    let key = resumable.then(|| SessionKey::of(sid));
+    let key = resumable.then(|| SessionKey::of(sid.expose()));
     let registration = node.registry.add(Handle::new(identifiers.clone(), outbox.clone(), key.as_ref()));
     let mark = mark_of(node, &identifiers, sid, resumable).await;
     registration.handle.set_mark(*mark.as_ref().unwrap_or(&0));
@@ -287,8 +299,8 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Arc<str>, outbox: &
 
 /// The newest remote disconnect of the identifiers, where it matters: identifiers that hold the fresh sid cannot have
 /// been disconnected before.
-async fn mark_of(node: &Node, identifiers: &str, sid: &str, resumable: bool) -> Result<u64, Unavailable> {
-    if !resumable || identifiers.contains(sid) {
+async fn mark_of(node: &Node, identifiers: &str, sid: &Sid, resumable: bool) -> Result<u64, Unavailable> {
+    if !resumable || identifiers.contains(sid.expose()) {
         return Ok(0);
     }
     let reading = node.hub.broker().mark(identifiers);

@@ -11,6 +11,7 @@ use crate::broker::SessionKey;
 use crate::critical::critical;
 use crate::hub::Hub;
 use crate::metrics;
+use crate::protocol::Sid;
 use crate::rpc::{Application, DisconnectCall};
 use book::Book;
 use bytes::Bytes;
@@ -83,7 +84,7 @@ enum Kind {
 
 struct Notice {
     kind: Kind,
-    sid: Arc<str>,
+    sid: Sid,
     call: DisconnectCall,
 }
 
@@ -250,9 +251,9 @@ impl Farewells {
 
     async fn run(self: Arc<Self>) {
         let spacing = Duration::from_secs(1).checked_div(self.config.rate).unwrap_or_default();
-        let mut calls: JoinSet<Arc<str>> = JoinSet::new();
+        let mut calls: JoinSet<Sid> = JoinSet::new();
         // Calls about one session keep their order.
-        let mut busy: HashSet<Arc<str>> = HashSet::new();
+        let mut busy: HashSet<Sid> = HashSet::new();
         let mut next_call = Instant::now();
         loop {
             let now = Instant::now();
@@ -294,7 +295,7 @@ impl Farewells {
         &self,
         now: Instant,
         next_call: Instant,
-        busy: &HashSet<Arc<str>>,
+        busy: &HashSet<Sid>,
         calls: usize,
     ) -> (Option<Notice>, Option<Instant>, bool) {
         let mut queue = self.queue();
@@ -335,10 +336,10 @@ impl Farewells {
         let Some(book) = &self.book else { return };
         let every = (self.config.grace / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
         // What stands in the book: when it is looked at again, and the claim that was seen then.
-        let mut seen: HashMap<Arc<str>, (Instant, u64)> = HashMap::new();
+        let mut seen: HashMap<Sid, (Instant, u64)> = HashMap::new();
         while self.closed.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let Ok(foreign) = book.foreign().await else { continue };
-            let mut still: HashMap<Arc<str>, (Instant, u64)> = HashMap::with_capacity(foreign.len());
+            let mut still: HashMap<Sid, (Instant, u64)> = HashMap::with_capacity(foreign.len());
             for (sid, call) in foreign {
                 let now = Instant::now();
                 let (mut due, mut claim) =
@@ -372,11 +373,11 @@ fn end_of(session: &SessionKey) -> SessionKey {
     session.derived("end")
 }
 
-fn note(sid: &str) -> SessionKey {
-    end_of(&SessionKey::of(sid))
+fn note(sid: &Sid) -> SessionKey {
+    end_of(&SessionKey::of(sid.expose()))
 }
 
-fn about(client: &Client) -> (Arc<str>, DisconnectCall) {
+fn about(client: &Client) -> (Sid, DisconnectCall) {
     let env = client.env();
     let state = client.state();
     (state.session.sid.clone(), state.session.call_about_all(env))

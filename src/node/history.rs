@@ -4,7 +4,7 @@ use super::client::{Client, Following};
 use crate::broker::Unavailable;
 use crate::hub::{From, HistoryJob, Hub, Identifier, Located, Pump, Start};
 use crate::metrics;
-use crate::protocol::{HistoryRequest, StreamName, encoding, reply};
+use crate::protocol::{HistoryRequest, Position, StreamName, encoding, reply};
 use crate::session::{Ask, Plan};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -138,7 +138,7 @@ impl Client {
                     Pump::Live | Pump::Held => {}
                     Pump::Paced => paced = true,
                     Pump::NeedPage { after } => {
-                        self.fetch(&target, after).await?;
+                        self.fetch(&target, &after).await?;
                         again = true;
                     }
                 }
@@ -153,7 +153,7 @@ impl Client {
     }
 
     /// Reads a page for a cursor; the store gets the broker timeout to answer.
-    async fn fetch(self: &Arc<Self>, target: &Following, after: u64) -> Result<(), Unavailable> {
+    async fn fetch(self: &Arc<Self>, target: &Following, after: &Position) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
         let reading = async {
             while hub.feed_page(&target.cell, target.cursor, after).await.is_err() {

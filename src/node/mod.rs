@@ -1,5 +1,10 @@
 //! Use cases, one file each. The session decides, the node carries out: it has the hub, the broker and the registry of
 //! connected clients, and no protocol rule of its own.
+//!
+//! A command is dropped at any await when its client leaves. So what must hold then is recorded before anything is waited
+//! for: what the application has granted, what was taken away ([`crate::session::Session::shrunk`]). What must be undone
+//! then is held by a guard ([`disconnect::Registration`], [`crate::hub::Open`]). What was read of a stream before an await
+//! is compared when it is used: where a replay stands, which life of the log a position is from.
 
 mod admit;
 mod application;

@@ -6,7 +6,7 @@ use crate::broker::{SaveError, SessionKey};
 use crate::critical::critical;
 use crate::hub::SavedProof;
 use crate::metrics;
-use crate::protocol::{Close, StreamName};
+use crate::protocol::{Close, Sid, StreamName};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -34,8 +34,8 @@ struct Stored {
     revision: u64,
     /// The session's version in that write.
     version: u64,
-    /// The store holds, or may hold, more than the client may have.
-    excessive: bool,
+    /// It has become too large: what is stored is older.
+    outgrown: bool,
 }
 
 impl Saver {
@@ -49,9 +49,9 @@ impl Saver {
         self.written.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    pub fn new(sid: &str, resumable: bool) -> Self {
+    pub fn new(sid: &Sid, resumable: bool) -> Self {
         Self {
-            key: resumable.then(|| SessionKey::of(sid)),
+            key: resumable.then(|| SessionKey::of(sid.expose())),
             stored: tokio::sync::Mutex::default(),
             written: Mutex::new(None),
         }
@@ -89,14 +89,12 @@ impl Client {
         self.save_within(COMMIT_WAIT, Write::Changes).await
     }
 
-    /// Commits a state that takes something away. If that fails the older, larger state must not be resumed: it is
-    /// replaced or deleted as soon as the store answers.
+    /// Commits a state that takes something away. If that fails, or whoever waits for it is dropped, the older, larger
+    /// state must not be resumed: [`Session::shrunk`] tells, and it is replaced or deleted as soon as the store answers.
+    ///
+    /// [`Session::shrunk`]: crate::session::Session::shrunk
     pub async fn commit_removal(&self) -> Result<(), NotSaved> {
-        let saved = self.save_within(REMOVAL_WAIT, Write::Changes).await;
-        if saved.is_err() {
-            self.saver.stored.lock().await.excessive = true;
-        }
-        saved
+        self.save_within(REMOVAL_WAIT, Write::Changes).await
     }
 
     /// What is stored has lived half its life, or its proofs have grown old: they are worth something as long as what came
@@ -144,7 +142,7 @@ impl Client {
                 return Err(NotSaved::Revoked);
             }
             let version = self.state().session.version();
-            if stored.version == version && write == Write::Changes && !stored.excessive {
+            if stored.version == version && write == Write::Changes {
                 return Ok(());
             }
             let body = {
@@ -154,13 +152,13 @@ impl Client {
             let limit = self.node.config.max_session_size;
             if body.len() > limit {
                 // What is stored of it is older.
-                stored.excessive = stored.revision > 0;
+                stored.outgrown = true;
                 return Err(NotSaved::TooLarge { size: body.len(), limit });
             }
             match broker.save_session(key, body, Some(stored.revision)).await {
                 Ok(revision) => {
                     *self.saver.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                    *stored = Stored { revision, version, excessive: false };
+                    *stored = Stored { revision, version, outgrown: false };
                     return Ok(());
                 }
                 Err(SaveError::Conflict) => stored.revision = self.settle_conflict(key).await?,
@@ -213,7 +211,10 @@ impl Client {
         if !self.handle.is_revoked() {
             let _ = self.save_within(COMMIT_WAIT, Write::Last).await;
         }
-        let excessive = self.saver.stored.lock().await.excessive;
+        let excessive = {
+            let stored = self.saver.stored.lock().await;
+            stored.outgrown || stored.version < self.state().session.shrunk()
+        };
         if self.handle.is_revoked() || excessive {
             forget(&self.node, key.clone());
         }

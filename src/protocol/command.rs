@@ -1,7 +1,7 @@
 //! Commands from clients, decoded leniently: a frame that makes no sense is named and skipped, it never stalls a
 //! connection.
 
-use super::{Epoch, Position};
+use super::{Epoch, Position, ShownWord};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -73,6 +73,7 @@ pub enum Skipped {
     NotAnObject,
     #[error("`command` is missing or not a string")]
     NoCommand,
+    /// A name that can be no secret is shown, see [`ShownWord`].
     #[error("unknown command `{0}`")]
     Unknown(String),
     #[error("`identifier` is missing or not a string")]
@@ -130,7 +131,7 @@ pub fn decode(frame: &str) -> Result<Command, Skipped> {
         "presence" => Command::Presence { identifier: identifier()? },
         "ping" => Command::Ping,
         "pong" => Command::Pong,
-        _ => return Err(Skipped::Unknown(name.chars().take(64).collect())),
+        _ => return Err(Skipped::Unknown(ShownWord(&name).to_string())),
     })
 }
 

@@ -1,6 +1,6 @@
 //! A message on its way in (publication) and as it stands in the log.
 
-use super::StreamName;
+use super::{Sid, StreamName};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// The session with this sid does not get the message.
-    pub exclude_socket: Option<Arc<str>>,
+    pub exclude_socket: Option<Sid>,
     /// `type` of the delivered message.
     pub broadcast_type: Option<Arc<str>>,
 }

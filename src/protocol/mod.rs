@@ -7,6 +7,7 @@ pub mod message;
 pub mod names;
 pub mod pattern;
 pub mod reply;
+pub mod sid;
 pub mod subprotocol;
 
 pub use close::Close;
@@ -15,4 +16,5 @@ pub use encoding::Encoding;
 pub use message::{Message, MessageId, Meta, Payload, Publication};
 pub use names::{Epoch, Position, StreamName, random_text};
 pub use pattern::Pattern;
+pub use sid::{ShownIdentifier, ShownWord, Sid};
 pub use subprotocol::Subprotocol;

@@ -1,12 +1,12 @@
 //! Protocol messages from server to client, as frames. Every one has a `type`; data messages are in [`super::encoding`].
 
 use super::encoding::{close_frame, json_text};
-use super::{Close, Encoding};
+use super::{Close, Encoding, Sid};
 use bytes::Bytes;
 
 /// `welcome`; a restored session always lists its identifiers, also when there are none.
-pub fn welcome(encoding: Encoding, sid: &str, restored: Option<&[&str]>) -> Bytes {
-    let sid = json_text(sid);
+pub fn welcome(encoding: Encoding, sid: &Sid, restored: Option<&[&str]>) -> Bytes {
+    let sid = json_text(sid.expose());
     match restored {
         None => encoding.text(&format!(r#"{{"type":"welcome","sid":{sid}}}"#)),
         Some(ids) => {

@@ -2,7 +2,10 @@
 
 use super::RpcError;
 use super::capacity::{Capacity, Concurrency};
+use super::proto;
 use crate::metrics;
+use crate::protocol::Sid;
+use crate::secret::Secret;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -35,7 +38,7 @@ pub struct Attempt {
 }
 
 /// Rules for calls.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CallRules {
     pub concurrency: Concurrency,
     /// For all attempts of a call, from the moment it has its slot; zero: no limit.
@@ -44,6 +47,8 @@ pub struct CallRules {
     pub request_timeout: Duration,
     /// Try again what the application may have executed.
     pub retry_sent: bool,
+    /// What we authenticate by: no error shows it.
+    pub secret: Option<Secret>,
 }
 
 /// Calls of one node to its application.
@@ -53,6 +58,7 @@ pub struct Calls {
     command_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
     retry_sent: bool,
+    secret: Option<Secret>,
 }
 
 impl Calls {
@@ -63,6 +69,7 @@ impl Calls {
             command_timeout: some(rules.command_timeout),
             request_timeout: some(rules.request_timeout),
             retry_sent: rules.retry_sent,
+            secret: rules.secret,
         }
     }
 
@@ -82,7 +89,8 @@ impl Calls {
         let slot = self.capacity.acquire().await;
         metrics::RPC_CALLS.inc();
         let began = Instant::now();
-        let result = self.attempts(what, attempt).await.and_then(read);
+        let result =
+            self.attempts(what, attempt).await.and_then(read).map_err(|error| what.scrub(error, self.secret.as_ref()));
         metrics::RPC_DURATION.observe(began.elapsed());
         drop(slot);
         outcome.done(result.as_ref().err());
@@ -123,10 +131,11 @@ impl Calls {
             metrics::RPC_RETRIES.inc();
             if uncertain {
                 metrics::RPC_UNCERTAIN_RETRIES.inc();
-                let What { method, sid } = what;
+                let What { method, sid, .. } = what;
+                let reason = what.scrubbed(reason, self.secret.as_ref());
                 tracing::warn!(
                     context = "rpc",
-                    sid,
+                    %sid,
                     method,
                     %reason,
                     "a call that the application may have executed is made again"
@@ -141,7 +150,10 @@ impl Calls {
 #[derive(Clone, Copy, Debug)]
 pub struct What<'a> {
     pub method: &'static str,
-    pub sid: &'a str,
+    pub sid: &'a Sid,
+    /// What it carries that an error must not quote.
+    pub env: Option<&'a proto::Env>,
+    pub identifiers: &'a [String],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +214,11 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    const WHAT: What<'static> = What { method: "command", sid: "s1" };
+    static SID: std::sync::LazyLock<Sid> = std::sync::LazyLock::new(|| Sid::from("s1"));
+
+    fn what() -> What<'static> {
+        What { method: "command", sid: &SID, env: None, identifiers: &[] }
+    }
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -210,7 +226,13 @@ mod tests {
 
     /// One at a time.
     fn calls(command_timeout: Duration, request_timeout: Duration) -> Calls {
-        Calls::new(CallRules { concurrency: Concurrency::Fixed(1), command_timeout, request_timeout, retry_sent: true })
+        Calls::new(CallRules {
+            concurrency: Concurrency::Fixed(1),
+            command_timeout,
+            request_timeout,
+            retry_sent: true,
+            secret: None,
+        })
     }
 
     /// Attempts that fail as told, then succeed; the times at which they were made.
@@ -219,7 +241,7 @@ mod tests {
         let times = std::sync::Mutex::new(Vec::new());
         let result = calls
             .call(
-                WHAT,
+                what(),
                 |attempt| {
                     times.lock().unwrap().push(began.elapsed().as_millis());
                     std::future::ready(failures.get(attempt.number as usize).map_or(Ok(()), |failure| Err(failure())))
@@ -295,7 +317,7 @@ mod tests {
             let attempts = AtomicU32::new(0);
             let result = calls
                 .call(
-                    WHAT,
+                    what(),
                     |attempt| {
                         attempts.fetch_add(1, Ordering::Relaxed);
                         assert_eq!(attempt.limit, Some(ms(after)));
@@ -321,7 +343,7 @@ mod tests {
                     sleep(ms(2000)).await;
                     Ok(())
                 };
-                calls.call(WHAT, work, Ok).await.unwrap();
+                calls.call(what(), work, Ok).await.unwrap();
                 sender.send(number).await.unwrap();
             });
             tokio::task::yield_now().await;
@@ -335,7 +357,7 @@ mod tests {
     async fn a_dropped_call_frees_its_slot_and_is_counted() {
         let calls = calls(Duration::ZERO, Duration::ZERO);
         let before = metrics::RPC_CANCELED.get();
-        let hanging = calls.call(WHAT, |_| std::future::pending::<Result<(), _>>(), Ok);
+        let hanging = calls.call(what(), |_| std::future::pending::<Result<(), _>>(), Ok);
         assert!(timeout(ms(10), hanging).await.is_err(), "it hangs");
         assert!(metrics::RPC_CANCELED.get() > before);
         let (result, _) = try_with(&calls, &[]).await;

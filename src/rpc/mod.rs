@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 pub mod proto;
 mod remote;
+mod scrub;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -16,14 +17,17 @@ mod wire;
 
 pub use start::{Concurrency, ConcurrencyRange, Implementation, RpcConfig, RpcStartError, TlsFiles, start};
 
+use crate::protocol::Sid;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// State that the application keeps with us, per connection or per subscription.
 pub type State = BTreeMap<String, String>;
 
-/// What a call is about, besides its own fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a call is about, besides its own fields. `Debug` shows names, and the URL without its query: values of headers and
+/// parameters may be credentials, states whatever the application keeps with us.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Env {
     /// Absolute URL of the client's request, `http://` or `https://`.
     pub url: String,
@@ -32,6 +36,18 @@ pub struct Env {
     pub cstate: State,
     /// A command: the state of its subscription. A disconnect: per identifier the JSON text of its state.
     pub istate: State,
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |map: &BTreeMap<String, String>| map.keys().cloned().collect::<Vec<_>>();
+        f.debug_struct("Env")
+            .field("url", &self.url.split(['?', '#']).next())
+            .field("headers", &names(&self.headers))
+            .field("cstate", &names(&self.cstate))
+            .field("istate", &names(&self.istate))
+            .finish()
+    }
 }
 
 /// Which client command a call carries.
@@ -126,9 +142,9 @@ pub enum RpcError {
 /// The application. Calls share one limit of concurrency, with fair queueing; dropping a call's future cancels it.
 #[async_trait]
 pub trait Application: Send + Sync + 'static {
-    async fn connect(&self, sid: &str, env: Env) -> Result<Connected, RpcError>;
-    async fn command(&self, sid: &str, call: CommandCall) -> Result<CommandEffects, RpcError>;
-    async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError>;
+    async fn connect(&self, sid: &Sid, env: Env) -> Result<Connected, RpcError>;
+    async fn command(&self, sid: &Sid, call: CommandCall) -> Result<CommandEffects, RpcError>;
+    async fn disconnect(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError>;
     /// Tells of a resumed session (`--rpc_restore`): same state as a disconnect call.
-    async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError>;
+    async fn restore(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError>;
 }

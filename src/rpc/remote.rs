@@ -5,6 +5,7 @@ use super::proto::{
     CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse,
 };
 use super::{Application, CommandCall, CommandEffects, Connected, DisconnectCall, Env, RpcError, wire};
+use crate::protocol::Sid;
 use async_trait::async_trait;
 
 /// One way to send the messages: one attempt each, without retries.
@@ -12,20 +13,20 @@ use async_trait::async_trait;
 pub trait Wire: Send + Sync + 'static {
     async fn connect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &ConnectionRequest,
         attempt: Attempt,
     ) -> Result<ConnectionResponse, Failed>;
-    async fn command(&self, sid: &str, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed>;
+    async fn command(&self, sid: &Sid, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed>;
     async fn disconnect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed>;
     async fn restore(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed>;
@@ -45,39 +46,28 @@ impl<W: Wire> Remote<W> {
 
 #[async_trait]
 impl<W: Wire> Application for Remote<W> {
-    async fn connect(&self, sid: &str, env: Env) -> Result<Connected, RpcError> {
+    async fn connect(&self, sid: &Sid, env: Env) -> Result<Connected, RpcError> {
         let request = wire::connection_request(env);
-        self.calls
-            .call(What { method: "connect", sid }, |attempt| self.wire.connect(sid, &request, attempt), wire::connected)
-            .await
+        let what = What { method: "connect", sid, env: request.env.as_ref(), identifiers: &[] };
+        self.calls.call(what, |attempt| self.wire.connect(sid, &request, attempt), wire::connected).await
     }
 
-    async fn command(&self, sid: &str, call: CommandCall) -> Result<CommandEffects, RpcError> {
+    async fn command(&self, sid: &Sid, call: CommandCall) -> Result<CommandEffects, RpcError> {
         let request = wire::command_message(call);
-        self.calls
-            .call(What { method: "command", sid }, |attempt| self.wire.command(sid, &request, attempt), wire::effects)
-            .await
+        let identifiers = std::slice::from_ref(&request.identifier);
+        let what = What { method: "command", sid, env: request.env.as_ref(), identifiers };
+        self.calls.call(what, |attempt| self.wire.command(sid, &request, attempt), wire::effects).await
     }
 
-    async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+    async fn disconnect(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        self.calls
-            .call(
-                What { method: "disconnect", sid },
-                |attempt| self.wire.disconnect(sid, &request, attempt),
-                wire::acknowledged,
-            )
-            .await
+        let what = What { method: "disconnect", sid, env: request.env.as_ref(), identifiers: &request.subscriptions };
+        self.calls.call(what, |attempt| self.wire.disconnect(sid, &request, attempt), wire::acknowledged).await
     }
 
-    async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+    async fn restore(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        self.calls
-            .call(
-                What { method: "restore", sid },
-                |attempt| self.wire.restore(sid, &request, attempt),
-                wire::acknowledged,
-            )
-            .await
+        let what = What { method: "restore", sid, env: request.env.as_ref(), identifiers: &request.subscriptions };
+        self.calls.call(what, |attempt| self.wire.restore(sid, &request, attempt), wire::acknowledged).await
     }
 }

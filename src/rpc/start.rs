@@ -9,7 +9,7 @@ use super::http::{Breaker, Http, Pool};
 use super::remote::Remote;
 pub use super::tls::{TlsError, TlsFiles};
 use crate::config;
-use crate::secret::Secret;
+use crate::secret::{Secret, bare_url};
 use http::HeaderValue;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +110,7 @@ impl RpcConfig {
             command_timeout: self.command_timeout,
             request_timeout,
             retry_sent: self.retry_sent,
+            secret: self.http_secret.clone(),
         })
     }
 }
@@ -148,7 +149,7 @@ pub fn start(config: RpcConfig) -> Result<Option<Arc<dyn Application>>, RpcStart
 }
 
 fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
-    let bad = || RpcStartError::GrpcHost(config.host.clone());
+    let bad = || RpcStartError::GrpcHost(bare_url(&config.host));
     let target = Target::parse(&config.host).ok_or_else(bad)?;
     let with_tls = config.tls.enabled || config.tls.root_ca.is_some();
     let scheme = if with_tls { "https" } else { "http" };
@@ -165,7 +166,7 @@ fn grpc(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
 }
 
 fn http(config: RpcConfig) -> Result<Arc<dyn Application>, RpcStartError> {
-    let bad = || RpcStartError::HttpHost(config.host.clone());
+    let bad = || RpcStartError::HttpHost(bare_url(&config.host));
     let url = url::Url::parse(&config.host).map_err(|_| bad())?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(RpcStartError::Credentials);

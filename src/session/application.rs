@@ -69,7 +69,10 @@ impl Session {
             Stop::These(streams) => streams.contains(&followed.stream),
         };
         let stopped: Vec<_> = subscription.streams.extract_if(.., stopped).map(|followed| followed.stream).collect();
-        self.version += u64::from(!stopped.is_empty());
+        if !stopped.is_empty() {
+            self.version += 1;
+            self.shrunk = self.version;
+        }
         stopped
     }
 

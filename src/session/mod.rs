@@ -14,7 +14,7 @@ pub use succession::Succession;
 pub use timers::{Due, TimerConfig, Timers};
 
 use crate::hub::{From, Identifier};
-use crate::protocol::{HistoryRequest, Position, StreamName, Subprotocol};
+use crate::protocol::{HistoryRequest, Position, Sid, StreamName, Subprotocol};
 use crate::rpc::PresenceChange;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -110,14 +110,14 @@ pub enum Plan {
 #[derive(Debug)]
 pub struct Session {
     /// Names this connection; a credential.
-    pub sid: Arc<str>,
+    pub sid: Sid,
     /// Connection identifiers: opaque, compared byte for byte.
     pub identifiers: Arc<str>,
     pub subprotocol: Subprotocol,
     /// Newest remote disconnect of the identifiers when the session was authenticated.
     pub mark: u64,
     /// Sids of the connections before this one, and when they were left (Unix milliseconds).
-    pub earlier_sids: Vec<(Arc<str>, u64)>,
+    pub earlier_sids: Vec<(Sid, u64)>,
     pub cstate: State,
     /// When the token that it was authenticated by expires (Unix seconds).
     pub exp: Option<u64>,
@@ -131,10 +131,12 @@ pub struct Session {
     pub unproved: Option<String>,
     /// Counts changes of what is saved.
     version: u64,
+    /// The version in which something was taken away last.
+    shrunk: u64,
 }
 
 impl Session {
-    pub fn new(sid: Arc<str>, identifiers: Arc<str>, subprotocol: Subprotocol, mark: u64) -> Self {
+    pub fn new(sid: Sid, identifiers: Arc<str>, subprotocol: Subprotocol, mark: u64) -> Self {
         Self {
             sid,
             identifiers,
@@ -148,11 +150,18 @@ impl Session {
             granted: None,
             unproved: None,
             version: 1,
+            shrunk: 0,
         }
     }
 
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version in which a subscription or a stream was taken away last. What is stored of an older version holds more
+    /// than the client may have.
+    pub fn shrunk(&self) -> u64 {
+        self.shrunk
     }
 
     pub fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
@@ -164,7 +173,7 @@ impl Session {
     }
 
     /// Every sid that a message may exclude this session by.
-    pub fn sids(&self) -> Vec<Arc<str>> {
+    pub fn sids(&self) -> Vec<Sid> {
         let earlier = self.earlier_sids.iter().map(|(sid, _)| sid.clone());
         std::iter::once(self.sid.clone()).chain(earlier).collect()
     }
@@ -203,7 +212,10 @@ impl Session {
     /// Takes a subscription back: the client left it, or it could not be carried out.
     pub fn unsubscribe(&mut self, identifier: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(identifier);
-        self.version += u64::from(removed.is_some());
+        if removed.is_some() {
+            self.version += 1;
+            self.shrunk = self.version;
+        }
         removed
     }
 

@@ -2,11 +2,11 @@
 
 use super::{Followed, Session, State, Subscription};
 use crate::hub::{Identifier, Proof, SavedProof};
-use crate::protocol::{Epoch, Position, StreamName, Subprotocol};
+use crate::protocol::{Epoch, Position, Sid, StreamName, Subprotocol};
+use crate::secret::json_fault;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 /// Version of the stored form. Another one cannot be read: the client authenticates.
 const VERSION: u32 = 2;
@@ -14,7 +14,7 @@ const VERSION: u32 = 2;
 /// Sids by which messages may exclude a session; of a client that comes back more often the oldest are forgotten.
 const MAX_SIDS: usize = 100;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct SavedSession {
     version: u32,
     /// Connection identifiers.
@@ -55,15 +55,15 @@ struct SavedSubscription {
 /// Why a stored session cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    #[error("it cannot be read: {0}")]
-    Unreadable(#[from] serde_json::Error),
+    #[error("it cannot be read: {}", json_fault(.0))]
+    Unreadable(serde_json::Error),
     #[error("its format is version {0}, this server reads version {VERSION}")]
     Version(u32),
 }
 
 impl SavedSession {
     pub fn decode(body: &[u8]) -> Result<Self, Unusable> {
-        let saved: Self = serde_json::from_slice(body)?;
+        let saved: Self = serde_json::from_slice(body).map_err(Unusable::Unreadable)?;
         if saved.version == VERSION { Ok(saved) } else { Err(Unusable::Version(saved.version)) }
     }
 
@@ -82,7 +82,7 @@ impl SavedSession {
 
     /// Goes on with the session on a new connection. Sids that were left before `oldest` (Unix milliseconds) are
     /// forgotten: no message that is still kept can exclude them.
-    pub fn restore(self, sid: Arc<str>, subprotocol: Subprotocol, oldest: u64) -> Session {
+    pub fn restore(self, sid: Sid, subprotocol: Subprotocol, oldest: u64) -> Session {
         let mut session = Session::new(sid, self.ids.into(), subprotocol, self.mark);
         session.cstate = self.cstate;
         session.exp = self.exp;
@@ -128,7 +128,7 @@ impl Session {
             istate: subscription.istate.clone(),
         };
         let stored = |saved: SavedProof| StoredProof { proof: saved.proof, epoch: saved.epoch.as_str().into() };
-        let earlier = self.earlier_sids.iter().map(|(sid, left)| (sid.to_string(), *left));
+        let earlier = self.earlier_sids.iter().map(|(sid, left)| (sid.expose().to_owned(), *left));
         let saved = SavedSession {
             version: VERSION,
             ids: self.identifiers.to_string(),
@@ -139,7 +139,7 @@ impl Session {
             open,
             unproved: self.unproved.clone(),
             mark: self.mark,
-            sids: std::iter::once((self.sid.to_string(), now)).chain(earlier).collect(),
+            sids: std::iter::once((self.sid.expose().to_owned(), now)).chain(earlier).collect(),
             proofs: proofs.map(|(stream, saved)| (stream.as_str().to_owned(), stored(saved))).collect(),
         };
         Bytes::from(serde_json::to_vec(&saved).expect("maps with text keys are always JSON"))
@@ -149,6 +149,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::StoreTime;
 
     #[test]
     fn a_saved_session_restores_everything_but_confirmations() {
@@ -157,14 +158,17 @@ mod tests {
         let began = Position { epoch: "e".into(), offset: 12 };
         let followed = Followed { stream: "chat/7".into(), began };
         session.subscribed(&identifier, vec![followed.clone()], State::from([("$w".into(), "chat/7".into())]));
-        let proof = SavedProof { epoch: "f".into(), proof: Proof { head: 3, last: 12, revision: 1, time: 5 } };
+        let proof = SavedProof {
+            epoch: "f".into(),
+            proof: Proof { head: 3, last: 12, revision: 1, time: StoreTime { millis: 5, clock: 9 } },
+        };
 
         let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000, true);
         let saved = SavedSession::decode(&body).unwrap();
         assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
         let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
 
-        assert_eq!(restored.sids().iter().map(|sid| &**sid).collect::<Vec<_>>(), ["s2", "s1"]);
+        assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
         assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
         let subscription = restored.subscription("chat").unwrap();
         assert_eq!(subscription.streams, [followed]);

@@ -1,7 +1,7 @@
 //! The WebSocket handshake (RFC 6455 §4.2) and what a client says in it. Pure.
 
 use crate::node::{Hello, PingPrecision};
-use crate::protocol::Subprotocol;
+use crate::protocol::{Sid, Subprotocol};
 use http::{HeaderMap, Method, StatusCode, header};
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -61,17 +61,15 @@ fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
     let mut hello = Hello { subprotocol, restore: None, ping_interval: None, ping_precision: None, asked: None };
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         match &*name {
-            "sid" => hello.restore = (!value.is_empty()).then(|| value.into_owned()),
+            "sid" => hello.restore = (!value.is_empty()).then(|| Sid::from(&*value)),
             "pi" => match value.parse::<i64>() {
                 Ok(seconds) => {
                     let wanted = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
                     hello.ping_interval = Some(wanted.min(LONGEST_PING_INTERVAL));
                 }
-                Err(_) => tracing::warn!(
-                    context = "ws",
-                    value = &*value,
-                    "ignored ping interval `pi` that is not a whole number of seconds"
-                ),
+                Err(_) => {
+                    tracing::warn!(context = "ws", "ignored ping interval `pi` that is not a whole number of seconds")
+                }
             },
             "ptp" => {
                 hello.ping_precision = Some(match &*value {
@@ -85,7 +83,7 @@ fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
     }
     let header = headers.get_all("x-anycable-restore-sid").iter().filter_map(|value| value.to_str().ok()).next_back();
     if let Some(sid) = header.filter(|sid| !sid.is_empty()) {
-        hello.restore = Some(sid.to_owned());
+        hello.restore = Some(sid.into());
     }
     hello
 }
@@ -134,9 +132,12 @@ mod tests {
     fn reads_sid_and_ping_settings() {
         let hello = |headers: &HeaderMap, query: &str| handshake(&Method::GET, headers, query).unwrap().hello;
         let plain = headers(&[]);
-        assert_eq!(hello(&plain, "sid=a&sid=b%2Fc").restore.as_deref(), Some("b/c"));
+        assert_eq!(hello(&plain, "sid=a&sid=b%2Fc").restore.as_ref().map(Sid::expose), Some("b/c"));
         assert_eq!(hello(&plain, "sid=").restore, None);
-        assert_eq!(hello(&headers(&[("x-anycable-restore-sid", "h")]), "sid=q").restore.as_deref(), Some("h"));
+        assert_eq!(
+            hello(&headers(&[("x-anycable-restore-sid", "h")]), "sid=q").restore.as_ref().map(Sid::expose),
+            Some("h")
+        );
         assert_eq!(hello(&plain, "pi=7").ping_interval, Some(Duration::from_secs(7)));
         assert_eq!(hello(&plain, "pi=-1").ping_interval, Some(Duration::ZERO));
         assert_eq!(hello(&plain, "pi=86399").ping_interval, Some(Duration::from_secs(86_399)));

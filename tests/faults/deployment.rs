@@ -20,6 +20,9 @@ use tempfile::TempDir;
 const USER: &str = "operator";
 const PASSWORD: &str = "for-tests-only";
 
+/// More than any client misses.
+pub const HISTORY_LIMIT: u64 = 10_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
     /// One Carrick with its own nats-server.
@@ -61,7 +64,7 @@ pub struct Deployment {
     disks: Vec<Disk>,
     nodes: Vec<Server>,
     /// Between the first node and each external nats-server.
-    pub proxies: Vec<NatsProxy>,
+    pub proxies: Vec<Arc<NatsProxy>>,
     pub nats: Option<NatsCluster>,
     jetstream: Arc<JetStream>,
     /// Between embedded servers, if it can be cut.
@@ -80,6 +83,8 @@ pub struct Variant {
     pub binary: Option<PathBuf>,
     /// Options of the first node.
     pub options: Vec<(&'static str, String)>,
+    /// Options of all nodes.
+    pub settings: Vec<(&'static str, String)>,
     /// The network between the nats-servers can be cut.
     pub split: bool,
     /// The disks of the nats-servers can be filled.
@@ -154,9 +159,10 @@ impl Deployment {
     fn external(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
         let nats = NatsCluster::start(size, variant.split, variant.small_disks);
         let addresses: Vec<SocketAddr> = nats.members.iter().map(|member| member.address).collect();
-        let proxies: Vec<NatsProxy> = addresses.iter().map(|address| NatsProxy::start(*address)).collect();
+        let proxies: Vec<Arc<NatsProxy>> =
+            addresses.iter().map(|address| Arc::new(NatsProxy::start(*address))).collect();
         let direct: Vec<String> = addresses.iter().map(|address| format!("nats://{address}")).collect();
-        let through: Vec<String> = proxies.iter().map(NatsProxy::url).collect();
+        let through: Vec<String> = proxies.iter().map(|proxy| proxy.url()).collect();
         let node = |urls: &[String]| Backend::on_nats(&urls.join(","), "t").option("nats_replicas", size);
         let nodes = start_all(vec![node(&through), node(&direct)], variant, &program);
         let jetstream = Arc::new(JetStream::new(addresses, None));
@@ -203,6 +209,16 @@ impl Deployment {
     pub fn upgrade_to(&self, program: &Path) {
         std::fs::remove_file(&self.program).expect("the link is there");
         std::os::unix::fs::symlink(program, &self.program).expect("a link can be made");
+    }
+
+    /// Logs of all processes, each with a name for its copy.
+    pub fn logs(&self) -> Vec<(String, PathBuf)> {
+        let nodes = self.nodes.iter().enumerate();
+        let mut all: Vec<_> =
+            nodes.map(|(number, node)| (format!("carrick-{number}.log"), node.folder().join("carrick.log"))).collect();
+        let members = self.nats.iter().flat_map(|nats| &nats.members);
+        all.extend(members.map(|member| (format!("nats-{}.log", member.name()), member.log())));
+        all
     }
 
     /// Process id of the nats-server of this name (`n0` …), if it runs.
@@ -267,8 +283,11 @@ fn start_all(builders: Vec<Builder>, variant: &Variant, program: &Path) -> Vec<S
             .into_iter()
             .enumerate()
             .map(|(number, builder)| {
-                let builder = builder.option("history_limit", 10_000).option("metrics_http", counters::PATH);
+                let builder = builder.option("history_limit", HISTORY_LIMIT).option("metrics_http", counters::PATH);
                 let mut builder = builder.binary(program);
+                for (name, value) in &variant.settings {
+                    builder = builder.replace(name, value);
+                }
                 if number == 0 {
                     for (name, value) in &variant.options {
                         builder = builder.replace(name, value);

@@ -19,6 +19,10 @@ pub enum Fault {
     /// SIGSTOP for longer than all timeouts.
     FreezeLeader,
     FreezeFollower,
+    /// SIGSTOP of one Carrick, for longer than all timeouts.
+    FreezeNode,
+    /// The same again and again, while messages live shorter than some of the stops.
+    FreezeNodeExpiry,
     /// No connection between one Carrick and NATS.
     CutNode,
     /// Live messages that never reach one Carrick.
@@ -54,15 +58,22 @@ pub enum Expected {
     Whole,
     /// The past is gone, for this reason, and everybody who misses something is told.
     Signalled(&'static str),
+    /// Messages expire meanwhile: everybody who misses something is told, and nobody who cannot have missed anything.
+    Expired,
 }
 
+/// How long messages live under [`Fault::FreezeNodeExpiry`], in seconds.
+const SHORT_LIFE: u64 = 2;
+
 impl Fault {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::None,
         Self::KillNode,
         Self::KillLeader,
         Self::FreezeLeader,
         Self::FreezeFollower,
+        Self::FreezeNode,
+        Self::FreezeNodeExpiry,
         Self::CutNode,
         Self::DropLive,
         Self::IsolateLeader,
@@ -80,6 +91,39 @@ impl Fault {
         Self::DeleteLog,
     ];
 
+    /// Those that take few seconds.
+    pub const QUICK: [Self; 8] = [
+        Self::KillNode,
+        Self::KillLeader,
+        Self::FreezeNode,
+        Self::CutNode,
+        Self::DropLive,
+        Self::RollingRestart,
+        Self::DeleteSessions,
+        Self::DeleteMeta,
+    ];
+
+    /// Needs a network between nats-servers that can be cut.
+    pub fn variant_is_split(self) -> bool {
+        matches!(self, Self::IsolateLeader | Self::IsolateFollower)
+    }
+
+    /// The log begins anew.
+    pub fn ends_an_epoch(self) -> bool {
+        self == Self::DeleteLog
+    }
+
+    /// What was handed over may be stored seconds later, when its publisher has long tried again.
+    pub fn holds_publications_back(self) -> bool {
+        matches!(self, Self::FreezeLeader | Self::FreezeFollower | Self::IsolateLeader | Self::IsolateFollower)
+    }
+
+    /// Other harm may be done at the same time.
+    pub fn bears_company(self) -> bool {
+        let alone = [Self::FreezeNode, Self::FreezeNodeExpiry, Self::CutNode, Self::DropLive, Self::LoseQuorum];
+        !alone.contains(&self)
+    }
+
     pub fn applies_to(self, setup: Setup) -> bool {
         match self {
             Self::FreezeFollower | Self::IsolateLeader | Self::IsolateFollower => setup.is_cluster(),
@@ -94,8 +138,12 @@ impl Fault {
     pub fn variant(self) -> Variant {
         Variant {
             program: (self == Self::RollingUpgrade).then(old_build::path),
-            split: matches!(self, Self::IsolateLeader | Self::IsolateFollower),
+            split: self.variant_is_split(),
             small_disks: self == Self::FillDisk,
+            settings: match self {
+                Self::FreezeNodeExpiry => vec![("history_ttl", SHORT_LIFE.to_string())],
+                _ => Vec::new(),
+            },
             ..Variant::default()
         }
     }
@@ -103,8 +151,15 @@ impl Fault {
     pub fn expected(self) -> Expected {
         match self {
             Self::DeleteLog => Expected::Signalled("the log is gone"),
+            Self::FreezeNodeExpiry => Expected::Expired,
             _ => Expected::Whole,
         }
+    }
+
+    /// Nobody publishes through the node that it harms, where there is another: what waits in a stopped process is
+    /// published when it goes on, and its retry through another node would long be forgotten.
+    pub fn spares_publishers(self) -> bool {
+        self == Self::FreezeNodeExpiry
     }
 
     /// No client may have to subscribe anew: sessions outlive it.
@@ -113,8 +168,15 @@ impl Fault {
     }
 
     /// Options of the checker.
-    pub fn arguments(self) -> Vec<String> {
+    pub fn arguments(self, setup: Setup) -> Vec<String> {
         let mut all = Vec::new();
+        if self == Self::FreezeNodeExpiry {
+            all.push(format!("--history-ttl={SHORT_LIFE}"));
+            all.push(format!("--history-limit={}", crate::deployment::HISTORY_LIMIT));
+            // Within the window for duplicates, which is as short as the messages' life.
+            let retry_for = if setup == Setup::EmbeddedSingle { "0" } else { "0.9" };
+            all.push(format!("--retry-for={retry_for}"));
+        }
         if matches!(self.expected(), Expected::Signalled(_)) {
             all.push("--allow-rejects".to_owned());
         }
@@ -153,6 +215,8 @@ impl fmt::Display for Fault {
             Self::KillLeader => "kill -9 of the log's leader",
             Self::FreezeLeader => "leader frozen",
             Self::FreezeFollower => "follower frozen",
+            Self::FreezeNode => "node frozen",
+            Self::FreezeNodeExpiry => "node frozen longer than messages live",
             Self::CutNode => "node cut off from NATS",
             Self::DropLive => "live messages dropped",
             Self::IsolateLeader => "leader cut off from the other servers",

@@ -91,7 +91,7 @@ impl Member {
         self.folder.path().join("store")
     }
 
-    fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.folder.path().join("nats.log")
     }
 

@@ -23,7 +23,7 @@ fn check(binary: Option<PathBuf>, setup: Setup, lose: bool) -> Checked {
         "--stay=0.2-1".to_owned(),
         "--away=0.1-1".to_owned(),
     ];
-    let mut checker = Checker::start(&deployment, &arguments);
+    let mut checker = Checker::start(&deployment, false, &arguments);
     checker.wait_publishing();
     if lose {
         for _ in 0..4 {

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub struct NatsServer {
     folder: TempDir,
@@ -127,8 +128,24 @@ impl NatsServer {
     /// Subscriptions of all its clients.
     #[allow(dead_code, reason = "not every suite that shares this file counts them")]
     pub async fn subscriptions(&self) -> u64 {
-        let answer = super::http::request(self.monitor, "GET", "/subsz", &[], b"").await.json();
-        answer["num_subscriptions"].as_u64().unwrap_or_else(|| panic!("no number of subscriptions in {answer}"))
+        self.monitored("/subsz", "num_subscriptions").await
+    }
+
+    /// Messages that its clients have sent it, requests among them.
+    #[allow(dead_code, reason = "not every suite that shares this file counts them")]
+    pub async fn received(&self) -> u64 {
+        self.monitored("/varz", "in_msgs").await
+    }
+
+    async fn monitored(&self, page: &str, field: &str) -> u64 {
+        // In words of HTTP/1.0, so that the answer comes whole.
+        let mut connection = tokio::net::TcpStream::connect(self.monitor).await.expect("it is monitored");
+        connection.write_all(format!("GET {page} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.expect("it answers");
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let numbers: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {answer}"));
+        numbers[field].as_u64().unwrap_or_else(|| panic!("no {field} in {answer}"))
     }
 
     /// An operator's connection.

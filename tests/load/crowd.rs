@@ -1,7 +1,8 @@
 //! Many raw client sockets driven by one thread: frames are handed on as they come, answers written at once.
 
 use crate::frames;
-use crate::socket::{Subscribed, handshake};
+use crate::socket::{Subscribed, handshake_as};
+use carrick::client::EXT_JSON;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -75,7 +76,12 @@ impl Crowd {
 
     /// Asks for the upgrade, with a query such as `?sid=…`.
     pub fn knock(&mut self, index: usize, query: &str) -> Result<()> {
-        let request = handshake(&self.address, query);
+        self.knock_as(index, query, EXT_JSON)
+    }
+
+    /// The same for another protocol.
+    pub fn knock_as(&mut self, index: usize, query: &str, protocol: &str) -> Result<()> {
+        let request = handshake_as(&self.address, query, protocol);
         self.write(index, request.as_bytes())
     }
 

@@ -18,10 +18,19 @@ pub fn metric(address: &str, name: &str) -> Result<i64, String> {
     value.ok_or_else(|| format!("there is no metric {name}"))
 }
 
+/// Whether the server says that it is ready.
+pub fn is_ready(address: &str) -> bool {
+    get(address, "/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
 fn page(address: &str) -> std::io::Result<String> {
+    get(address, "/metrics")
+}
+
+fn get(address: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

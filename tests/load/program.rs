@@ -4,8 +4,10 @@
 mod application;
 mod connects;
 mod crowd;
+mod cut;
 mod fanout;
 mod frames;
+mod holes;
 mod idle;
 mod leavers;
 mod memory;
@@ -127,6 +129,15 @@ fn command() -> Command {
                 .arg(number("payload", "100", "Bytes of data per message")),
         )
         .subcommand(
+            Command::new("holes")
+                .about("A node that was cut off from the store and missed something of every open stream")
+                .arg(number("streams", "10000", "Open streams"))
+                .arg(number("missed", "1", "Messages missed in each"))
+                .arg(number("clients", "200", "Clients that come back meanwhile, 20 messages behind"))
+                .arg(number("rate", "200", "Of them per second"))
+                .arg(number("payload", "100", "Bytes of data per message")),
+        )
+        .subcommand(
             Command::new("replay")
                 .about("Clients that come back far behind, one alone and many at once, while live messages arrive")
                 .arg(broker())
@@ -149,6 +160,7 @@ fn main() -> ExitCode {
         Some(("streams", options)) => streams::run(options),
         Some(("connects", options)) => connects::run(options),
         Some(("leavers", options)) => leavers::run(options),
+        Some(("holes", options)) => holes::run(options),
         Some(("replay", options)) => replay::run(options),
         _ => Err("no such command, see --help".to_owned()),
     };

@@ -122,7 +122,7 @@ impl Run<'_> {
             returned.push(Returned::new(seen, &positions[index]));
             crowd.knock(index, &format!("?sid={sid}")).map_err(broken)?;
         }
-        let requests: Vec<String> = positions.into_iter().map(|at| history(&identifier, Some(&request(at)))).collect();
+        let requests: Vec<String> = positions.into_iter().map(|at| history(&identifier, Some(&since(at)))).collect();
         let deadline = Instant::now() + PATIENCE;
         let mut turn = |returned: &mut Vec<Returned>| {
             let turned = crowd.turn(Duration::from_millis(5), |crowd, index, brought| match brought {
@@ -185,7 +185,7 @@ impl Drop for Follower {
 }
 
 /// Waits until every client has seen a message; the positions that they have then.
-fn first_positions(crowd: &mut Crowd) -> Result<Vec<StreamPosition>, String> {
+pub fn first_positions(crowd: &mut Crowd) -> Result<Vec<StreamPosition>, String> {
     let mut positions: Vec<Option<StreamPosition>> = vec![None; crowd.len()];
     let deadline = Instant::now() + PATIENCE;
     while positions.iter().any(Option::is_none) {
@@ -205,7 +205,8 @@ fn first_positions(crowd: &mut Crowd) -> Result<Vec<StreamPosition>, String> {
     Ok(positions.into_iter().flatten().collect())
 }
 
-fn request(at: StreamPosition) -> HistoryRequest {
+/// A request for what came after a position.
+pub fn since(at: StreamPosition) -> HistoryRequest {
     let position = SeenPosition { epoch: at.epoch, offset: at.offset };
     HistoryRequest { since: Since::Off, streams: BTreeMap::from([(at.stream, position)]) }
 }

@@ -30,10 +30,15 @@ pub struct Wish {
 
 /// The request for an upgrade.
 pub fn handshake(address: &str, query: &str) -> String {
+    handshake_as(address, query, EXT_JSON)
+}
+
+/// The same for another protocol.
+pub fn handshake_as(address: &str, query: &str, protocol: &str) -> String {
     format!(
         "GET /cable{query} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Protocol: {EXT_JSON}\r\n\r\n"
+         Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
     )
 }
 
@@ -84,7 +89,7 @@ fn subscribe(address: &str, wish: &Wish) -> Result<Subscribed> {
         reader.until(|frame| matches!(frame, Frame::ConfirmSubscription(_)))?;
     }
     reader.stream.set_read_timeout(None)?;
-    Ok(Subscribed { stream: reader.stream, rest: reader.buffer, sid })
+    Ok(Subscribed { stream: reader.stream, rest: reader.buffer, sid: sid.expose().to_owned() })
 }
 
 struct Reader {

@@ -12,7 +12,7 @@ mod tests;
 
 pub use files::JwtStartError;
 pub use sign::sign;
-pub use source::{TokenSource, token_of};
+pub use source::{Token, TokenSource, token_of};
 
 use crate::auth::Secrets;
 use base64::Engine;

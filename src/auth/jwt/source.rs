@@ -1,9 +1,47 @@
 //! Where a request carries its token.
 
+use crate::secret::Fingerprint;
 use http::{HeaderMap, header};
+use std::fmt;
 
 /// A subprotocol that is none: browsers cannot set headers of a WebSocket handshake, but they can offer subprotocols.
 const SUBPROTOCOL: &str = "anycable-token.";
+
+/// A token. Whoever has it is its owner until it expires, so it is never printed: `Display` and `Debug` write its
+/// [`Fingerprint`], `token#1a2b3c`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The text itself: for verifying and passing on, never for logging.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Token {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Token {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Fingerprint { kind: "token", text: &self.0 }.fmt(f)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Where a token was. Tokens of the query are not passed on to the application as a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,21 +58,21 @@ pub enum TokenSource {
 /// `anycable-token.<token>`, query parameter `<param>` (its last value). An empty one counts as none.
 ///
 /// Bytes that are no text become text that no key verifies, so that a broken token is refused rather than not seen.
-pub fn token_of(headers: &HeaderMap, query: &str, param: &str) -> Option<(String, TokenSource)> {
+pub fn token_of(headers: &HeaderMap, query: &str, param: &str) -> Option<(Token, TokenSource)> {
     let header = headers.get(format!("x-{param}")).map(|value| String::from_utf8_lossy(value.as_bytes()));
     if let Some(token) = header.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()) {
-        return Some((token, TokenSource::Header));
+        return Some((token.into(), TokenSource::Header));
     }
     for offers in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
         let offers = String::from_utf8_lossy(offers.as_bytes());
         let token = offers.split(',').find_map(|offer| offer.trim().strip_prefix(SUBPROTOCOL));
         if let Some(token) = token.filter(|token| !token.is_empty()) {
-            return Some((token.to_owned(), TokenSource::Subprotocol));
+            return Some((token.into(), TokenSource::Subprotocol));
         }
     }
     let values = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == param);
     let token = values.last().map(|(_, value)| value.into_owned()).filter(|token| !token.is_empty())?;
-    Some((token, TokenSource::Query))
+    Some((token.into(), TokenSource::Query))
 }
 
 #[cfg(test)]
@@ -43,7 +81,7 @@ mod tests {
     use TokenSource::{Header, Query, Subprotocol};
     use http::HeaderValue;
 
-    fn of(headers: &[(&'static str, &str)], query: &str) -> Option<(String, TokenSource)> {
+    fn of(headers: &[(&'static str, &str)], query: &str) -> Option<(Token, TokenSource)> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
@@ -51,8 +89,8 @@ mod tests {
         token_of(&map, query, "jid")
     }
 
-    fn token(text: &str, source: TokenSource) -> Option<(String, TokenSource)> {
-        Some((text.to_owned(), source))
+    fn token(text: &str, source: TokenSource) -> Option<(Token, TokenSource)> {
+        Some((text.into(), source))
     }
 
     #[test]

@@ -153,9 +153,17 @@ impl Admin {
         if *have == **want && self.agrees(want).await? {
             return Ok(None);
         }
+        Ok(Some(self.carried_through(|| core.change_policies(&self.connection, want)).await?))
+    }
+
+    /// Tries a change until it is made or cannot be: another one may be under way.
+    async fn carried_through<F: Future<Output = Result<Change, SetupError>>>(
+        &self,
+        change: impl Fn() -> F,
+    ) -> Result<Change, SetupError> {
         let deadline = Instant::now() + PATIENCE;
         let outcome = loop {
-            match core.change_policies(&self.connection, want).await {
+            match change().await {
                 Err(SetupError::Retry(reason)) if Instant::now() < deadline => {
                     tracing::info!(reason, "trying again");
                     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -164,10 +172,10 @@ impl Admin {
             }
         };
         // So that nobody waits for an answer from us.
-        if let Err(error) = core.end_lease(&self.connection).await {
+        if let Err(error) = self.core.end_lease(&self.connection).await {
             tracing::debug!(%error, "cannot end the lease");
         }
-        Ok(Some(outcome?))
+        outcome
     }
 
     /// Gives the log of a policy a new epoch: positions of its streams become void. Answers with the former and the new
@@ -185,8 +193,7 @@ impl Admin {
             return Err(AdminError(format!("the policy {policy:?} has no log yet")));
         };
         let core = &self.core;
-        let (record, revision) = core.record_of(&self.connection, policy, &log).await?;
-        core.change_epoch(&self.connection, policy, &record, revision).await?;
+        self.carried_through(|| core.renew_epoch(&self.connection, policy)).await?;
         let (record, _) = core.record_of(&self.connection, policy, &log).await?;
         Ok((former, record.epoch.as_str().into()))
     }

@@ -6,6 +6,7 @@
 use super::clock;
 use super::headers;
 use super::mux::{Mux, RequestError};
+use crate::secret::json_fault;
 use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -85,6 +86,40 @@ pub(super) struct StreamInfo {
     /// The server's clock.
     #[serde(default)]
     pub ts: String,
+    /// Absent on a server without a cluster.
+    #[serde(default)]
+    pub cluster: Cluster,
+}
+
+/// Who has copies of a stream.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Cluster {
+    #[serde(default)]
+    pub leader: String,
+    /// The others beside the leader.
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Replica {
+    /// Nanoseconds since the leader last heard of it; 0: never.
+    #[serde(default)]
+    pub active: u64,
+}
+
+/// A follower waits for this long and longer after its leader's last word before it stands for election (nats-server: 4 s
+/// and more). A leader that a majority has answered more recently cannot have been replaced yet.
+const LEASE: Duration = Duration::from_secs(3);
+
+impl Cluster {
+    /// Whoever answers as the leader is the leader: a majority has followed it a moment ago. One that was cut off or
+    /// frozen goes on to call itself so for a while.
+    pub fn is_led(&self) -> bool {
+        let lease = u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX);
+        let follow = self.replicas.iter().filter(|replica| (1..lease).contains(&replica.active)).count();
+        1 + follow > self.replicas.len().div_ceil(2)
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -209,7 +244,7 @@ impl Api {
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(ApiError::NoResponders);
         }
-        let mut ack: Ack = serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))?;
+        let mut ack: Ack = serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(json_fault(&e)))?;
         match ack.error.take() {
             Some(refusal) => Err(refusal.into()),
             None if ack.seq == 0 => Err(ApiError::Unreadable("an acknowledgement without a sequence".into())),
@@ -230,7 +265,7 @@ fn read<T: DeserializeOwned>(answer: &async_nats::Message) -> Result<T, ApiError
     if let Ok(Envelope { error: Some(refusal) }) = serde_json::from_slice(&answer.payload) {
         return Err(refusal.into());
     }
-    serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(e.to_string()))
+    serde_json::from_slice(&answer.payload).map_err(|e| ApiError::Unreadable(json_fault(&e)))
 }
 
 /// Marks a deletion in a bucket.

@@ -11,6 +11,7 @@ use super::{Attempts, Core, SetupError, headers};
 use crate::broker::{AppendError, RemoteDisconnect, Unavailable};
 use crate::metrics;
 use crate::protocol::MessageId;
+use crate::secret::json_fault;
 use async_nats::header::{self, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
@@ -171,7 +172,7 @@ impl Core {
                 metrics::REMOTE_COMMANDS.inc();
                 self.feed.disconnect(seq, command);
             }
-            Err(error) => tracing::warn!(seq, %error, "unreadable remote command"),
+            Err(error) => tracing::warn!(seq, error = json_fault(&error), "unreadable remote command"),
         }
     }
 
@@ -180,12 +181,12 @@ impl Core {
         let payload = Bytes::from(serde_json::to_vec(command).expect("a command is plain JSON"));
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
-        let mut write = Write::new(self, self.config.publish_timeout);
+        let mut write = Write::new(self, self.config.command_budget());
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             headers.insert(header::NATS_EXPECTED_STREAM, generation.commands.as_str());
             let (size, max_payload) = (payload.len(), generation.connection.client.max_payload());
-            headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
+            headers::check_size(size, &headers, max_payload)?;
             let timeout = write.attempt();
             match generation.api().publish(subject.clone(), headers.clone(), payload.clone(), timeout).await {
                 Ok(ack) => return Ok(ack.seq),

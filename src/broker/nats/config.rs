@@ -1,11 +1,16 @@
 //! What the broker is told: where NATS is, how much to keep, how long to wait; and the names that follow from it.
 
-use crate::broker::{Limits, Policy};
+use crate::broker::{Limits, Policy, Table};
 use crate::nats::connect::ClientConfig;
 use crate::nats::mark::StoreMark;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long the command log and the buckets remember message ids.
+pub(super) const WRITE_WINDOW: Duration = Duration::from_secs(30);
+/// Less would take a lost packet for a lost path.
+const SHORTEST_UNACKNOWLEDGED: Duration = Duration::from_millis(500);
 
 /// Everything [`super::NatsBroker::start`] needs.
 #[derive(Clone, Debug)]
@@ -71,6 +76,37 @@ impl NatsBrokerConfig {
     /// A retry after this could find its id forgotten.
     pub(super) fn publish_budget(&self, policy: &Policy) -> Duration {
         if policy.keeps() { self.publish_timeout.min(self.window(policy) / 2) } else { self.publish_timeout }
+    }
+
+    /// The shortest time for which a log or bucket remembers message ids.
+    pub fn shortest_window(&self) -> Duration {
+        let keeping = self.limits.table.policies().iter().filter(|policy| policy.keeps());
+        keeping.map(|policy| self.window(policy)).fold(WRITE_WINDOW, Duration::min)
+    }
+
+    /// How long bytes may be on their way to NATS without an acknowledgement before the kernel ends the connection:
+    /// (*w* − *b*) / 2, where *w* is the shortest window in which a log or bucket remembers message ids and *b* the time in
+    /// which a write is repeated there; at least half a second.
+    ///
+    /// A connection that is given up is aborted by us. This is for what we cannot do: while this process is stopped its
+    /// publishers turn to other nodes. A first try that was sent here at *t*, and is repeated there at once, must not
+    /// arrive after *t* + *w*; nor after *t* + *w* − *b*, so that whoever repeats it may be as late as we are.
+    pub(super) fn unacknowledged(&self, table: &Table) -> Duration {
+        let keeping = table.policies().iter().filter(|policy| policy.keeps());
+        let logs = keeping.map(|policy| (self.window(policy), self.publish_budget(policy)));
+        let others = [(WRITE_WINDOW, self.command_budget()), (WRITE_WINDOW, self.session_budget())];
+        let spare = logs.chain(others).map(|(window, budget)| window.saturating_sub(budget) / 2);
+        spare.min().unwrap_or(WRITE_WINDOW).max(SHORTEST_UNACKNOWLEDGED)
+    }
+
+    /// How long a remote command may wait for its acknowledgement, retries included.
+    pub(super) fn command_budget(&self) -> Duration {
+        self.publish_timeout.min(WRITE_WINDOW / 2)
+    }
+
+    /// How long a write of a session may wait for its acknowledgement, retries included.
+    pub(super) fn session_budget(&self) -> Duration {
+        self.broker_timeout.min(WRITE_WINDOW / 2)
     }
 
     /// Life of a stored remote command.
@@ -188,4 +224,31 @@ pub(super) fn bucket_stream(bucket: &str) -> String {
 /// The subject of a bucket's key.
 pub(super) fn key_subject(bucket: &str, key: &str) -> String {
     format!("$KV.{bucket}.{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_01_unacknowledged_bytes_end_well_within_the_window_less_the_time_for_retries() {
+        let seconds = Duration::from_secs;
+        for (window, ttl, expected) in [
+            (seconds(30), seconds(300), seconds(10)),
+            (seconds(10), seconds(300), Duration::from_millis(2500)),
+            (seconds(120), seconds(300), seconds(10)),
+            (seconds(30), seconds(4), seconds(1)),
+            (seconds(1), seconds(300), Duration::from_millis(500)),
+        ] {
+            let limits = Limits::plain(100, ttl, seconds(300));
+            let mut config = NatsBrokerConfig::new(ClientConfig::for_servers("a"), limits);
+            config.dedup_window = window;
+            assert_eq!(config.unacknowledged(&config.limits.table), expected, "{window:?}, {ttl:?}");
+            assert!(expected < config.shortest_window());
+        }
+        // Nothing is kept: remote commands and sessions still are.
+        let config =
+            NatsBrokerConfig::new(ClientConfig::for_servers("a"), Limits::plain(0, seconds(300), seconds(300)));
+        assert_eq!(config.unacknowledged(&config.limits.table), seconds(10));
+    }
 }

@@ -16,6 +16,7 @@ use crate::broker::{Policy, Table};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::connect::{ConnectError, parse_server, shown};
+use crate::nats::socket::Socket;
 use crate::protocol::StreamName;
 use async_nats::connection::State;
 use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
@@ -58,8 +59,20 @@ pub(super) struct Connection {
     pub client: Client,
     pub api: Api,
     pub server: ServerInfo,
+    socket: Socket,
     /// Copies that the cluster can keep, where nobody named a number; known once the meta bucket is there.
     pub copies: OnceLock<usize>,
+}
+
+/// The end of a connection's life, however it comes: what was sent through it ends here, so that no write is repeated on
+/// another connection while its first try can still arrive.
+struct End(Arc<Connection>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.link.dead.cancel();
+        self.0.socket.abort();
+    }
 }
 
 impl Connection {
@@ -187,8 +200,9 @@ impl Core {
                     _ => {}
                 }
             };
-            match self.config.client.connect_once(&server, on_event).await {
-                Ok(client) => {
+            let unacknowledged = self.config.unacknowledged(&self.config.limits.table);
+            match self.config.client.connect_once(&server, unacknowledged, on_event).await {
+                Ok((client, socket)) => {
                     let info = client.server_info();
                     // Discovered servers come without scheme and credentials.
                     let scheme = if server.tls_required() { "tls" } else { "nats" };
@@ -199,7 +213,7 @@ impl Core {
                         .collect();
                     metrics::STORE_CONNECTS.inc();
                     let api = Api { mux: Mux::new(client.clone()) };
-                    return Ok(Connection { link, client, api, server: info, copies: OnceLock::new() });
+                    return Ok(Connection { link, client, api, server: info, socket, copies: OnceLock::new() });
                 }
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
@@ -219,7 +233,7 @@ impl Core {
     /// From connecting to the loss of the connection. An error means that it never became usable.
     async fn one_generation(self: &Arc<Self>, number: u64, known: &mut Vec<ServerAddr>) -> Result<(), SetupError> {
         let connection = Arc::new(self.connect(number, known).await?);
-        let _end = connection.link.dead.clone().drop_guard();
+        let _end = End(connection.clone());
         let inbox = connection.subscribe(connection.api.mux.subject()).await?;
         self.tasks.spawn(critical("broker.inbox", {
             let connection = connection.clone();
@@ -245,6 +259,8 @@ impl Core {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
+        // The policies in effect may not be those that were configured.
+        connection.socket.limit(self.config.unacknowledged(&generation.table));
         let generation = Arc::new(generation);
         self.settle();
         self.adopt_logs(&generation.table, &generation.logs);
@@ -316,7 +332,8 @@ impl Core {
                 continue;
             };
             let (asks, questions) = heads::asks();
-            let answering = heads::answer(connection.clone(), found.name.clone(), questions);
+            let clocks = self.clocks.clone();
+            let answering = heads::answer(connection.clone(), found.name.clone(), clocks, questions);
             self.tasks.spawn(critical("broker.heads", answering));
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));

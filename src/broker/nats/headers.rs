@@ -5,11 +5,13 @@
 
 use super::clock;
 use super::token::Token;
-use crate::protocol::{Message, MessageId, Meta, Payload, Publication, StreamName};
+use crate::broker::AppendError;
+use crate::protocol::{Message, MessageId, Meta, Payload, Publication, Sid, StreamName};
 use async_nats::HeaderMap;
 use async_nats::header::{self, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -64,31 +66,35 @@ fn common(headers: &mut HeaderMap, stream: &StreamName, token: &Token, meta: &Me
         headers.insert(STREAM, URL_SAFE_NO_PAD.encode(stream.as_str()));
     }
     if let Some(sid) = &meta.exclude_socket {
-        headers.insert(EXCLUDE, encode(sid));
+        headers.insert(EXCLUDE, encode(sid.expose()));
     }
     if let Some(kind) = &meta.broadcast_type {
         headers.insert(TYPE, encode(kind));
     }
 }
 
-/// The server takes no larger header block into a log.
-const MAX_HEADERS: usize = 64 * 1024;
+/// The server takes no larger header block into a log; what is never stored keeps to the same.
+pub(super) const MAX_HEADERS: usize = 64 * 1024 - 1;
 
-/// `Err` with the limit for the data, if data and headers together exceed the server's `max_payload`.
-pub(super) fn check_size(data: usize, headers: &HeaderMap, max_payload: usize) -> Result<(), usize> {
-    // Counting costs a little; most messages are far from the limit.
-    if data + MAX_HEADERS <= max_payload {
-        return Ok(());
+/// Whether the server takes this: headers have a limit of their own, and count towards `max_payload`.
+pub(super) fn check_size(data: usize, headers: &HeaderMap, max_payload: usize) -> Result<(), AppendError> {
+    let (size, limit) = (wire_len(headers), MAX_HEADERS.min(max_payload));
+    if size > limit {
+        return Err(AppendError::HeadersTooLarge { size, limit });
     }
-    let limit = max_payload.saturating_sub(wire_len(headers));
-    if data > limit { Err(limit) } else { Ok(()) }
+    match max_payload - size {
+        limit if data > limit => Err(AppendError::TooLarge { size: data, limit }),
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of the header block on the wire.
 fn wire_len(headers: &HeaderMap) -> usize {
     let lines: usize = headers
         .iter()
-        .flat_map(|(name, values)| values.iter().map(move |v| name.to_string().len() + v.as_str().len() + 4))
+        .flat_map(|(name, values)| {
+            values.iter().map(move |v| <HeaderName as AsRef<str>>::as_ref(name).len() + v.as_str().len() + 4)
+        })
         .sum();
     "NATS/1.0\r\n\r\n".len() + lines
 }
@@ -162,15 +168,19 @@ pub(super) fn is_of(message: &async_nats::Message, stream: &StreamName, hashed: 
         == Some(stream.as_str().as_bytes())
 }
 
-/// The message as subscribers get it.
+/// The message as subscribers get it. It is kept, so nothing of it may be a part of what the client library read at once:
+/// that is 64 KiB or more, and lives as long as any part of it.
 pub(super) fn message(raw: &async_nats::Message, offset: u64, stored_at: u64) -> Arc<Message> {
+    let data = Bytes::copy_from_slice(&raw.payload);
     let payload = match text(raw, &TRANSIENT) {
-        Some("json") if offset == 0 => Payload::from_json(raw.payload.clone()),
-        _ => Payload::from_data(&raw.payload),
+        Some("json") if offset == 0 => Payload::from_json(data),
+        _ => Payload::from_data(&data),
     };
-    let decoded = |name| text(raw, name).and_then(decode).map(Arc::from);
+    let decoded = |name| text(raw, name).and_then(decode);
     let meta = match &raw.headers {
-        Some(_) => Meta { exclude_socket: decoded(&EXCLUDE), broadcast_type: decoded(&TYPE) },
+        Some(_) => {
+            Meta { exclude_socket: decoded(&EXCLUDE).map(Sid::from), broadcast_type: decoded(&TYPE).map(Arc::from) }
+        }
         None => Meta::default(),
     };
     Arc::new(Message { offset, time: stored_at / 1_000_000, payload, meta })
@@ -187,6 +197,54 @@ mod tests {
             let encoded = encode(&text);
             prop_assert!(encoded.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(decode(&encoded), Some(text));
+        }
+    }
+
+    #[test]
+    fn row_24_headers_have_a_limit_of_their_own_and_count_towards_the_payload() {
+        let headers = |len: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TYPE, "x".repeat(len));
+            headers
+        };
+        let mib = 1 << 20;
+        for good in [(10, headers(100), mib), (mib - 200, headers(100), mib), (0, headers(65_400), mib)] {
+            assert!(check_size(good.0, &good.1, good.2).is_ok(), "{} bytes", good.0);
+        }
+        let limit = MAX_HEADERS;
+        let refused = check_size(0, &headers(65_536), mib).unwrap_err();
+        assert!(matches!(refused, AppendError::HeadersTooLarge { limit: l, .. } if l == limit), "{refused}");
+        let refused = check_size(0, &headers(2_000), 1_000).unwrap_err();
+        assert!(matches!(refused, AppendError::HeadersTooLarge { limit: 1_000, .. }), "{refused}");
+        let size = wire_len(&headers(100));
+        assert_eq!(size, "NATS/1.0\r\nCarrick-Type: \r\n\r\n".len() + 100);
+        let refused = check_size(mib, &headers(100), mib).unwrap_err();
+        assert!(matches!(refused, AppendError::TooLarge { limit, .. } if limit == mib - size), "{refused}");
+    }
+
+    #[test]
+    fn row_15_a_message_holds_nothing_of_what_was_read_with_it() {
+        for (text, transient) in [("{\"a\":1}", None), ("no JSON", None), ("7", Some("json")), ("7", Some("data"))] {
+            let read = Bytes::from([text.as_bytes(), &vec![b'x'; 65_536]].concat());
+            let mut headers = HeaderMap::new();
+            headers.insert(EXCLUDE, "abc");
+            headers.insert(TYPE, "def");
+            if let Some(body) = transient {
+                headers.insert(TRANSIENT, body);
+            }
+            let raw = async_nats::Message {
+                subject: "s".into(),
+                reply: None,
+                payload: read.slice(..text.len()),
+                headers: Some(headers),
+                status: None,
+                description: None,
+                length: 0,
+            };
+            let kept = message(&raw, 0, 0);
+            drop(raw);
+            assert!(read.is_unique(), "{text}");
+            assert!(kept.payload.json().len() <= text.len() + 2);
         }
     }
 

@@ -6,9 +6,11 @@ use super::headers;
 use super::layout::{META_RAISED_AT, META_REVISION};
 use super::logs::Log;
 use super::mux::RequestError;
+use super::read::nothing_kept;
+use super::skew::Clocks;
 use super::token::Token;
 use super::{Core, clock};
-use crate::broker::{Facts, Head};
+use crate::broker::{Facts, Head, Look, Looked, StoreTime};
 use crate::protocol::StreamName;
 use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
 use bytes::Bytes;
@@ -59,7 +61,12 @@ impl Asks {
 }
 
 /// Answers questions until the connection ends.
-pub(super) async fn answer(connection: Arc<Connection>, log: String, mut questions: mpsc::Receiver<Question>) {
+pub(super) async fn answer(
+    connection: Arc<Connection>,
+    log: String,
+    clocks: Arc<Clocks>,
+    mut questions: mpsc::Receiver<Question>,
+) {
     let mut waiting = Vec::new();
     let mut sentinel = None;
     loop {
@@ -70,7 +77,7 @@ pub(super) async fn answer(connection: Arc<Connection>, log: String, mut questio
         if count == 0 {
             return;
         }
-        let top = look(&connection, &log, &mut sentinel).await;
+        let top = look(&connection, &log, &clocks, &mut sentinel).await;
         for question in waiting.drain(..) {
             // The asker may have given up.
             let _ = question.send(top.clone());
@@ -78,8 +85,19 @@ pub(super) async fn answer(connection: Arc<Connection>, log: String, mut questio
     }
 }
 
-async fn look(connection: &Connection, log: &str, known: &mut Option<(String, u64)>) -> Result<Top, ApiError> {
+async fn look(
+    connection: &Connection,
+    log: &str,
+    clocks: &Clocks,
+    known: &mut Option<(String, u64)>,
+) -> Result<Top, ApiError> {
+    let asked = clocks.own();
     let info = connection.api.info(log).await?;
+    if !info.cluster.is_led() {
+        return Err(ApiError::Unreadable("the log's leader is out of touch with the majority".into()));
+    }
+    let millis = clock::parse(&info.ts).unwrap_or_default() / 1_000_000;
+    let (clock, skew) = clocks.compare(&info.cluster.leader, asked, millis);
     // Messages leave from the log's front, so a subject keeps one as long as the message we know of it would be kept.
     if known.as_ref().is_none_or(|(_, seq)| *seq < info.state.first_seq) {
         *known = match info.state.messages {
@@ -91,10 +109,11 @@ async fn look(connection: &Connection, log: &str, known: &mut Option<(String, u6
         };
     }
     let sentinel = known.as_ref().map(|(subject, _)| subject.clone());
-    Ok(Top { messages: info.state.messages, facts: facts(&info), sentinel })
+    let facts = facts(&info, StoreTime { millis, clock }, skew);
+    Ok(Top { messages: info.state.messages, facts, sentinel })
 }
 
-fn facts(info: &StreamInfo) -> Facts {
+fn facts(info: &StreamInfo, now: StoreTime, skew: Duration) -> Facts {
     let meta = |name: &str| info.config.metadata.get(name).and_then(|text| text.parse().ok()).unwrap_or(0);
     Facts {
         first_seq: info.state.first_seq.max(1),
@@ -106,7 +125,8 @@ fn facts(info: &StreamInfo) -> Facts {
         },
         revision: meta(META_REVISION),
         raised_at: meta(META_RAISED_AT),
-        now: clock::parse(&info.ts).unwrap_or_default() / 1_000_000,
+        now,
+        skew,
     }
 }
 
@@ -116,12 +136,12 @@ impl Core {
         &self,
         generation: &Generation,
         streams: &[StreamName],
-    ) -> Result<Vec<Head>, ApiError> {
+    ) -> Result<Vec<Looked>, ApiError> {
         let mut by_log: Vec<Vec<usize>> = vec![Vec::new(); generation.logs.len()];
         for (index, stream) in streams.iter().enumerate() {
             by_log[generation.table.place(stream)].push(index);
         }
-        let mut heads = vec![Head::default(); streams.len()];
+        let mut heads = vec![Looked::at_once(Head::default(), nothing_kept()); streams.len()];
         for (place, indexes) in by_log.into_iter().enumerate().filter(|(_, indexes)| !indexes.is_empty()) {
             let Some(log) = &generation.logs[place] else { continue };
             let of_log: Vec<&StreamName> = indexes.iter().map(|index| &streams[*index]).collect();
@@ -137,10 +157,11 @@ impl Core {
         generation: &Generation,
         log: &Log,
         streams: &[&StreamName],
-    ) -> Result<Vec<Head>, ApiError> {
+    ) -> Result<Vec<Looked>, ApiError> {
         let top = log.asks.top().await?;
         if top.messages == 0 {
-            return Ok(vec![Head { newest: 0, up_to: top.facts.last_seq }; streams.len()]);
+            let head = Head { newest: 0, up_to: top.facts.last_seq };
+            return Ok(vec![Looked::at_once(head, top.facts); streams.len()]);
         }
         let Some(sentinel) = top.sentinel else {
             return Err(ApiError::Unreadable("the log's newest message aged out meanwhile".into()));
@@ -151,7 +172,8 @@ impl Core {
         let chunks: Vec<(Vec<u64>, u64)> = stream::iter(requests).buffered(CONCURRENT).try_collect().await?;
         let up_to = chunks.iter().map(|(_, up_to)| *up_to).min().unwrap_or(last);
         let newest = chunks.into_iter().flat_map(|(heads, _)| heads);
-        Ok(newest.map(|newest| Head { newest, up_to }).collect())
+        let look = Arc::new(Look { before: top.facts, after: log.asks.top().await?.facts });
+        Ok(newest.map(|newest| Looked { head: Head { newest, up_to }, look: look.clone() }).collect())
     }
 
     /// One request and its continuations; any replica may answer, but only one that has come to `last` is believed.
@@ -179,10 +201,10 @@ impl Core {
                 request["up_to_seq"] = json!(reached);
             }
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let place = self.slots.heads().await;
             let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(subject, request, CHUNK + 2, SILENCE).await?;
-            drop(permit);
+            drop(place);
             let Some(up_to) = headers::number(&end, &headers::UP_TO_SEQUENCE).filter(|up_to| *up_to >= last) else {
                 return Err(ApiError::Unreadable("a replica answered that lags behind".into()));
             };

@@ -1,7 +1,7 @@
 //! The streams and buckets as they should be: created when missing, updated in place where they differ, never deleted.
 
 use super::api::{ApiError, StreamInfo, code};
-use super::config::bucket_stream;
+use super::config::{WRITE_WINDOW, bucket_stream};
 use super::epoch::{
     COMMANDS_KEY, FORMAT, FORMAT_PLAIN, FORMAT_POLICIES, LogRecord, log_key, read_record, write_record,
 };
@@ -183,7 +183,7 @@ impl Core {
             "retention": "limits", "storage": "file", "discard": "new",
             "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_msgs_per_subject": 1,
             "allow_msg_ttl": true, "allow_direct": true, "allow_rollup_hdrs": true, "deny_delete": true,
-            "duplicate_window": nanos(Duration::from_secs(30)),
+            "duplicate_window": nanos(WRITE_WINDOW),
             "num_replicas": replicas,
         }))
     }
@@ -195,7 +195,7 @@ impl Core {
             "retention": "limits", "storage": "file", "discard": "old",
             "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_msgs_per_subject": -1,
             "max_age": nanos(self.config.mark_life()),
-            "duplicate_window": nanos(Duration::from_secs(30)),
+            "duplicate_window": nanos(WRITE_WINDOW),
             "allow_direct": true, "deny_delete": true, "deny_purge": true,
             "republish": {"src": self.names.command_subject(">"), "dest": self.names.live_command_subject(">")},
             "num_replicas": replicas,

@@ -49,20 +49,28 @@ pub(super) struct Found {
 /// when nothing is under way any more that followed former ones.
 pub(super) struct Rules {
     pub table: Arc<Table>,
-    /// Agreed on, but not in effect yet: streams that will move are not published to.
+    /// Agreed on, but not in effect yet.
     pub next: Option<Next>,
 }
 
 #[derive(Clone)]
 pub(super) struct Next {
     pub table: Arc<Table>,
+    /// Policies whose log gets a new epoch even if the table stays.
+    pub renew: Vec<String>,
     /// Sequence of the proposal in the meta bucket.
     pub proposal: u64,
 }
 
 impl Rules {
+    /// Nothing is published to this stream until the change is over: it will move to another log, or its log gets a new
+    /// epoch. An answer with the former epoch would name a position that is over.
     pub fn holds_back(&self, stream: &StreamName) -> bool {
-        self.next.as_ref().is_some_and(|next| self.table.moves(&next.table, stream))
+        self.next.as_ref().is_some_and(|next| {
+            let policy = &self.table.policy(stream).name;
+            let renewed = next.renew.iter().any(|renewed| **renewed == **policy);
+            renewed || next.table.may_gain(&self.table, policy) || self.table.moves(&next.table, stream)
+        })
     }
 }
 

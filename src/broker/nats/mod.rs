@@ -3,12 +3,17 @@
 //! * Publishing (`publish`): an acknowledged publish with a message id, repeated until it is answered.
 //! * The live feed (`live`): the log republishes each stored message as a core message; one subscription per open
 //!   stream.
-//! * History (`read`, `heads`): direct gets that any replica may answer, believed only as far as the leader confirms.
+//! * History (`read`, `heads`, and `range` for many streams at once): direct gets that any replica may answer, believed only as far as the leader confirms.
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`).
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
+//! * Places for reads (`slots`): clients who wait first, repairs never starved.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
+//!
+//! Callers are dropped at any await, and a connection may be over after one. A request holds what it began with: its
+//! `Generation`, its `Log` with the epoch, the `Rules` that it follows. What it leaves behind is held by guards: places of
+//! reads, entries of the multiplexer, subscriptions of the live feed (`live`), the end of the connection itself.
 
 mod admin;
 mod api;
@@ -29,8 +34,11 @@ mod mux;
 mod peers;
 mod policies;
 mod publish;
+mod range;
 mod read;
 mod sessions;
+mod skew;
+mod slots;
 mod token;
 mod witness;
 
@@ -42,8 +50,8 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Head, Logs, Page, ReadFrom, RemoteDisconnect,
-    SaveError, SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Page, ReadFrom,
+    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
@@ -54,10 +62,11 @@ use config::Names;
 use generation::Generation;
 use headers::Body;
 use logs::Rules;
+use slots::{Class, Slots};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -86,6 +95,7 @@ struct Core {
     /// By log.
     witnesses: Mutex<Vec<(String, Arc<Witness>)>>,
     rules: Mutex<Arc<Rules>>,
+    clocks: Arc<skew::Clocks>,
     /// Sequence of the newest proposal of other policies that this node is prepared for.
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
@@ -103,7 +113,7 @@ struct Core {
     /// Look at the log now.
     nudge: Notify,
     /// Batch reads under way.
-    batches: Semaphore,
+    slots: Slots,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -251,6 +261,7 @@ impl Core {
             away_since: Mutex::new(Instant::now()),
             witnesses: Mutex::default(),
             rules: Mutex::new(Arc::new(Rules { table: config.limits.table.clone(), next: None })),
+            clocks: Arc::default(),
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
             fatal: watch::Sender::new(None),
@@ -260,7 +271,7 @@ impl Core {
             disk_full: watch::Sender::new(false),
             leaving: tokio::sync::Mutex::default(),
             nudge: Notify::new(),
-            batches: Semaphore::new(read::MAX_BATCHES),
+            slots: Slots::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
@@ -398,7 +409,7 @@ impl Broker for NatsBroker {
         sent.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
 
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let core = &self.core;
         let mut attempts = Attempts::new(core, core.config.broker_timeout);
         loop {
@@ -432,7 +443,7 @@ impl Broker for NatsBroker {
         }
     }
 
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
@@ -451,7 +462,15 @@ impl Broker for NatsBroker {
         max_messages: usize,
         max_bytes: usize,
     ) -> Result<Page, Unavailable> {
-        self.core.read_page(stream, from, up_to, max_messages, max_bytes).await
+        let limits = read::Limits { up_to, max_messages, max_bytes, class: Class::Client };
+        self.core.read_page(stream, from, limits).await
+    }
+
+    async fn fill(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
+        match holes {
+            [hole] => Ok(vec![Some(self.core.fill_alone(hole).await?)]),
+            holes => self.core.fill_together(holes).await,
+        }
     }
 
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {

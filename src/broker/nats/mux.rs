@@ -4,7 +4,10 @@
 //! for their timeout when the connection is gone. Here both end at once.
 
 use super::generation::Link;
+use super::read::MAX_BATCH;
+use super::slots;
 use crate::nats::connect::SUBSCRIPTION_CAPACITY;
+use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -17,16 +20,28 @@ use tokio::time::{Instant, timeout_at};
 /// Single answers outstanding at once; beyond it requests wait. More buys no throughput (256 in flight saturate a
 /// server), and together with the batches it stays below the inbox's capacity.
 const MAX_SINGLE: usize = 4096;
-const _: () = assert!(MAX_SINGLE + super::read::MAX_BATCHES * (super::read::MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
+const _: () = assert!(MAX_SINGLE + (slots::READS + slots::HEADS) * (MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum RequestError {
     /// Known not to have reached the server.
     #[error("not sent: {0}")]
     NotSent(&'static str),
+    /// The client library refuses to send it, now and whenever it is tried again.
+    #[error("refused by the NATS client: {0}")]
+    Refused(String),
     /// It may have reached the server.
     #[error("no answer: {0}")]
     NoAnswer(&'static str),
+}
+
+impl From<PublishError> for RequestError {
+    fn from(error: PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::Send => Self::NotSent("connection to NATS lost"),
+            PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => Self::Refused(error.to_string()),
+        }
+    }
 }
 
 pub(super) struct Mux {
@@ -163,10 +178,7 @@ impl Mux {
             let _permit = self.singles.acquire().await.expect("the semaphore is never closed");
             let (sender, answer) = oneshot::channel();
             let (_held, reply) = self.register(Waiter::One(sender))?;
-            self.client
-                .publish_with_reply_and_headers(subject, reply, headers, payload)
-                .await
-                .map_err(|_| RequestError::NotSent("connection to NATS lost"))?;
+            self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
             handed_over = true;
             answer.await.map_err(|_| RequestError::NoAnswer("connection to NATS lost"))
         };
@@ -191,7 +203,7 @@ impl Mux {
         let send = self.client.publish_with_reply(subject, reply, payload);
         match timeout_at(Instant::now() + pause, send).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(RequestError::NotSent("connection to NATS lost")),
+            Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(RequestError::NotSent("timeout before sending")),
         }
         let mut messages = Vec::new();
@@ -218,7 +230,7 @@ impl Mux {
         }
         match timeout_at(Instant::now() + timeout, self.client.publish_with_headers(subject, headers, payload)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(RequestError::NotSent("connection to NATS lost")),
+            Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(RequestError::NotSent("timeout before sending")),
         }
     }

@@ -1,8 +1,8 @@
 //! The history policies in effect: a record in the meta bucket that all nodes follow, changed in two steps.
 //!
 //! Whoever changes them first *proposes* the new table. Running nodes prepare: they count messages as gone as soon as
-//! either table says so, hold back publications on streams that will move to another log, wait until none is under way
-//! any more, and say so in their leases. Only then the logs are changed and the table is put into effect. So no message is
+//! either table says so, hold back publications on streams that will move to another log and on logs that will get a new
+//! epoch, wait until none is under way any more, and say so in their leases. Only then the logs are changed and the table is put into effect. So no message is
 //! stored where nobody looks for it. A proposal whose author is gone is withdrawn by whoever notices; compare-and-set
 //! decides between the two.
 
@@ -58,6 +58,9 @@ pub(super) struct Record {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Proposal {
     policies: Vec<Row>,
+    /// Policies whose log gets a new epoch, whatever else changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    renew: Vec<String>,
     /// Lease of its author.
     by: String,
 }
@@ -251,6 +254,18 @@ impl Core {
     /// # Errors
     /// Fatal: it cannot be done, and why. Retry: somebody else changes the policies at the same time.
     pub(super) async fn change_policies(&self, connection: &Connection, want: &Table) -> Result<Change, SetupError> {
+        self.change(connection, want, &[]).await
+    }
+
+    /// Gives the log of a policy a new epoch, with all running nodes: none of them answers with the former one afterwards.
+    pub(super) async fn renew_epoch(&self, connection: &Connection, policy: &str) -> Result<Change, SetupError> {
+        let Some((record, _)) = self.read_policies(connection).await? else {
+            return Err(SetupError::fatal("the store has no history policies"));
+        };
+        self.change(connection, &*record.table()?, &[policy.to_owned()]).await
+    }
+
+    async fn change(&self, connection: &Connection, want: &Table, renew: &[String]) -> Result<Change, SetupError> {
         self.check_storage(connection, want).await?;
         let Some((record, sequence)) = self.read_policies(connection).await? else {
             return Err(SetupError::fatal(
@@ -267,14 +282,14 @@ impl Core {
             return Err(SetupError::retry(reason));
         }
         let have = record.table()?;
-        let next = Some(Proposal { policies: rows(want), by: self.lease_key() });
+        let next = Some(Proposal { policies: rows(want), renew: renew.to_vec(), by: self.lease_key() });
         let proposed = Record { next, ..record.clone() };
         let Some(proposal) = self.write_policies(connection, &proposed, sequence).await? else {
             return Err(SetupError::retry("somebody else is changing the history policies"));
         };
         let outcome = async {
             self.until_prepared(connection, proposal).await?;
-            self.carry_out(connection, &have, want).await
+            self.carry_out(connection, &have, want, renew).await
         };
         let new_epochs = match outcome.await {
             Ok(new_epochs) => new_epochs,
@@ -323,10 +338,18 @@ impl Core {
 
     /// Everything is ready for the new table: logs are created and changed, and those that may hold stale positions get a
     /// new epoch. Answers with the policies of these.
-    async fn carry_out(&self, connection: &Connection, have: &Table, want: &Table) -> Result<Vec<String>, SetupError> {
+    async fn carry_out(
+        &self,
+        connection: &Connection,
+        have: &Table,
+        want: &Table,
+        renew: &[String],
+    ) -> Result<Vec<String>, SetupError> {
         let mut new_epochs = Vec::new();
         self.mark_format(connection, want).await?;
-        for policy in want.policies().iter().filter(|policy| want.may_gain(have, &policy.name)) {
+        let is_renewed =
+            |policy: &&Policy| want.may_gain(have, &policy.name) || renew.iter().any(|r| **r == *policy.name);
+        for policy in want.policies().iter().filter(is_renewed) {
             let record = read_record(connection, &self.names.meta_bucket(), &log_key(&policy.name)).await?;
             if let Some((record, revision)) = record {
                 self.change_epoch(connection, &policy.name, &record, revision).await?;
@@ -383,7 +406,7 @@ impl Core {
             Some(proposal) => {
                 let next = table(&proposal.policies)?;
                 self.shorten_lives(&next);
-                let next = Some(Next { table: next, proposal: sequence });
+                let next = Some(Next { table: next, renew: proposal.renew.clone(), proposal: sequence });
                 let former = self.set_rules(Rules { table: table_in_use.clone(), next });
                 // Attempts to publish take two seconds at most.
                 while Arc::strong_count(&former) > 1 && !connection.link.dead.is_cancelled() {

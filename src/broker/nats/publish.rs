@@ -120,6 +120,9 @@ impl<'a> Write<'a> {
         self.reason = error.to_string();
         match error {
             ApiError::Request(RequestError::NotSent(_)) => {}
+            // The sizes were looked at before: another connection's limit may be lower.
+            ApiError::Request(RequestError::Refused(_)) if !self.unknown => return Err(WriteError::TooLarge),
+            ApiError::Request(RequestError::Refused(_)) => {}
             ApiError::Request(RequestError::NoAnswer(_)) | ApiError::Unreadable(_) => self.unknown = true,
             // No log, or no leader just now: the check finds out.
             ApiError::NoResponders => self.core.nudge.notify_one(),
@@ -182,7 +185,7 @@ impl Core {
             let epoch = log.epoch();
             let headers = headers::stored(&publication, &token, &log.name, epoch.as_str());
             let (size, max_payload) = (publication.data.len(), generation.connection.client.max_payload());
-            headers::check_size(size, &headers, max_payload).map_err(|limit| AppendError::TooLarge { size, limit })?;
+            headers::check_size(size, &headers, max_payload)?;
             let timeout = write.attempt();
             let outcome = generation.api().publish(subject, headers, publication.data.clone(), timeout).await;
             drop(rules);
@@ -234,8 +237,7 @@ impl Core {
             let Some(generation) = write.connection().await else { return Err(write.end().into()) };
             let (policy, log) = generation.of(stream);
             let subject = self.names.live_subject(&policy.name, &token.text);
-            headers::check_size(data.len(), &headers, generation.connection.client.max_payload())
-                .map_err(|limit| AppendError::TooLarge { size: data.len(), limit })?;
+            headers::check_size(data.len(), &headers, generation.connection.client.max_payload())?;
             let timeout = write.attempt();
             match generation.api().mux.publish(subject, headers.clone(), data.clone(), timeout).await {
                 Ok(()) => {

@@ -7,9 +7,10 @@ use super::api::{ApiError, StreamInfo};
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
+use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core, clock};
-use crate::broker::{Behind, Facts, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, Facts, Page, ReadFrom, StoreTime, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::StatusCode;
 use async_nats::header::NATS_SEQUENCE;
@@ -20,14 +21,11 @@ use std::time::Duration;
 
 /// Messages of one request; the answer must fit the inbox of the connection.
 pub(super) const MAX_BATCH: usize = 1000;
-/// Batches of this node under way at once: the server serves the reads of a log one after another, and publishers wait
-/// behind them.
-pub(super) const MAX_BATCHES: usize = 8;
 /// Bytes of one answer: a client that reads slowly is not cut off, others wait no longer than some milliseconds.
-const MAX_BYTES: usize = 512 * 1024;
+pub(super) const MAX_BYTES: usize = 512 * 1024;
 /// A replica that has not answered by then may be frozen; another one is asked. Scans of scattered messages can take a
 /// while on a busy server.
-const SILENCE: Duration = Duration::from_millis(1500);
+pub(super) const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Where the next request begins.
 #[derive(Clone, Copy)]
@@ -59,9 +57,7 @@ impl Core {
         &self,
         stream: &StreamName,
         from: ReadFrom,
-        up_to: u64,
-        max_messages: usize,
-        max_bytes: usize,
+        limits: Limits,
     ) -> Result<Page, Unavailable> {
         let token = Token::of(stream);
         let next = match from {
@@ -69,49 +65,51 @@ impl Core {
             ReadFrom::Time(second) => Start::Time(second),
         };
         let mut got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
-        let limits = Limits { up_to, max_messages: max_messages.max(1), max_bytes };
+        let limits = Limits { max_messages: limits.max_messages.max(1), ..limits };
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         let mut former = String::new();
         loop {
             let generation = attempts.next().await?;
             let Some(log) = generation.of(stream).1 else {
-                return Ok(Page { messages: Vec::new(), remaining: 0, facts: nothing_kept() });
+                return Ok(Page { messages: Vec::new(), remaining: 0 });
             };
             if former != log.name {
                 // Another log: what came from the former one is void.
                 former.clone_from(&log.name);
                 got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
             }
-            let outcome = async {
-                self.fill(&generation, log, stream, &token, &limits, &mut got).await?;
-                log.asks.top().await
-            };
-            match outcome.await {
-                Ok(top) => {
-                    return Ok(Page { messages: got.messages, remaining: got.remaining, facts: top.facts });
-                }
+            match self.fill(&generation, log, stream, &token, &limits, &mut got).await {
+                Ok(()) => return Ok(Page { messages: got.messages, remaining: got.remaining }),
                 Err(error) => attempts.failed(error),
             }
         }
     }
 
-    /// What the leader keeps at and behind an offset. Where the message itself is gone the whole subject is counted.
+    /// What the leader keeps at and behind an offset, and then the log's state. Where the message itself is gone the whole
+    /// subject is counted.
     pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         let token = Token::of(stream);
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
-            let Some(log) = generation.of(stream).1 else { return Ok(Behind { kept: false, after: 0 }) };
+            let Some(log) = generation.of(stream).1 else {
+                return Ok(Behind { kept: false, after: 0, next: None, facts: nothing_kept() });
+            };
             let subject = self.names.log_subject(&log.policy, &token.text);
-            let (api, log) = (generation.api(), &log.name);
+            let (api, name) = (generation.api(), &log.name);
             let asked = async {
-                let at = api.message(log, &json!({"next_by_subj": subject, "seq": x.max(1)})).await?;
-                if at.as_ref().is_some_and(|at| at.seq == x) {
-                    return Ok::<_, ApiError>(Behind { kept: true, after: 0 });
-                }
-                let which = json!({"subjects_filter": subject});
-                let info: StreamInfo = api.call(&format!("STREAM.INFO.{log}"), &which).await?;
-                Ok(Behind { kept: false, after: info.state.subjects.values().sum() })
+                let first = |seq: u64| json!({"next_by_subj": subject, "seq": seq.max(1)});
+                let at = api.message(name, &first(x)).await?.map(|at| at.seq);
+                let kept = at == Some(x);
+                let (next, after) = if kept {
+                    (api.message(name, &first(x + 1)).await?.map(|at| at.seq), 0)
+                } else {
+                    let which = json!({"subjects_filter": subject});
+                    let info: StreamInfo = api.call(&format!("STREAM.INFO.{name}"), &which).await?;
+                    (at, info.state.subjects.values().sum())
+                };
+                // A question of its own: within one answer the server counts after it has looked at the log's state.
+                Ok::<_, ApiError>(Behind { kept, after, next, facts: log.asks.top().await?.facts })
             };
             match asked.await {
                 Ok(behind) => return Ok(behind),
@@ -147,10 +145,10 @@ impl Core {
             });
             got.next.put_into(&mut request);
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let permit = self.batches.acquire().await.expect("the semaphore is never closed");
+            let place = self.slots.read(limits.class).await;
             let api_subject = format!("$JS.API.DIRECT.GET.{}", log.name);
             let (messages, end) = generation.api().mux.batch(api_subject, request, MAX_BATCH + 1, SILENCE).await?;
-            drop(permit);
+            drop(place);
             let exhausted = match end.status {
                 Some(StatusCode::NOT_FOUND) => true,
                 Some(status) if status.as_u16() == 204 => {
@@ -212,10 +210,13 @@ impl Core {
     }
 }
 
-struct Limits {
-    up_to: u64,
-    max_messages: usize,
-    max_bytes: usize,
+/// How far a read goes, and for whom.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub up_to: u64,
+    pub max_messages: usize,
+    pub max_bytes: usize,
+    pub class: Class,
 }
 
 /// The facts of a broker that stores nothing.
@@ -227,6 +228,7 @@ pub(super) fn nothing_kept() -> Facts {
         ttl: Duration::ZERO,
         revision: 0,
         raised_at: 0,
-        now: super::unix_millis(),
+        now: StoreTime::default(),
+        skew: Duration::ZERO,
     }
 }

@@ -123,7 +123,7 @@ impl Core {
         headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
         headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
         let subject = key_subject(&bucket, &key.0);
-        let mut write = Write::patient(self, self.config.broker_timeout).of_sessions();
+        let mut write = Write::patient(self, self.config.session_budget()).of_sessions();
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end()) };
             let timeout = write.attempt();

@@ -1,10 +1,13 @@
 //! Compares what was acknowledged with what arrived: every message at every follower, once, in order.
 
+use super::alarms::{Limits, StreamLog, is_false_alarm};
+use super::live::{Lateness, Times};
 use super::member::Record;
 use super::roster::Kind;
-use super::source::{Id, Published};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use super::source::{Ack, Id, Published};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Descriptions kept per kind of fault found.
 const EXAMPLES: usize = 8;
@@ -17,7 +20,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn add(&mut self, example: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, example: impl FnOnce() -> String) {
         self.count += 1;
         if self.examples.len() < EXAMPLES {
             self.examples.push(example());
@@ -39,7 +42,7 @@ pub struct Verdict {
     /// Acknowledged and never delivered.
     pub missing: Finding,
     /// Those of them that no `reject_history` tells of.
-    pub unsignalled: u64,
+    pub unsignalled: Finding,
     pub doubled: Finding,
     pub disordered: Finding,
     /// Arrived with another position than was acknowledged, or acknowledged out of order.
@@ -48,6 +51,18 @@ pub struct Verdict {
     pub epochs: BTreeSet<Arc<str>>,
     /// `reject_history`.
     pub rejects: Finding,
+    /// Those of them to clients whose position was provably complete.
+    pub false_alarms: Finding,
+    /// Arrived although every attempt to publish them was answered "not stored".
+    pub unstored: Finding,
+    /// Arrived too late on a connection that stood all the time, or only on a later one.
+    pub late: Finding,
+    /// From the acknowledgement to the arrival on a connection that stood before the message was published.
+    pub live: Times,
+    /// Missed by clients that came back with neither session nor position: they catch up by time, which tells no losses.
+    pub by_time: u64,
+    /// Stored a second time by a retry, when the limits had removed the first one.
+    pub forgotten: u64,
     /// Refusals, being sent away, frames out of the protocol.
     pub surprises: Finding,
     /// Publications refused or answered strangely.
@@ -68,8 +83,12 @@ pub struct Verdict {
 
 impl Verdict {
     /// What was found, by name; counts of 0 included.
-    pub fn findings(&self) -> [(&'static str, &Finding); 8] {
+    pub fn findings(&self) -> [(&'static str, &Finding); 12] {
         [
+            ("not told", &self.unsignalled),
+            ("false alarm", &self.false_alarms),
+            ("arrived though not stored", &self.unstored),
+            ("late", &self.late),
             ("missing", &self.missing),
             ("doubled", &self.doubled),
             ("out of order", &self.disordered),
@@ -98,29 +117,42 @@ impl Verdict {
 }
 
 /// Epoch and offset, where the server tells them.
-type Position = Option<(Arc<str>, u64)>;
+pub(super) type Position = Option<(Arc<str>, u64)>;
 
-/// The acknowledged messages of one stream.
-type Acknowledged = BTreeMap<Id, Position>;
+/// What a run is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// What the deployment keeps, if that is known: then a rejection can be a false alarm.
+    pub limits: Option<Limits>,
+    /// How long a message may be on its way to a connection that stands.
+    pub live_within: Duration,
+}
 
-pub fn judge(published: &[Published], records: &[Record]) -> Verdict {
+impl Default for Rules {
+    fn default() -> Self {
+        Self { limits: None, live_within: Duration::from_secs(30) }
+    }
+}
+
+pub fn judge(published: &[Published], records: &[Record], rules: &Rules) -> Verdict {
     let mut verdict = Verdict::default();
-    let mut streams: HashMap<&str, Acknowledged> = HashMap::new();
+    let mut streams: HashMap<&str, StreamLog> = HashMap::new();
     for source in published {
-        streams.entry(&source.stream).or_default().extend(acknowledged(source, &mut verdict));
+        note_source(source, &mut verdict);
+        streams.entry(&source.stream).or_default().note(source);
     }
     for record in records {
-        judge_member(record, &streams, &mut verdict);
+        judge_member(record, &streams, rules, &mut verdict);
     }
     verdict
 }
 
-fn acknowledged(source: &Published, verdict: &mut Verdict) -> Acknowledged {
+fn note_source(source: &Published, verdict: &mut Verdict) {
     for error in &source.errors {
         verdict.publishing.add(|| error.clone());
     }
-    for error in &source.unacknowledged {
-        verdict.unacknowledged.add(|| error.clone());
+    for unacked in &source.unacknowledged {
+        verdict.unacknowledged.add(|| format!("{} {:?}: {}", source.stream, unacked.id, unacked.error));
     }
     for pair in source.acks.windows(2) {
         let [before, after] = pair else { continue };
@@ -136,13 +168,12 @@ fn acknowledged(source: &Published, verdict: &mut Verdict) -> Acknowledged {
     verdict.acknowledged += source.acks.len() as u64;
     verdict.duplicate_acks += source.acks.iter().filter(|ack| ack.duplicate).count() as u64;
     verdict.epochs.extend(source.acks.iter().filter_map(|ack| Some(Arc::clone(&ack.position.as_ref()?.0))));
-    source.acks.iter().map(|ack| (ack.id, ack.position.clone())).collect()
 }
 
-fn judge_member(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict: &mut Verdict) {
+fn judge_member(record: &Record, streams: &HashMap<&str, StreamLog>, rules: &Rules, verdict: &mut Verdict) {
     let client = record.follower.id;
-    verdict.drops += record.ended.iter().filter(|end| end.by_client).count() as u64;
-    verdict.losses += record.ended.iter().filter(|end| !end.by_client).count() as u64;
+    verdict.drops += record.stays.iter().filter(|stay| stay.by_client == Some(true)).count() as u64;
+    verdict.losses += record.stays.iter().filter(|stay| stay.by_client == Some(false)).count() as u64;
     verdict.restored += u64::from(record.restored);
     verdict.fresh += u64::from(record.fresh);
     verdict.silences += u64::from(record.silences);
@@ -152,39 +183,54 @@ fn judge_member(record: &Record, streams: &HashMap<&str, Acknowledged>, verdict:
         verdict.surprises.add(|| format!("client {client}: {surprise}"));
     }
     for reject in &record.rejects {
-        let identifier = &record.follower.follows[reject.follow].identifier;
-        verdict.rejects.add(|| format!("client {client}: reject_history for {identifier}"));
+        let follow = &record.follower.follows[reject.follow];
+        let describe = || format!("client {client}: reject_history for {}", follow.identifier);
+        verdict.rejects.add(describe);
+        if let (Some(limits), Some(log)) = (rules.limits, streams.get(follow.stream.as_str()))
+            && let Some(proof) = is_false_alarm(record, reject, log, limits)
+        {
+            verdict.false_alarms.add(|| format!("{}, but {proof}", describe()));
+        }
     }
     let mut excuses = Excuses::of(record);
     for follow in 0..record.follower.follows.len() {
-        judge_subscription(record, follow, streams, &mut excuses, verdict);
+        judge_subscription(record, follow, streams, rules, &mut excuses, verdict);
     }
 }
 
 fn judge_subscription(
     record: &Record,
     follow: usize,
-    streams: &HashMap<&str, Acknowledged>,
+    streams: &HashMap<&str, StreamLog>,
+    rules: &Rules,
     excuses: &mut Excuses,
     verdict: &mut Verdict,
 ) {
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
-    let none = Acknowledged::new();
-    let acks = streams.get(subscription.stream.as_str()).unwrap_or(&none);
-    let mut seen = HashSet::new();
+    let none = StreamLog::default();
+    let log = streams.get(subscription.stream.as_str()).unwrap_or(&none);
+    let lateness = Lateness { record, within: rules.live_within };
+    let mut seen: HashMap<Id, &Position> = HashMap::new();
     let mut order = Order::default();
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow) {
-        let ack = acks.get(&arrival.id);
-        let acked = ack.and_then(Option::as_ref);
+        let ack = log.acks.get(&arrival.id);
+        let acked = ack.and_then(|ack| ack.position.as_ref());
         let describe = || {
             let (id, connection) = (arrival.id, arrival.connection);
             format!("client {client} {} {id:?} {acked:?} on connection {connection}", subscription.identifier)
         };
         verdict.arrived += 1;
+        if log.refused.contains(&arrival.id) {
+            verdict.unstored.add(describe);
+        }
+        let first = seen.get(&arrival.id).copied();
+        let twice = rules.limits.is_some_and(|limits| log.is_forgotten(arrival, first, limits));
         match (&arrival.position, acked) {
             (None, _) => verdict.unpositioned += 1,
-            (Some(at), Some(acked)) if at != acked => verdict.positions.add(|| format!("{}: at {at:?}", describe())),
+            (Some(at), Some(acked)) if at != acked && !twice => {
+                verdict.positions.add(|| format!("{}: at {at:?}", describe()));
+            }
             _ => {}
         }
         if let Some((epoch, _)) = &arrival.position
@@ -192,24 +238,41 @@ fn judge_subscription(
         {
             verdict.epochs.insert(Arc::clone(epoch));
         }
-        if !seen.insert(arrival.id) {
+        if first.is_some() {
             if excuses.take(&subscription.stream, acked) {
                 verdict.excused += 1;
+            } else if twice {
+                verdict.forgotten += 1;
             } else {
-                verdict.doubled.add(describe);
+                verdict.doubled.add(|| format!("{} at {:?}, before at {first:?}", describe(), arrival.position));
             }
-        } else if let Some(before) = order.broken_by(arrival.id, acked.or(arrival.position.as_ref()), ack.is_some()) {
+            continue;
+        }
+        seen.insert(arrival.id, &arrival.position);
+        if let Some(before) = order.broken_by(arrival.id, acked.or(arrival.position.as_ref()), ack.is_some()) {
             verdict.disordered.add(|| format!("{} after {before}", describe()));
         }
+        if let Some(ack) = ack {
+            verdict.live.add_all(lateness.live(arrival, ack));
+            if let Some(how) = lateness.is_late(arrival, ack) {
+                verdict.late.add(|| format!("{} {how}", describe()));
+            }
+        }
     }
-    verdict.expected += acks.len() as u64;
-    for (id, acked) in acks.iter().filter(|(id, _)| !seen.contains(id)) {
-        if excuses.take(&subscription.stream, acked.as_ref()) {
+    verdict.expected += log.acks.len() as u64;
+    for (id, ack) in log.acks.iter().filter(|(id, _)| !seen.contains_key(id)) {
+        let acked = ack.position.as_ref();
+        if excuses.take(&subscription.stream, acked) {
             verdict.excused += 1;
             continue;
         }
-        verdict.unsignalled += u64::from(!is_signalled(record, follow, *id, acked.as_ref()));
-        verdict.missing.add(|| format!("client {client} {} {id:?} at {acked:?}", subscription.identifier));
+        let describe = || format!("client {client} {} {id:?} at {acked:?}", subscription.identifier);
+        if is_missed_by_time(record, &subscription.stream, ack) {
+            verdict.by_time += 1;
+        } else if !is_signalled(record, follow, *id, acked) {
+            verdict.unsignalled.add(describe);
+        }
+        verdict.missing.add(describe);
     }
 }
 
@@ -244,6 +307,17 @@ impl Order {
     }
 }
 
+/// The client came back with a new session after this message, and had no position of its stream to ask from.
+fn is_missed_by_time(record: &Record, stream: &str, ack: &Ack) -> bool {
+    let positioned = record
+        .arrivals
+        .iter()
+        .find(|arrival| arrival.position.is_some() && record.follower.follows[arrival.follow].stream == stream);
+    let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
+    let stays = (1..=first).zip(&record.stays);
+    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.ended)
+}
+
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow.
 fn is_signalled(record: &Record, follow: usize, id: Id, at: Option<&(Arc<str>, u64)>) -> bool {
     if record.rejects.iter().all(|reject| reject.follow != follow) {
@@ -276,8 +350,8 @@ impl Excuses {
         let mut left = HashMap::new();
         if record.follower.kind == Kind::Double {
             let shared = &record.follower.follows[0].stream;
-            for end in &record.ended {
-                if let Some(offset) = end.positions.get(shared) {
+            for stay in record.stays.iter().filter(|stay| stay.by_client.is_some()) {
+                if let Some(offset) = stay.positions.get(shared) {
                     *left.entry((shared.clone(), *offset)).or_insert(0) += 1;
                 }
             }

@@ -1,7 +1,7 @@
 //! The judge finds what it is there to find.
 
-use super::judge::{Verdict, judge};
-use super::member::{Arrival, Ended, Record, Reject};
+use super::judge::{Rules, Verdict, judge};
+use super::member::{Arrival, Record, Reject, Stay};
 use super::roster::{Follower, Kind, Roster};
 use super::source::{Ack, Id, Published};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {
     Record {
         follower: follower.clone(),
         arrivals: arrivals.iter().map(arrival).collect(),
-        ended: vec![],
+        stays: vec![],
         restored: 0,
         fresh: 0,
         surprises: vec![],
@@ -55,7 +55,7 @@ fn follower(kind: Kind) -> Follower {
 }
 
 fn verdict(follower: &Follower, arrivals: &[(usize, u64)]) -> Verdict {
-    judge(&published(follower), &[record(follower, arrivals)])
+    judge(&published(follower), &[record(follower, arrivals)], &Rules::default())
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn wrong_positions_and_surprises_are_found() {
     let mut strange = record(&plain, &[(0, 1), (0, 2), (0, 3)]);
     strange.arrivals[1].position = Some(("other".into(), 20));
     strange.surprises.push("disconnect".into());
-    let verdict = judge(&published(&plain), &[strange]);
+    let verdict = judge(&published(&plain), &[strange], &Rules::default());
     assert_eq!((verdict.positions.count, verdict.surprises.count), (1, 1));
     assert_eq!(verdict.failures().len(), 3, "with a second epoch");
 }
@@ -91,17 +91,22 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
     let double = follower(Kind::Double);
     let arrivals = [(0, 1), (1, 1), (0, 2), (0, 3), (1, 3)];
     assert_eq!(verdict(&double, &arrivals).missing.count, 1, "without a drop nothing is excused");
-    let ended =
-        |offset| Ended { by_client: true, positions: BTreeMap::from([(double.follows[0].stream.clone(), offset)]) };
+    let ended = |offset| Stay {
+        stood: None,
+        ended: tokio::time::Instant::now(),
+        fresh: false,
+        by_client: Some(true),
+        positions: BTreeMap::from([(double.follows[0].stream.clone(), offset)]),
+    };
     for (dropped_at, missing, excused) in [(20, 0, 1), (10, 1, 0)] {
         let mut cut = record(&double, &arrivals);
-        cut.ended.push(ended(dropped_at));
-        let verdict = judge(&published(&double), &[cut]);
+        cut.stays.push(ended(dropped_at));
+        let verdict = judge(&published(&double), &[cut], &Rules::default());
         assert_eq!((verdict.missing.count, verdict.excused), (missing, excused), "dropped at {dropped_at}");
     }
     let mut both_missing = record(&double, &[(0, 1), (1, 1), (0, 3), (1, 3)]);
-    both_missing.ended.push(ended(20));
-    assert_eq!(judge(&published(&double), &[both_missing]).missing.count, 1, "one copy, not two");
+    both_missing.stays.push(ended(20));
+    assert_eq!(judge(&published(&double), &[both_missing], &Rules::default()).missing.count, 1, "one copy, not two");
 }
 
 #[test]
@@ -109,9 +114,9 @@ fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     let plain = follower(Kind::Plain);
     for (after, unsignalled) in [(0, 1), (1, 0), (2, 1)] {
         let mut lossy = record(&plain, &[(0, 1), (0, 3)]);
-        lossy.rejects.push(Reject { follow: 0, after });
-        let verdict = judge(&published(&plain), &[lossy]);
-        assert_eq!((verdict.missing.count, verdict.unsignalled), (1, unsignalled), "rejected after {after}");
+        lossy.rejects.push(Reject { follow: 0, after, at: tokio::time::Instant::now() });
+        let verdict = judge(&published(&plain), &[lossy], &Rules::default());
+        assert_eq!((verdict.missing.count, verdict.unsignalled.count), (1, unsignalled), "rejected after {after}");
         assert_eq!(verdict.rejects.count, 1);
     }
 }
@@ -124,7 +129,7 @@ fn without_positions_each_source_is_still_kept_in_order() {
     let judge_arrivals = |arrivals: &[(usize, u64)]| {
         let mut record = record(&plain, arrivals);
         record.arrivals.iter_mut().for_each(|arrival| arrival.position = None);
-        judge(&sources, &[record])
+        judge(&sources, &[record], &Rules::default())
     };
     assert_eq!(judge_arrivals(&[(0, 1), (0, 2), (0, 3)]).failures(), Vec::<String>::new());
     assert_eq!(judge_arrivals(&[(0, 1), (0, 3), (0, 2)]).disordered.count, 1);
@@ -136,5 +141,5 @@ fn an_unreached_publisher_is_a_failure() {
     let plain = follower(Kind::Plain);
     let mut sources = published(&plain);
     sources[0].errors.push("gave up".into());
-    assert_eq!(judge(&sources, &[]).publishing.count, 1);
+    assert_eq!(judge(&sources, &[], &Rules::default()).publishing.count, 1);
 }

@@ -39,13 +39,20 @@ pub struct Reject {
     pub follow: usize,
     /// Arrivals of the member before it.
     pub after: usize,
+    pub at: Instant,
 }
 
-/// A connection that ended: the position on each stream at that time.
+/// A connection, once it has ended.
 #[derive(Clone, Debug)]
-pub struct Ended {
-    pub by_client: bool,
-    /// Stream ⇒ offset.
+pub struct Stay {
+    /// When every subscription stood and had its history; `None` if it never came to that.
+    pub stood: Option<Instant>,
+    pub ended: Instant,
+    /// A return whose session was not restored.
+    pub fresh: bool,
+    /// `None`: the run ended it.
+    pub by_client: Option<bool>,
+    /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
     pub positions: BTreeMap<String, u64>,
 }
 
@@ -54,7 +61,8 @@ pub struct Ended {
 pub struct Record {
     pub follower: Follower,
     pub arrivals: Vec<Arrival>,
-    pub ended: Vec<Ended>,
+    /// In order; [`Arrival::connection`] counts them from 1.
+    pub stays: Vec<Stay>,
     pub restored: u32,
     /// Returns with a session id that was not restored.
     pub fresh: u32,
@@ -68,6 +76,25 @@ pub struct Record {
     pub silences: u32,
     /// Returns with a clock that is wrong.
     pub skewed: u32,
+}
+
+impl Record {
+    /// Of somebody who has seen nothing yet.
+    pub fn new(follower: Follower) -> Self {
+        Self {
+            follower,
+            arrivals: Vec::new(),
+            stays: Vec::new(),
+            restored: 0,
+            fresh: 0,
+            surprises: Vec::new(),
+            rejects: Vec::new(),
+            resumes: Vec::new(),
+            disconnects: 0,
+            silences: 0,
+            skewed: 0,
+        }
+    }
 }
 
 /// What the run watches while it runs.
@@ -120,6 +147,10 @@ pub struct Member {
     connection: u32,
     /// When it began to come back; `None` on the first connection and once it is back.
     returning_since: Option<Instant>,
+    /// When every subscription stood, on the present connection.
+    stood: Option<Instant>,
+    /// The present connection came back to a session that was gone.
+    fresh: bool,
     /// Identifiers whose history came on the present connection.
     answered: BTreeSet<String>,
     /// The epoch seen last: messages share its text.
@@ -149,19 +180,7 @@ impl Member {
         let Surroundings { urls, trust, phase, waves, skew, silent, progress } = surroundings;
         let stock = StockClient::new(follower.follows.iter().map(|follow| follow.identifier.clone()));
         let dice = Dice::new(follower.seed);
-        let record = Record {
-            follower,
-            arrivals: Vec::new(),
-            ended: Vec::new(),
-            restored: 0,
-            fresh: 0,
-            surprises: Vec::new(),
-            rejects: Vec::new(),
-            resumes: Vec::new(),
-            disconnects: 0,
-            silences: 0,
-            skewed: 0,
-        };
+        let record = Record::new(follower);
         Self {
             urls,
             trust,
@@ -176,6 +195,8 @@ impl Member {
             record,
             connection: 0,
             returning_since: None,
+            stood: None,
+            fresh: false,
             answered: BTreeSet::new(),
             epoch: Arc::from(""),
         }
@@ -192,7 +213,7 @@ impl Member {
             };
             let end = self.stay(link, first_absence).await;
             self.progress.settled.store(false, Ordering::Release);
-            let positions = self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect();
+            self.note_stay(&end);
             self.stock.on_close();
             let by_client = match end {
                 End::Stop => return self.record,
@@ -202,7 +223,6 @@ impl Member {
             if self.record.follower.kind == Kind::Double {
                 self.progress.excusable.fetch_add(1, Ordering::AcqRel);
             }
-            self.record.ended.push(Ended { by_client, positions });
             if by_client {
                 self.returning_since = None;
             } else {
@@ -217,6 +237,20 @@ impl Member {
             self.returning_since.get_or_insert_with(Instant::now);
             first_absence &= !by_client;
         }
+    }
+
+    fn note_stay(&mut self, end: &End) {
+        let by_client = match end {
+            End::Stop => None,
+            End::Dropped => Some(true),
+            End::Lost => Some(false),
+        };
+        let positions = match self.record.follower.kind {
+            Kind::Double => self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect(),
+            _ => BTreeMap::new(),
+        };
+        let (stood, fresh) = (self.stood.take(), std::mem::take(&mut self.fresh));
+        self.record.stays.push(Stay { stood, ended: Instant::now(), fresh, by_client, positions });
     }
 
     /// The first absence of a silent client lasts until its stream has a message.
@@ -319,10 +353,11 @@ impl Member {
     /// Back is who has every subscription and the history of each.
     fn note_return(&mut self, settled: bool) {
         let complete = !self.habits.history || self.answered.len() >= self.record.follower.follows.len();
-        if settled
-            && complete
-            && let Some(since) = self.returning_since.take()
-        {
+        if !(settled && complete) {
+            return;
+        }
+        self.stood.get_or_insert_with(Instant::now);
+        if let Some(since) = self.returning_since.take() {
             self.record.resumes.push(since.elapsed());
         }
     }
@@ -332,13 +367,17 @@ impl Member {
             match event {
                 StockEvent::Delivery(data) => self.arrived(&data),
                 StockEvent::Welcome { restored: true } => self.record.restored += 1,
-                StockEvent::Welcome { restored: false } => self.record.fresh += u32::from(returning),
+                StockEvent::Welcome { restored: false } => {
+                    self.fresh = returning;
+                    self.record.fresh += u32::from(returning);
+                }
                 StockEvent::HistoryNotFound(identifier) => {
                     // Without a broker that is the answer to everything, and the first connection has missed nothing.
                     if self.habits.history
                         && let Some(follow) = self.follow(&identifier)
                     {
-                        self.record.rejects.push(Reject { follow, after: self.record.arrivals.len() });
+                        let after = self.record.arrivals.len();
+                        self.record.rejects.push(Reject { follow, after, at: Instant::now() });
                     }
                     self.answered.insert(identifier);
                 }

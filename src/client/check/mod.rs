@@ -1,12 +1,16 @@
 //! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
 //! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
 //!
-//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] (following), [`judge`] (comparing),
-//! [`run`] (all of it in phases), [`probe`] (what the server can), [`report`] (figures for people and programs).
+//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] (following), [`judge`] (comparing,
+//! with [`alarms`] for rejections and [`live`] for lateness), [`run`] (all of it in phases), [`probe`] (what the server can), [`report`] (figures for people and programs).
 
+pub mod alarms;
+#[cfg(test)]
+mod forged_tests;
 pub mod judge;
 #[cfg(test)]
 mod judge_tests;
+pub mod live;
 pub mod member;
 pub mod probe;
 pub mod report;
@@ -14,7 +18,8 @@ pub mod roster;
 pub mod run;
 pub mod source;
 
-pub use judge::{Finding, Verdict, judge};
+pub use alarms::Limits;
+pub use judge::{Finding, Rules, Verdict, judge};
 pub use member::Record;
 pub use probe::Features;
 pub use report::Report;

@@ -6,6 +6,7 @@ use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{
     Connection, EXT_JSON, Frame, Outgoing, Publisher, Received, Resumable, StockClient, StockEvent, Trust, Update,
 };
+use crate::secret::bare_url;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -95,6 +96,7 @@ pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str
 
 /// Connects and waits for `welcome`.
 async fn greet(url: &Url, trust: Option<&Trust>) -> Result<(), Unable> {
+    let shown = bare_url(url.as_str());
     let mut link = Connection::open_trusting(url, &[EXT_JSON], trust, STEP).await.map_err(|error| {
         let hint = match error.status() {
             Some(404) => "nothing answers WebSockets at this path: check --url",
@@ -104,24 +106,24 @@ async fn greet(url: &Url, trust: Option<&Trust>) -> Result<(), Unable> {
             None if error.to_string().contains("certificate") => "give its authority's certificate with --ca-file",
             None => "is the server running? check --url",
         };
-        Unable(format!("{url}: {error}; {hint}"))
+        Unable(format!("{shown}: {error}; {hint}"))
     })?;
     let deadline = Instant::now() + STEP;
     loop {
         let received = timeout_at(deadline, link.next()).await;
-        match received.map_err(|_| Unable(format!("{url}: no welcome within {STEP:?}")))? {
+        match received.map_err(|_| Unable(format!("{shown}: no welcome within {STEP:?}")))? {
             Some(Ok(Received::Text(text))) => match Frame::parse(&text) {
                 Ok(Frame::Welcome { .. }) => return Ok(()),
                 Ok(Frame::Disconnect { reason, .. }) => {
                     return Err(Unable(format!(
-                        "{url}: the server refused the connection ({reason}): give a URL with valid credentials \
+                        "{shown}: the server refused the connection ({reason}): give a URL with valid credentials \
                          (such as ?jid=TOKEN), or allow connections without any (--noauth on Carrick)"
                     )));
                 }
                 Ok(_) => {}
-                Err(error) => return Err(Unable(format!("{url}: this is not Action Cable: {error}"))),
+                Err(error) => return Err(Unable(format!("{shown}: this is not Action Cable: {error}"))),
             },
-            other => return Err(Unable(format!("{url}: the connection ended before welcome ({other:?})"))),
+            other => return Err(Unable(format!("{shown}: the connection ended before welcome ({other:?})"))),
         }
     }
 }
@@ -140,7 +142,7 @@ async fn publish(url: &str, outlet: &Outlet, stream: &str, n: usize) -> Result<b
             }
             _ => "the server does not accept publications now",
         };
-        Unable(format!("{url}: {error}; {hint}"))
+        Unable(format!("{}: {error}; {hint}", bare_url(url)))
     };
     let publisher = Publisher::new(url, outlet.key.as_deref(), STEP / 2).map_err(|error| unable(&error))?;
     let mut publisher = publisher.trusting(outlet.trust.clone());

@@ -1,5 +1,6 @@
 //! The figures of a run, for people and for programs.
 
+use super::live::Times;
 use super::probe::Features;
 use super::run::Outcome;
 use serde::Serialize;
@@ -35,6 +36,18 @@ pub struct Report {
     pub wrong_positions: u64,
     /// `reject_history` answers.
     pub rejects: u64,
+    /// Those of them to clients whose position was provably complete; 0 where the limits are not known.
+    pub false_alarms: u64,
+    /// Arrived although the server had said that they are not stored.
+    pub unstored: u64,
+    /// Arrived later than a connection that stands may wait.
+    pub late: u64,
+    /// Lost by clients that came back with neither session nor position.
+    pub by_time: u64,
+    /// Stored twice because the limits had removed the first copy when its publication was tried again.
+    pub forgotten: u64,
+    /// From the acknowledgement to the arrival on a connection that stood.
+    pub live_ms: Percentiles,
     /// Copies of a message cut apart by a drop where two identifiers share a stream.
     pub excused: u64,
     /// Delivered without a position, though the server has them.
@@ -78,6 +91,13 @@ impl Percentiles {
         };
         Self { count: sorted.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
     }
+
+    /// The same, of many.
+    pub fn of_many(times: &Times) -> Self {
+        let at = |share| millis(times.percentile(share));
+        let count = usize::try_from(times.count()).unwrap_or(usize::MAX);
+        Self { count, p50: at(0.5), p99: at(0.99), max: millis(times.longest()) }
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -89,7 +109,7 @@ impl Report {
     pub fn new(outcome: &Outcome, features: Features, seed: u64, losses_may_be_told: bool) -> Self {
         let v = &outcome.verdict;
         let surprises = v.surprises.count + v.publishing.count;
-        let lost = if losses_may_be_told { v.unsignalled } else { v.missing.count };
+        let lost = if losses_may_be_told { v.unsignalled.count } else { v.missing.count };
         let rejects = if losses_may_be_told { 0 } else { v.rejects.count };
         let violations = [
             ("lost", lost),
@@ -97,6 +117,9 @@ impl Report {
             ("reordered", v.disordered.count),
             ("wrong_positions", v.positions.count),
             ("rejects", rejects),
+            ("false_alarms", v.false_alarms.count),
+            ("unstored", v.unstored.count),
+            ("late", v.late.count),
             ("surprises", surprises),
         ];
         Self {
@@ -112,11 +135,17 @@ impl Report {
             expected: v.expected,
             delivered: v.arrived,
             lost: v.missing.count,
-            unsignalled: v.unsignalled,
+            unsignalled: v.unsignalled.count,
             duplicated: v.doubled.count,
             reordered: v.disordered.count,
             wrong_positions: v.positions.count,
             rejects: v.rejects.count,
+            false_alarms: v.false_alarms.count,
+            unstored: v.unstored.count,
+            late: v.late.count,
+            by_time: v.by_time,
+            forgotten: v.forgotten,
+            live_ms: Percentiles::of_many(&v.live),
             excused: v.excused,
             unpositioned: if features.positions { v.unpositioned } else { 0 },
             surprises,
@@ -158,6 +187,11 @@ impl fmt::Display for Report {
         line(f, "reordered", self.reordered, "")?;
         line(f, "wrong positions", self.wrong_positions, "")?;
         line(f, "rejects", self.rejects, "reject_history")?;
+        line(f, "false alarms", self.false_alarms, "rejects where nothing can have been lost")?;
+        line(f, "not stored", self.unstored, "arrived though the server had said so")?;
+        line(f, "late", self.late, "on connections that stood")?;
+        let Percentiles { count, p50, p99, max } = self.live_ms;
+        line(f, "live", count as u64, &format!("p50 {p50} ms, p99 {p99} ms, max {max} ms"))?;
         line(f, "surprises", self.surprises, "refusals, frames out of the protocol")?;
         line(f, "excused copies", self.excused, "cut between two copies of one message")?;
         line(f, "without position", self.unpositioned, "")?;

@@ -1,6 +1,6 @@
 //! A run: everybody connects, sources publish while members drop and return, everybody comes back, all is compared.
 
-use super::judge::{Verdict, judge};
+use super::judge::{Rules, Verdict, judge};
 use super::member::{Habits, Member, Progress, Record, Silent, Surroundings};
 use super::roster::{Follower, Kind, Roster, SILENT_STREAMS};
 use super::source::{Outlet, Published, Source};
@@ -43,6 +43,7 @@ pub struct Check {
     acknowledged: Arc<AtomicU64>,
     published: Vec<Published>,
     longest_absence: Duration,
+    rules: Rules,
 }
 
 impl Drop for Check {
@@ -71,6 +72,7 @@ impl Check {
             acknowledged: Arc::default(),
             published: Vec::new(),
             longest_absence: if habits.drops == Drops::Never { Duration::ZERO } else { habits.away.end },
+            rules: Rules::default(),
         };
         for follower in followers {
             let progress = Arc::new(Progress {
@@ -107,6 +109,13 @@ impl Check {
             check.sources.push(tokio::spawn(source.run()));
         }
         check
+    }
+
+    /// Judges by these rules.
+    #[must_use]
+    pub fn by_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Waits until every subscription of every member stands.
@@ -157,7 +166,7 @@ impl Check {
             records.push(member.await.map_err(|error| format!("a member failed: {error}"))?);
         }
         let published = std::mem::take(&mut self.published);
-        Ok((Outcome { verdict: judge(&published, &records), published, records }, behind))
+        Ok((Outcome { verdict: judge(&published, &records, &self.rules), published, records }, behind))
     }
 
     /// As many messages at every subscription as its stream has, and then nothing more.

@@ -37,6 +37,17 @@ pub struct Ack {
     pub at: Instant,
 }
 
+/// A message without an acknowledgement in time.
+#[derive(Clone, Debug)]
+pub struct Unacked {
+    pub id: Id,
+    pub begun: Instant,
+    pub ended: Instant,
+    /// Every attempt was answered "not stored", or reached nobody: it must never arrive.
+    pub refused: bool,
+    pub error: String,
+}
+
 /// Everything that one source published to its stream.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -45,8 +56,8 @@ pub struct Published {
     pub begun: u64,
     pub acks: Vec<Ack>,
     pub retries: u64,
-    /// Not acknowledged in time: they may be stored or not, and nothing was promised.
-    pub unacknowledged: Vec<String>,
+    /// Not acknowledged in time: nothing was promised.
+    pub unacknowledged: Vec<Unacked>,
     /// Refusals and strange answers.
     pub errors: Vec<String>,
 }
@@ -141,7 +152,10 @@ impl Source {
         let answer = match publishers.publish(&message, &key, self.outlet.retry_for).await {
             Ok(answer) => answer,
             Err(error @ PublishError::GaveUp { .. }) => {
-                return published.unacknowledged.push(format!("{} {id:?}: {error}", self.stream));
+                let refused = matches!(error, PublishError::GaveUp { unknown: false, .. });
+                let error = error.to_string();
+                let unacked = Unacked { id, begun, ended: Instant::now(), refused, error };
+                return published.unacknowledged.push(unacked);
             }
             Err(error) => return published.errors.push(format!("{} {id:?}: {error}", self.stream)),
         };
@@ -184,10 +198,16 @@ impl Publishers {
         retry_for: Duration,
     ) -> Result<Vec<crate::client::Published>, PublishError> {
         let started = Instant::now();
+        let mut any_unknown = false;
         loop {
             let count = self.all.len();
             match self.all[self.turn % count].publish(message.to_body(), key).await {
-                Err(PublishError::GaveUp { .. }) if started.elapsed() < retry_for => {}
+                Err(PublishError::GaveUp { attempts, waited, unknown, last }) => {
+                    any_unknown |= unknown;
+                    if started.elapsed() >= retry_for {
+                        return Err(PublishError::GaveUp { attempts, waited, unknown: any_unknown, last });
+                    }
+                }
                 answer => return answer,
             }
             self.turn += 1;

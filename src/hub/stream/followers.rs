@@ -5,17 +5,18 @@ use crate::hub::cursor::{Cursor, Start};
 use crate::hub::pages::SharedPage;
 use crate::hub::receiver::{HistoryJob, Identifier, Receiver};
 use crate::hub::sabotage::{Safeguard, off};
+use crate::protocol::Position;
 use std::sync::Arc;
 
 impl Stream {
-    /// Adds an identifier to a connection's cursor (or makes the cursor), beginning after offset `from`. Held: nothing
-    /// stored goes out until [`Self::history`], [`Self::reject`] or [`Self::release`].
+    /// Adds an identifier to a connection's cursor (or makes the cursor), beginning after `from`. Held: nothing stored goes
+    /// out until [`Self::history`], [`Self::reject`] or [`Self::release`].
     pub fn attach(
         &mut self,
         cursor: Option<CursorId>,
         receiver: &Arc<Receiver>,
         identifier: &Arc<Identifier>,
-        from: u64,
+        from: &Position,
         held: bool,
     ) -> CursorId {
         let held = held && !off(Safeguard::Barrier);
@@ -23,12 +24,16 @@ impl Stream {
         let id = cursor.unwrap_or_else(|| self.cursors.insert(Cursor::new(receiver.clone())));
         let cursor = &mut self.cursors[id];
         cursor.pause(self.complete_to);
-        cursor.join(identifier, group, from, held);
-        if self.opened {
-            cursor.resume_if_caught_up(self.complete_to);
-        } else {
-            // The log began a new life since the caller opened the stream.
+        // The log may have begun a new life since the caller opened the stream: what it has had of that life is nothing.
+        let in_time = from.epoch == self.epoch;
+        cursor.join(identifier, group, if in_time { from.offset } else { self.complete_to }, held);
+        if !self.opened {
             cursor.reset();
+        } else {
+            if !in_time && !held {
+                receiver.signal_loss(identifier);
+            }
+            cursor.resume_if_caught_up(self.complete_to);
         }
         id
     }
@@ -61,14 +66,18 @@ impl Stream {
         let complete_to = self.complete_to;
         let opened = self.opened;
         match self.cursors.get_mut(id) {
-            Some(cursor) if opened => {
+            Some(cursor) if opened && start.after.epoch == self.epoch => {
                 cursor.pause(complete_to);
                 cursor.begin_history(identifier, start, job);
             }
             // The log began a new life since the position was proved.
             Some(cursor) => {
                 job.reject();
+                cursor.pause(complete_to);
                 cursor.end_hold(identifier);
+                if opened {
+                    cursor.resume_if_caught_up(complete_to);
+                }
             }
             None => job.abandon(),
         }
@@ -119,7 +128,7 @@ impl Stream {
             if cursor.outbox().pending() >= budget {
                 return Pump::Paced;
             }
-            return Pump::NeedPage { after };
+            return Pump::NeedPage { after: Position { epoch: self.epoch.clone(), offset: after } };
         }
         for message in self.tail.after(after) {
             if cursor.outbox().pending() >= budget {
@@ -136,15 +145,24 @@ impl Stream {
     /// Hands a cursor what follows `after` from a shared page. `false`: there is none.
     pub fn supply_shared(&mut self, id: CursorId, after: u64) -> bool {
         let Some(page) = self.shared(after).cloned() else { return false };
-        if let Some(cursor) = self.cursors.get_mut(id) {
+        if let Some(cursor) = self.asking(id, after) {
             cursor.set_backlog(page.after(after).iter().cloned().collect(), page.to);
         }
         true
     }
 
+    /// The cursor, if it still needs what follows `after`. While the page was read another command may have begun to replay
+    /// from further back, or the place may have gone to another connection.
+    fn asking(&mut self, id: CursorId, after: u64) -> Option<&mut Cursor> {
+        let complete_to = self.complete_to;
+        let cursor = self.cursors.get_mut(id)?;
+        let asks = !cursor.is_live() && !cursor.is_held() && cursor.behind(complete_to) == Some(after);
+        asks.then_some(cursor)
+    }
+
     /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
     pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: &SharedPage) {
-        let Some(cursor) = self.cursors.get_mut(id) else { return };
+        let Some(cursor) = self.asking(id, after) else { return };
         if !complete {
             cursor.hole_in_replay(after);
         }
@@ -155,7 +173,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Head, Logs, Table};
+    use crate::broker::{Facts, Head, LogState, Logs, Looked, StoreTime, Table};
     use crate::hub::Outbox;
     use crate::protocol::{Encoding, Message, Meta, Payload};
     use bytes::Bytes;
@@ -164,7 +182,20 @@ mod tests {
 
     fn message(offset: u64) -> Arc<Message> {
         let payload = Payload::from_json(Bytes::from_static(b"{}"));
-        Arc::new(Message { offset, time: 0, payload, meta: Meta::default() })
+        Arc::new(Message { offset, time: 1_000, payload, meta: Meta::default() })
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            first_seq: 1,
+            last_seq: 0,
+            limit: 100,
+            ttl: Duration::from_secs(60),
+            revision: 1,
+            raised_at: 0,
+            now: StoreTime { millis: 1_000, clock: 1 },
+            skew: Duration::ZERO,
+        }
     }
 
     /// However much is published while a restored client is held, nothing waits in its own queue.
@@ -172,11 +203,11 @@ mod tests {
     fn ruling_10_the_hold_is_a_cursor_not_a_buffer() {
         let now = Instant::now();
         let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
-        let mut stream = Stream::new("chat".into(), logs, 1 << 20, now);
-        stream.compare(Head::default(), 1, 0, now);
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20);
+        stream.compare(&Looked::at_once(Head::default(), facts()), now);
         let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
         let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
-        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), 0, true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), &stream.position(0), true);
         for offset in 1..=1_000 {
             stream.live(offset - 1, message(offset), now);
         }
@@ -184,5 +215,74 @@ mod tests {
         stream.release(cursor);
         assert_eq!(stream.pump(cursor, 1_000), Pump::Paced);
         assert!((1_000..2_000).contains(&outbox.pending()), "{} bytes wait", outbox.pending());
+    }
+
+    /// The rejections that wait for the client, and the rest.
+    fn rejections(outbox: &Outbox) -> usize {
+        let mut frames = std::collections::VecDeque::new();
+        let _ = outbox.poll_take(&mut std::task::Context::from_waker(std::task::Waker::noop()), &mut frames, 100);
+        frames.iter().filter(|frame| String::from_utf8_lossy(frame).contains("reject_history")).count()
+    }
+
+    /// A stream that is open in another life of its log than the position was proved in.
+    fn reopened() -> (Stream, Position) {
+        let table = Table::new(Vec::new(), 100, Duration::from_secs(60));
+        let life = |epoch: &str| {
+            let state = LogState { epoch: epoch.into(), limit: 100, ttl: Duration::from_secs(60) };
+            Logs::new(table.clone(), vec![state])
+        };
+        let now = Instant::now();
+        let mut stream = Stream::new("chat".into(), life("e1"), 1 << 20);
+        stream.compare(&Looked::at_once(Head { newest: 7, up_to: 9 }, facts()), now);
+        let proved = stream.position(7);
+        stream.settle(&life("e2"));
+        stream.compare(&Looked::at_once(Head { newest: 3, up_to: 4 }, facts()), now);
+        (stream, proved)
+    }
+
+    #[test]
+    fn row_03_a_position_that_was_proved_in_one_life_of_the_log_starts_nothing_in_the_next() {
+        let (mut stream, proved) = reopened();
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let identifier = Identifier::new("i".into());
+        let cursor = stream.attach(None, &receiver, &identifier, &stream.position(4), true);
+        let job = HistoryJob::new(receiver.clone(), identifier.clone(), 1);
+        stream.history(cursor, "i", Start { after: proved, claimed: None }, job);
+        assert_eq!((stream.pump(cursor, 1 << 20), rejections(&outbox)), (Pump::Live, 1), "told, not confirmed");
+        stream.live(3, message(5), Instant::now());
+        assert!(outbox.pending() > 0, "and live from now on");
+    }
+
+    #[test]
+    fn row_03_whoever_begins_in_a_life_of_the_log_that_is_over_is_told() {
+        let (mut stream, proved) = reopened();
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), &proved, false);
+        assert_eq!((stream.is_live(cursor), rejections(&outbox)), (true, 1));
+        stream.live(3, message(5), Instant::now());
+        assert!(outbox.pending() > 0, "an offset of the former life holds nothing back");
+    }
+
+    /// A page that is read for one command must not be taken for what another one needs.
+    #[test]
+    fn row_05_a_page_comes_too_late_for_a_replay_that_has_begun_further_back() {
+        let now = Instant::now();
+        let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20);
+        stream.compare(&Looked::at_once(Head { newest: 20, up_to: 20 }, facts()), now);
+        let receiver = Receiver::new(Arc::new(Outbox::new(Encoding::Json, 0)), Vec::new(), true);
+        let identifier = Identifier::new("i".into());
+        let cursor = stream.attach(None, &receiver, &identifier, &stream.position(20), true);
+        let at = |stream: &Stream, after| Start { after: stream.position(after), claimed: None };
+        let job = || HistoryJob::new(receiver.clone(), identifier.clone(), 1);
+        stream.history(cursor, "i", at(&stream, 10), job());
+        assert_eq!(stream.pump(cursor, 1_000), Pump::NeedPage { after: stream.position(10) });
+        // Meanwhile the client asks for more.
+        stream.history(cursor, "i", at(&stream, 5), job());
+        let page = SharedPage { from: 10, to: 20, messages: vec![message(15)], since: None };
+        stream.supply(cursor, 10, true, &page);
+        assert_eq!(stream.pump(cursor, 1_000), Pump::NeedPage { after: stream.position(5) }, "6 to 10 are not skipped");
     }
 }

@@ -56,6 +56,19 @@ impl Store {
     }
 }
 
+fn facts() -> Facts {
+    Facts {
+        first_seq: 1,
+        last_seq: 0,
+        limit: 100,
+        ttl: Duration::from_secs(300),
+        revision: 1,
+        raised_at: 0,
+        now: StoreTime { millis: 1, clock: 1 },
+        skew: Duration::ZERO,
+    }
+}
+
 #[async_trait]
 impl Broker for Store {
     fn features(&self) -> Features {
@@ -64,26 +77,25 @@ impl Broker for Store {
     fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         self.answer().await;
         self.openings.fetch_add(1, Ordering::SeqCst);
         if self.fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Err(Unavailable("it fails once".into()));
         }
         self.fed.lock().unwrap().extend(streams.iter().cloned());
-        Ok(vec![Head::default(); streams.len()])
+        Ok(vec![Looked::at_once(Head::default(), facts()); streams.len()])
     }
     fn close(&self, stream: &StreamName) {
         self.fed.lock().unwrap().remove(stream);
     }
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         self.answer().await;
-        Ok(vec![Head::default(); streams.len()])
+        Ok(vec![Looked::at_once(Head::default(), facts()); streams.len()])
     }
     async fn facts(&self, _: &StreamName) -> Result<Facts, Unavailable> {
         self.answer().await;
-        let ttl = Duration::from_secs(300);
-        Ok(Facts { first_seq: 1, last_seq: 0, limit: 100, ttl, revision: 1, raised_at: 0, now: 1 })
+        Ok(facts())
     }
     async fn append(&self, _: Publication) -> Result<Appended, AppendError> {
         unreachable!("nothing is published")

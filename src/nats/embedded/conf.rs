@@ -84,7 +84,8 @@ pub fn generate(config: &EmbeddedConfig, runtime: &Runtime<'_>) -> String {
             line(w, 1, "# clients cannot reach the other members' loopback addresses");
             line(w, 1, "no_advertise: true");
         }
-        let routes: Vec<String> = cluster.routes.iter().map(|url| with_credentials(url, &credentials)).collect();
+        let routes: Vec<String> =
+            cluster.routes.iter().map(|url| with_credentials(url.expose(), &credentials)).collect();
         line(w, 1, &format!("routes: {}", list(&routes)));
         line(w, 0, "}");
     }
@@ -99,7 +100,8 @@ pub fn generate(config: &EmbeddedConfig, runtime: &Runtime<'_>) -> String {
         authorization(w, 1, &credentials);
         line(w, 1, "gateways: [");
         for remote in &gateway.remotes {
-            let urls: Vec<String> = remote.urls.iter().map(|url| with_credentials(url, &credentials)).collect();
+            let urls: Vec<String> =
+                remote.urls.iter().map(|url| with_credentials(url.expose(), &credentials)).collect();
             line(w, 2, &format!("{{ name: {}, urls: {} }}", quote(&remote.name), list(&urls)));
         }
         line(w, 1, "]");

@@ -116,7 +116,7 @@ pub struct ClusterConfig {
     pub addr: ListenAddr,
     pub name: String,
     /// `nats://host:port` of other members. Credentials are added where a URL has none.
-    pub routes: Vec<String>,
+    pub routes: Vec<Secret>,
     /// Known to all members: routes authenticate with passwords derived from it.
     pub secret: Secret,
 }
@@ -137,7 +137,7 @@ pub struct GatewayConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteGateway {
     pub name: String,
-    pub urls: Vec<String>,
+    pub urls: Vec<Secret>,
 }
 
 /// Host and port of a listener.

@@ -37,6 +37,11 @@ fn is_expected(text: &str) -> bool {
     text.starts_with("Plaintext passwords detected")
 }
 
+/// A traced payload: a saved session or a message, which are nobody's business here.
+fn is_payload(text: &str) -> bool {
+    text.contains("[MSG_PAYLOAD:")
+}
+
 /// The disk is full. The stream that met it, or all of JetStream, is off from then on: publishers get no answer, and only
 /// a restart revives it.
 fn is_out_of_space(text: &str) -> bool {
@@ -66,7 +71,7 @@ pub(super) async fn forward(
         }
         let line = String::from_utf8_lossy(&bytes);
         let (severity, text) = parse(line.trim_end_matches(['\r', '\n']));
-        if text.trim().is_empty() || is_expected(text) {
+        if text.trim().is_empty() || is_expected(text) || is_payload(text) {
             continue;
         }
         if severity >= Severity::Warning {
@@ -84,7 +89,7 @@ pub(super) async fn forward(
             _ if !verbose => {}
             Severity::Info => tracing::info!(context = "enats", "{text}"),
             Severity::Debug => tracing::debug!(context = "enats", "{text}"),
-            Severity::Trace => tracing::trace!(context = "enats", "{text}"),
+            Severity::Trace => tracing::debug!(context = "enats", "{text}"),
         }
     }
     kept.into()
@@ -102,6 +107,12 @@ mod tests {
         assert_eq!(parse("panic: runtime error"), (Severity::Warning, "panic: runtime error"));
         assert_eq!(parse("nats-server: /c:3:1: bad"), (Severity::Warning, "nats-server: /c:3:1: bad"));
         assert_eq!(parse(""), (Severity::Warning, ""));
+    }
+
+    #[test]
+    fn row_19_traced_payloads_are_left_out() {
+        assert!(is_payload(r#"127.0.0.1:50926 - cid:7 - <<- [MSG_PAYLOAD: ["{\"sids\":[[\"k3Jq\",1]]}"]]"#));
+        assert!(!is_payload("127.0.0.1:50926 - cid:7 - <<- [PUB a 5]"));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
 use crate::critical::critical;
 use crate::nats::mark::{self, StoreMark};
+use crate::secret::Secret;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -201,7 +202,7 @@ fn alone(gateway: &GatewayConfig) -> Result<ClusterConfig, EmbeddedError> {
     let addr = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let port = addr.map_err(EmbeddedError::Spawn)?.port();
     let addr = ListenAddr { host: "127.0.0.1".to_owned(), port: Some(port) };
-    let routes = vec![format!("nats://{addr}")];
+    let routes = vec![Secret::new(format!("nats://{addr}"))];
     Ok(ClusterConfig { addr, name: gateway.name.clone(), routes, secret: gateway.secret.clone() })
 }
 

@@ -9,6 +9,7 @@ use super::{EmbeddedError, output, probe, spawn};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
+use crate::secret::{Secret, bare_url};
 use rustix::process::{Pid, Signal};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -98,8 +99,8 @@ impl Supervisor {
             details.push_str(&format!(", cluster: {} at {}", cluster.name, cluster.addr));
             if !cluster.routes.is_empty() {
                 // Without credentials that a URL may carry.
-                let routes: Vec<&str> =
-                    cluster.routes.iter().map(|url| url.rsplit(['@', '/']).next().unwrap_or(url)).collect();
+                let bare = |url: &Secret| bare_url(url.expose()).replace("nats://", "");
+                let routes: Vec<String> = cluster.routes.iter().map(bare).collect();
                 details.push_str(&format!(", routes: {}", routes.join(" ")));
             }
         }

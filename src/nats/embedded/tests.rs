@@ -286,7 +286,7 @@ async fn three_members_form_a_cluster_and_survive_one_that_leaves() {
         let cluster = ClusterConfig {
             addr: format!("127.0.0.1:{port}").parse().unwrap(),
             name: "test".into(),
-            routes: ports.iter().filter(|p| **p != port).map(|p| format!("nats://127.0.0.1:{p}")).collect(),
+            routes: ports.iter().filter(|p| **p != port).map(|p| format!("nats://127.0.0.1:{p}").into()).collect(),
             secret: Secret::new("shared"),
         };
         let name = Some(format!("member-{n}"));

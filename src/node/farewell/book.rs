@@ -6,6 +6,7 @@
 
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::Hub;
+use crate::protocol::Sid;
 use crate::rpc::{DisconnectCall, Env, State};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ const PAGE_BYTES: usize = 512 << 10;
 const ATTEMPTS: usize = 32;
 
 /// One call in the book.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     identifiers: String,
     subscriptions: Vec<String>,
@@ -52,9 +53,9 @@ type Page = BTreeMap<String, Entry>;
 #[derive(Default)]
 struct Changes {
     /// By sid; `None`: to be removed. Bounded by the backlog of calls: each of them is in here at most once.
-    changes: BTreeMap<Arc<str>, Option<Entry>>,
+    changes: BTreeMap<Sid, Option<Entry>>,
     /// Calls that this node makes itself.
-    own: HashSet<Arc<str>>,
+    own: HashSet<Sid>,
 }
 
 pub struct Book {
@@ -74,14 +75,14 @@ impl Book {
     }
 
     /// This node will make the call.
-    pub fn add(&self, sid: &Arc<str>, call: DisconnectCall) {
+    pub fn add(&self, sid: &Sid, call: DisconnectCall) {
         let mut changes = self.changes();
         changes.own.insert(sid.clone());
         changes.changes.insert(sid.clone(), Some(call.into()));
     }
 
     /// The call was made, or is not needed.
-    pub fn remove(&self, sid: &Arc<str>) {
+    pub fn remove(&self, sid: &Sid) {
         let mut changes = self.changes();
         changes.own.remove(sid);
         // What was not written yet need not be removed.
@@ -91,7 +92,7 @@ impl Book {
     }
 
     /// Another node makes the call.
-    pub fn leave_to_others(&self, sid: &Arc<str>) {
+    pub fn leave_to_others(&self, sid: &Sid) {
         self.changes().own.remove(sid);
     }
 
@@ -99,7 +100,7 @@ impl Book {
     pub async fn write(&self) -> Result<(), Unavailable> {
         let _writing = self.writing.lock().await;
         let taken = std::mem::take(&mut self.changes().changes);
-        let mut pages: BTreeMap<u8, BTreeMap<Arc<str>, Option<Entry>>> = BTreeMap::new();
+        let mut pages: BTreeMap<u8, BTreeMap<Sid, Option<Entry>>> = BTreeMap::new();
         for (sid, change) in taken {
             pages.entry(page_of(&sid)).or_default().insert(sid, change);
         }
@@ -116,16 +117,16 @@ impl Book {
         outcome
     }
 
-    async fn write_page(&self, number: u8, changes: &BTreeMap<Arc<str>, Option<Entry>>) -> Result<(), Unavailable> {
+    async fn write_page(&self, number: u8, changes: &BTreeMap<Sid, Option<Entry>>) -> Result<(), Unavailable> {
         let broker = self.hub.broker();
         let mut room = true;
         for _ in 0..ATTEMPTS {
             let (mut page, revision) = self.read_page(number).await?;
             for (sid, change) in changes {
                 match change {
-                    Some(entry) if room => page.insert(sid.to_string(), entry.clone()),
+                    Some(entry) if room => page.insert(sid.expose().to_owned(), entry.clone()),
                     Some(_) => None,
-                    None => page.remove(&**sid),
+                    None => page.remove(sid.expose()),
                 };
             }
             let body = serde_json::to_vec(&page).expect("maps with text keys are always JSON");
@@ -154,21 +155,21 @@ impl Book {
     }
 
     /// Calls that other nodes said they would make.
-    pub async fn foreign(&self) -> Result<Vec<(Arc<str>, DisconnectCall)>, Unavailable> {
+    pub async fn foreign(&self) -> Result<Vec<(Sid, DisconnectCall)>, Unavailable> {
         let mut all = Vec::new();
         for number in 0..PAGES {
             let (page, _) = self.read_page(number).await?;
             let changes = self.changes();
-            let foreign = page.into_iter().filter(|(sid, _)| !changes.own.contains(&**sid));
-            let known = |sid: &str| changes.changes.contains_key(sid);
-            all.extend(foreign.filter(|(sid, _)| !known(sid)).map(|(sid, entry)| (sid.into(), entry.into())));
+            let ours = |sid: &Sid| changes.own.contains(sid) || changes.changes.contains_key(sid);
+            let entries = page.into_iter().map(|(sid, entry)| (Sid::from(sid), entry));
+            all.extend(entries.filter(|(sid, _)| !ours(sid)).map(|(sid, entry)| (sid, entry.into())));
         }
         Ok(all)
     }
 }
 
-fn page_of(sid: &str) -> u8 {
-    sid.bytes().fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)) % PAGES
+fn page_of(sid: &Sid) -> u8 {
+    sid.expose().bytes().fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)) % PAGES
 }
 
 fn key(number: u8) -> SessionKey {

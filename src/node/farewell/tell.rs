@@ -4,6 +4,7 @@
 use super::{Farewells, Kind, LEFT, NOTE_WAIT, Notice, note};
 use crate::broker::{SaveError, Unavailable};
 use crate::metrics;
+use crate::protocol::Sid;
 use crate::rpc::RpcError;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ enum Claim {
 }
 
 impl Farewells {
-    pub(super) async fn tell(self: Arc<Self>, notice: Notice) -> Arc<str> {
+    pub(super) async fn tell(self: Arc<Self>, notice: Notice) -> Sid {
         let Notice { kind, sid, call } = notice;
         // As it is tried again where the application is not reached.
         let mut again = kind;
@@ -127,7 +128,7 @@ impl Farewells {
 
     /// Claims the right to say that this session ended; a note is in the way if it was restored, or somebody else has
     /// claimed it (since `revision`). A store that cannot be asked leaves it open: rather one call too many than none.
-    async fn claim(&self, sid: &str, revision: u64) -> Claim {
+    async fn claim(&self, sid: &Sid, revision: u64) -> Claim {
         let unknown = Claim::Ours(revision);
         let (broker, key) = (self.hub.broker(), note(sid));
         let claiming = async {

@@ -61,6 +61,11 @@ pub enum Op {
     Wait {
         ms: u64,
     },
+    /// A node is stopped for so long: it asks nothing, and what was on its way to it arrives when it goes on.
+    Freeze {
+        node: usize,
+        ms: u64,
+    },
     /// The log is lost and begins a new life.
     NewLife,
 }
@@ -79,6 +84,8 @@ fn op(lives: bool) -> impl Strategy<Value = Op> {
         2 => (3..4usize, any::<bool>()).prop_map(|(client, again)| Op::Speak { client, again }),
         4 => (1..20usize).prop_map(|count| Op::Turns { count }),
         2 => prop_oneof![Just(5u64), Just(400), Just(2_500), Just(7_000)].prop_map(|ms| Op::Wait { ms }),
+        1 => (0..2usize, prop_oneof![Just(2_500u64), Just(9_000), Just(16_000)])
+            .prop_map(|(node, ms)| Op::Freeze { node, ms }),
         1 => Just(if lives { Op::NewLife } else { Op::Turns { count: 1 } }),
     ]
 }
@@ -104,6 +111,7 @@ fn check(name: &'static str, shape: Shape, lives: bool) {
     let config = Config {
         cases: cases(),
         max_shrink_iters: 4_000,
+        max_shrink_time: 60_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(name))),
         ..Config::default()
     };

@@ -3,7 +3,7 @@
 use crate::client::stock::{StockClient, StockEvent};
 use crate::hub::Outbox;
 use crate::node::{Hello, Incoming, Node, drive};
-use crate::protocol::{Encoding, Subprotocol};
+use crate::protocol::{Encoding, Sid, Subprotocol};
 use bytes::Bytes;
 use futures_util::Stream;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -117,7 +117,7 @@ impl Peer {
         let (commands, source) = mpsc::unbounded_channel();
         let hello = Hello {
             subprotocol: Subprotocol::ExtJson,
-            restore: self.stock.url_sid().filter(|sid| !sid.is_empty()).map(str::to_owned),
+            restore: self.stock.url_sid().filter(|sid| !sid.is_empty()).map(Sid::from),
             ping_interval: None,
             ping_precision: None,
             asked: None,

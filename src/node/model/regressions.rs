@@ -108,3 +108,24 @@ fn a_restore_that_nobody_heard_of_costs_nothing() {
     ];
     holds(Shape::TIGHT, &ops);
 }
+
+/// A node that had been stopped dated what it found on its way by the moment at which it came to look at it: the message
+/// lost behind it had aged out meanwhile, and the hole was taken for nothing.
+#[test]
+fn row_02_what_waited_while_the_node_was_stopped_is_as_old_as_the_store_says() {
+    let ops = [
+        Connect { client: 0, node: 0 },
+        Connect { client: 1, node: 0 },
+        Read { client: 1, count: 1 },
+        Read { client: 0, count: 1 },
+        Publish { stream: 0, count: 1 },
+        Connect { client: 0, node: 0 },
+        Read { client: 0, count: 1 },
+        Publish { stream: 0, count: 1 },
+        Connect { client: 0, node: 0 },
+        Publish { stream: 0, count: 1 },
+        Drop { client: 0 },
+        Freeze { node: 0, ms: 16_000 },
+    ];
+    holds(Shape::TIGHT, &ops);
+}

@@ -15,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Limits of a run.
 #[derive(Clone, Copy, Debug)]
@@ -76,11 +77,35 @@ impl Feed for SharedFeed {
 struct NodeBroker {
     log: Arc<Mutex<Arc<MemoryBroker>>>,
     status: watch::Sender<Status>,
+    /// The node is stopped until then.
+    frozen: Mutex<Instant>,
 }
 
 impl NodeBroker {
     fn log(&self) -> Arc<MemoryBroker> {
         self.log.lock().unwrap().clone()
+    }
+
+    fn is_frozen(&self) -> bool {
+        *self.frozen.lock().unwrap() > Instant::now()
+    }
+
+    /// Comes back when the node is not stopped.
+    async fn thawed(&self) {
+        while self.is_frozen() {
+            let until = *self.frozen.lock().unwrap();
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// A request leaves when the node runs, and its answer arrives when the node runs.
+    async fn exchange<T>(&self, answer: impl Future<Output = T>) -> T {
+        tokio::task::yield_now().await;
+        self.thawed().await;
+        let answer = answer.await;
+        tokio::task::yield_now().await;
+        self.thawed().await;
+        answer
     }
 }
 
@@ -98,17 +123,12 @@ impl Broker for NodeBroker {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log().transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
-        tokio::task::yield_now().await;
-        let heads = self.log().open(streams).await;
-        tokio::task::yield_now().await;
-        heads
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
+        self.exchange(async { self.log().open(streams).await }).await
     }
     fn close(&self, _: &StreamName) {}
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
-        let heads = self.log().heads(streams).await;
-        tokio::task::yield_now().await;
-        heads
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
+        self.exchange(async { self.log().heads(streams).await }).await
     }
     async fn read(
         &self,
@@ -118,26 +138,20 @@ impl Broker for NodeBroker {
         _: usize,
         bytes: usize,
     ) -> Result<Page, Unavailable> {
-        tokio::task::yield_now().await;
         // Small pages, so that replays take several.
-        let page = self.log().read(stream, from, up_to, 3, bytes).await;
-        tokio::task::yield_now().await;
-        page
+        self.exchange(async { self.log().read(stream, from, up_to, 3, bytes).await }).await
     }
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
-        tokio::task::yield_now().await;
-        self.log().behind(stream, x).await
+        self.exchange(async { self.log().behind(stream, x).await }).await
     }
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
-        self.log().facts(stream).await
+        self.exchange(async { self.log().facts(stream).await }).await
     }
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        tokio::task::yield_now().await;
-        self.log().load_session(key).await
+        self.exchange(async { self.log().load_session(key).await }).await
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        tokio::task::yield_now().await;
-        self.log().save_session(key, body, revision).await
+        self.exchange(async { self.log().save_session(key, body, revision).await }).await
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         tokio::task::yield_now().await;
@@ -170,7 +184,7 @@ pub struct World {
     peers: Vec<Peer>,
     published: HashMap<usize, u64>,
     /// Streams that were published to in this life of the log, and when last.
-    fresh: HashMap<usize, tokio::time::Instant>,
+    fresh: HashMap<usize, Instant>,
 }
 
 const STREAMS: [&str; 3] = ["a", "b", "c"];
@@ -201,7 +215,7 @@ impl World {
                     let number = self.published.entry(stream).or_default();
                     *number += 1;
                     let number = *number;
-                    self.fresh.insert(stream, tokio::time::Instant::now());
+                    self.fresh.insert(stream, Instant::now());
                     self.publish(stream, number).await;
                 }
             }
@@ -228,6 +242,10 @@ impl World {
             Op::Drop { client } => self.peers[client].drop_connection(),
             Op::Turns { count } => turns(count).await,
             Op::Wait { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
+            Op::Freeze { node, ms } => {
+                let mut frozen = self.nodes[node].broker.frozen.lock().unwrap();
+                *frozen = (*frozen).max(Instant::now() + Duration::from_millis(ms));
+            }
             Op::NewLife => self.new_life(),
         }
     }
@@ -248,6 +266,11 @@ impl World {
 
     /// Moves the head of a node's feed, or loses it.
     fn feed(&self, node: usize, count: usize, deliver: bool) {
+        // A node that goes on may look at its feed before it looks at anything else.
+        let thaw = *self.nodes[node].broker.frozen.lock().unwrap();
+        if deliver && thaw > Instant::now() + Duration::from_millis(1) {
+            return;
+        }
         for _ in 0..count {
             let Some(event) = self.wires.queues.lock().unwrap()[node].pop_front() else { return };
             let hubs = self.wires.hubs.lock().unwrap();
@@ -290,6 +313,9 @@ impl World {
 
     /// Lets everything settle, then says what is wrong.
     pub async fn finish(mut self) -> Result<(), String> {
+        for node in &self.nodes {
+            node.broker.thawed().await;
+        }
         for _ in 0..2 {
             for client in 0..self.peers.len() {
                 let node = self.nodes[client % 2].node.clone();
@@ -352,7 +378,11 @@ fn new_node(log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires>) -> TestNode
     wires.queues.lock().unwrap().push(VecDeque::new());
     let logs = log.lock().unwrap().status().borrow().logs.clone();
     let status = Status { ready: true, readable: true, generation: 1, logs, reason: "".into() };
-    let broker = Arc::new(NodeBroker { log: log.clone(), status: watch::Sender::new(status) });
+    let broker = Arc::new(NodeBroker {
+        log: log.clone(),
+        status: watch::Sender::new(status),
+        frozen: Mutex::new(Instant::now()),
+    });
     let registry = Registry::new(Duration::from_secs(60));
     hub.start(broker.clone(), registry.clone());
     let config = NodeConfig {

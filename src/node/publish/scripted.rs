@@ -1,7 +1,7 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Head, LogState, Logs, Page, ReadFrom,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, LogState, Logs, Looked, Page, ReadFrom,
     RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
@@ -138,7 +138,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing hands transient messages to append")
     }
 
-    async fn open(&self, _: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, _: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         unreachable!("publishing opens nothing")
     }
 
@@ -146,7 +146,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing opens nothing")
     }
 
-    async fn heads(&self, _: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, _: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         unreachable!("publishing reads nothing")
     }
 

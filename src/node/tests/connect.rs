@@ -95,7 +95,7 @@ pub fn tokens() -> JwtConfig {
 }
 
 pub fn with_token(restore: Option<&str>, token: Option<&str>) -> Hello {
-    let asked = Asked { token: token.map(str::to_owned), ..Asked::default() };
+    let asked = Asked { token: token.map(Into::into), ..Asked::default() };
     Hello { asked: Some(Arc::new(asked)), ..hello(restore) }
 }
 

@@ -2,6 +2,7 @@
 
 mod application;
 mod connect;
+mod dropped;
 mod farewell;
 mod lagging;
 mod limits;
@@ -17,7 +18,7 @@ use crate::auth::StreamsConfig;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, Feed, Limits, RemoteDisconnect};
 use crate::hub::{HubConfig, HubFeed, Outbox};
-use crate::protocol::{Encoding, Message, MessageId, Meta, Publication, StreamName, Subprotocol};
+use crate::protocol::{Encoding, Message, MessageId, Meta, Publication, Sid, StreamName, Subprotocol};
 use crate::rpc::*;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -147,22 +148,22 @@ impl Drop for Running<'_> {
 
 #[async_trait]
 impl Application for Script {
-    async fn connect(&self, sid: &str, env: Env) -> Result<Connected, RpcError> {
-        self.take(Call::Connect(sid.into(), env.clone())).await;
-        (self.connect)(sid, &env)
+    async fn connect(&self, sid: &Sid, env: Env) -> Result<Connected, RpcError> {
+        self.take(Call::Connect(sid.expose().into(), env.clone())).await;
+        (self.connect)(sid.expose(), &env)
     }
-    async fn command(&self, sid: &str, call: CommandCall) -> Result<CommandEffects, RpcError> {
-        self.take(Call::Command(sid.into(), call.clone())).await;
+    async fn command(&self, sid: &Sid, call: CommandCall) -> Result<CommandEffects, RpcError> {
+        self.take(Call::Command(sid.expose().into(), call.clone())).await;
         (self.command)(&call)
     }
-    async fn disconnect(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+    async fn disconnect(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         self.reached()?;
-        self.take(Call::Disconnect(sid.into(), call)).await;
+        self.take(Call::Disconnect(sid.expose().into(), call)).await;
         Ok(())
     }
-    async fn restore(&self, sid: &str, call: DisconnectCall) -> Result<(), RpcError> {
+    async fn restore(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         self.reached()?;
-        self.take(Call::Restore(sid.into(), call)).await;
+        self.take(Call::Restore(sid.expose().into(), call)).await;
         if self.knows_restore { Ok(()) } else { Err(RpcError::Unimplemented("Restore")) }
     }
 }
@@ -373,7 +374,7 @@ impl Cluster {
 pub fn hello(restore: Option<&str>) -> Hello {
     Hello {
         subprotocol: Subprotocol::ExtJson,
-        restore: restore.map(str::to_owned),
+        restore: restore.map(Sid::from),
         ping_interval: Some(Duration::ZERO),
         ping_precision: None,
         asked: Some(Arc::new(Asked { url: "http://acme.test/cable".into(), ..Asked::default() })),

@@ -7,7 +7,7 @@ use crate::protocol::{Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
 
 pub struct Store {
@@ -23,12 +23,20 @@ pub struct Store {
 pub struct Writes {
     pub number: AtomicU64,
     pub bytes: AtomicU64,
+    /// They are not answered now.
+    pub stuck: AtomicBool,
 }
 
 impl Writes {
     fn count(&self, body: &Bytes) {
         self.number.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+    }
+
+    async fn answered(&self) {
+        while self.stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
     }
 
     /// Number and bytes since this was asked last.
@@ -38,11 +46,11 @@ impl Writes {
 }
 
 impl Store {
-    fn lagging(&self, heads: Vec<Head>) -> Vec<Head> {
+    fn lagging(&self, heads: Vec<Looked>) -> Vec<Looked> {
         let lag = self.lag.load(Ordering::Relaxed);
-        let seen = |head: Head| {
+        let seen = |Looked { head, look }: Looked| {
             let up_to = head.up_to.saturating_sub(lag);
-            Head { newest: head.newest.min(up_to), up_to }
+            Looked { head: Head { newest: head.newest.min(up_to), up_to }, look }
         };
         heads.into_iter().map(seen).collect()
     }
@@ -62,7 +70,7 @@ impl Broker for Store {
     async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
         self.log.transient(stream, message).await
     }
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         if streams.iter().any(|stream| stream.as_str().starts_with("slow")) {
             tokio::time::sleep(super::SECOND).await;
         }
@@ -71,7 +79,7 @@ impl Broker for Store {
     fn close(&self, stream: &StreamName) {
         self.log.close(stream);
     }
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Head>, Unavailable> {
+    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         Ok(self.lagging(self.log.heads(streams).await?))
     }
     async fn read(
@@ -96,6 +104,7 @@ impl Broker for Store {
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.count(&body);
+        self.writes.answered().await;
         self.log.save_session(key, body, revision).await
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
@@ -106,6 +115,7 @@ impl Broker for Store {
         self.log.announce_superseded(key).await;
     }
     async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        self.writes.answered().await;
         self.log.delete_session(key).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

@@ -17,6 +17,7 @@ use super::proto::{
 };
 use super::remote::Wire;
 use super::wire::PROTOCOL_VERSION;
+use crate::protocol::Sid;
 use async_trait::async_trait;
 use channel::{Channel, Unprocessed, Unsent};
 use std::error::Error;
@@ -42,7 +43,7 @@ impl Grpc {
     async fn attempt<Q: Clone, A, F: Future<Output = Result<Response<A>, Status>>>(
         &self,
         method: &'static str,
-        sid: &str,
+        sid: &Sid,
         message: &Q,
         attempt: Attempt,
         send: impl Fn(RpcClient<Channel>, Request<Q>) -> F,
@@ -63,11 +64,12 @@ impl Grpc {
     }
 }
 
-fn request<Q>(sid: &str, message: Q, attempt: Attempt) -> Request<Q> {
+fn request<Q>(sid: &Sid, message: Q, attempt: Attempt) -> Request<Q> {
     let mut metadata = MetadataMap::new();
     metadata.insert("protov", MetadataValue::from_static(PROTOCOL_VERSION));
     // Session ids are ours and always fit.
-    if let Ok(sid) = MetadataValue::try_from(sid) {
+    if let Ok(mut sid) = MetadataValue::try_from(sid.expose()) {
+        sid.set_sensitive(true);
         metadata.insert("sid", sid);
     }
     let mut request = Request::from_parts(metadata, tonic::Extensions::default(), message);
@@ -105,7 +107,7 @@ fn failed(method: &'static str, status: &Status) -> Failed {
 impl Wire for Grpc {
     async fn connect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &ConnectionRequest,
         attempt: Attempt,
     ) -> Result<ConnectionResponse, Failed> {
@@ -113,14 +115,14 @@ impl Wire for Grpc {
         self.attempt("Connect", sid, request, attempt, send).await
     }
 
-    async fn command(&self, sid: &str, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed> {
+    async fn command(&self, sid: &Sid, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed> {
         let send = |mut client: RpcClient<_>, request| async move { client.command(request).await };
         self.attempt("Command", sid, request, attempt, send).await
     }
 
     async fn disconnect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed> {
@@ -130,7 +132,7 @@ impl Wire for Grpc {
 
     async fn restore(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed> {

@@ -14,6 +14,9 @@ use super::proto::{
 };
 use super::remote::Wire;
 use super::wire::PROTOCOL_VERSION;
+use crate::protocol::Sid;
+use crate::secret::json_fault;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
@@ -44,7 +47,7 @@ impl Http {
     async fn attempt<Q: Serialize, A: DeserializeOwned>(
         &self,
         method: &'static str,
-        sid: &str,
+        sid: &Sid,
         message: &Q,
         attempt: Attempt,
     ) -> Result<A, Failed> {
@@ -59,12 +62,12 @@ impl Http {
         let answer = answer.map_err(unanswered)?;
         match answer.status() {
             StatusCode::OK => serde_json::from_slice(answer.body())
-                .map_err(|error| Failed::Final(RpcError::Garbage(error.to_string()))),
+                .map_err(|error| Failed::Final(RpcError::Garbage(json_fault(&error)))),
             status => Err(Failed::Final(refused(method, status, answer.body()))),
         }
     }
 
-    fn request<Q: Serialize>(&self, method: &str, sid: &str, message: &Q) -> Result<Request<Full<Bytes>>, Failed> {
+    fn request<Q: Serialize>(&self, method: &str, sid: &Sid, message: &Q) -> Result<Request<Full<Bytes>>, Failed> {
         let body = serde_json::to_vec(message).expect("the messages have no keys but text");
         if let Some(limit) = self.max_send.filter(|limit| body.len() > *limit) {
             let reason = format!("the request has {} bytes, rpc_max_call_send_size allows {limit}", body.len());
@@ -73,7 +76,7 @@ impl Http {
         let mut request = Request::post(format!("{}/{method}", self.base))
             .header(HOST, self.host.clone())
             .header(CONTENT_TYPE, "application/json")
-            .header("x-anycable-meta-sid", sid)
+            .header("x-anycable-meta-sid", sid.expose())
             .header("x-anycable-meta-protov", PROTOCOL_VERSION);
         if let Some(token) = &self.authorization {
             request = request.header(AUTHORIZATION, token.clone());
@@ -116,20 +119,20 @@ fn refused(method: &'static str, status: StatusCode, body: &[u8]) -> RpcError {
 impl Wire for Http {
     async fn connect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &ConnectionRequest,
         attempt: Attempt,
     ) -> Result<ConnectionResponse, Failed> {
         self.attempt("connect", sid, request, attempt).await
     }
 
-    async fn command(&self, sid: &str, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed> {
+    async fn command(&self, sid: &Sid, request: &CommandMessage, attempt: Attempt) -> Result<CommandResponse, Failed> {
         self.attempt("command", sid, request, attempt).await
     }
 
     async fn disconnect(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed> {
@@ -138,7 +141,7 @@ impl Wire for Http {
 
     async fn restore(
         &self,
-        sid: &str,
+        sid: &Sid,
         request: &DisconnectRequest,
         attempt: Attempt,
     ) -> Result<DisconnectResponse, Failed> {

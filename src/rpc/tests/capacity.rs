@@ -55,7 +55,7 @@ fn crowd(app: &Arc<dyn Application>) -> JoinSet<()> {
         let app = app.clone();
         callers.spawn(async move {
             loop {
-                app.command("s1", message("")).await.unwrap();
+                app.command(&"s1".into(), message("")).await.unwrap();
             }
         });
     }

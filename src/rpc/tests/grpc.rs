@@ -122,15 +122,15 @@ fn at(server: &Server) -> Arc<dyn Application> {
 async fn connects_and_is_told_who_the_client_is() {
     let server = Stub::default().serve().await;
     let app = at(&server);
-    let connected = app.connect("s1", message("").env).await.unwrap();
+    let connected = app.connect(&"s1".into(), message("").env).await.unwrap();
     assert_eq!(connected.outcome, Outcome::Success);
     assert_eq!(connected.identifiers, "{\"user\":\"5\"}");
     assert_eq!(connected.transmissions, ["{\"type\":\"welcome\"}"]);
     assert_eq!(connected.cstate["plan"], "pro");
     let stranger = Env { url: "http://stranger".into(), ..Env::default() };
-    assert_eq!(app.connect("s2", stranger).await.unwrap().outcome, Outcome::Failure);
-    app.disconnect("s1", leaving()).await.unwrap();
-    app.restore("s1", leaving()).await.unwrap();
+    assert_eq!(app.connect(&"s2".into(), stranger).await.unwrap().outcome, Outcome::Failure);
+    app.disconnect(&"s1".into(), leaving()).await.unwrap();
+    app.restore(&"s1".into(), leaving()).await.unwrap();
     assert_eq!(server.connections(), 1, "one connection serves all calls");
 }
 
@@ -149,7 +149,7 @@ async fn a_command_brings_all_its_effects() {
     };
     let stub = Stub::with([Step::Answer(answer.into())]);
     let server = stub.serve().await;
-    let effects = at(&server).command("s1", message("{}")).await.unwrap();
+    let effects = at(&server).command(&"s1".into(), message("{}")).await.unwrap();
     let presence = PresenceChange { kind: "join".into(), id: "5".into(), info: "{}".into() };
     let expected = CommandEffects {
         outcome: Outcome::Failure,
@@ -185,7 +185,7 @@ async fn errors_are_not_tried_again() {
     let app = at(&server);
     let mut seen = Vec::new();
     for _ in 0..6 {
-        seen.push(app.command("s1", message("")).await.unwrap_err().to_string());
+        seen.push(app.command(&"s1".into(), message("")).await.unwrap_err().to_string());
     }
     assert_eq!(
         seen,
@@ -206,14 +206,14 @@ async fn a_busy_or_absent_application_is_asked_again_within_the_budget() {
     use Code::{ResourceExhausted, Unavailable};
     let stub = Stub::with([ResourceExhausted, ResourceExhausted, Unavailable].map(Step::Fail));
     let server = stub.serve().await;
-    at(&server).command("s1", message("")).await.unwrap();
+    at(&server).command(&"s1".into(), message("")).await.unwrap();
     assert_eq!(stub.asked(), 4);
 
     let stub = Stub::with(std::iter::repeat_with(|| Step::Fail(Unavailable)).take(99));
     let server = stub.serve().await;
     let app = application(&server.address.to_string(), |config| config.command_timeout = ms(600));
     let began = Instant::now();
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Unreachable(_)), "{error}");
     assert_eq!(stub.asked(), 3, "after 0, 100 and 300 ms; the next would be too late");
     assert!(began.elapsed() >= ms(300));
@@ -227,19 +227,19 @@ async fn a_slow_answer_is_given_up_and_its_slot_is_free() {
         config.concurrency = 1;
         config.request_timeout = ms(300);
     });
-    eventually("connected", async || app.connect("s1", Env::default()).await.is_ok()).await;
-    assert!(matches!(app.command("s1", message("")).await, Err(RpcError::Timeout)));
+    eventually("connected", async || app.connect(&"s1".into(), Env::default()).await.is_ok()).await;
+    assert!(matches!(app.command(&"s1".into(), message("")).await, Err(RpcError::Timeout)));
     eventually("the server sees the end of the first", async || stub.cancelled.load(Ordering::SeqCst) == 1).await;
 
     // The session closes while its call is under way.
     let app = application(&server.address.to_string(), |config| config.concurrency = 1);
     let call = tokio::spawn({
         let app = app.clone();
-        async move { app.command("s2", message("")).await }
+        async move { app.command(&"s2".into(), message("")).await }
     });
     eventually("the second has arrived", async || stub.asked() == 2).await;
     call.abort();
-    app.command("s3", message("")).await.unwrap();
+    app.command(&"s3".into(), message("")).await.unwrap();
     eventually("the server sees the end of the second", async || stub.cancelled.load(Ordering::SeqCst) == 2).await;
 }
 
@@ -248,13 +248,13 @@ async fn an_application_that_is_away_fails_fast_and_is_found_when_it_is_back() {
     let stub = Stub::default();
     let address = stub.serve().await.stop().await;
     let app = application(&address.to_string(), |config| config.command_timeout = ms(250));
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect")), "{error}");
-    let error = app.command("s2", message("")).await.unwrap_err();
+    let error = app.command(&"s2".into(), message("")).await.unwrap_err();
     assert!(error.to_string().contains("grpc connection is not ready"), "without an attempt: {error}");
 
     let _server = Server::start_at(address, Version::Http2, stub.handler(), None).await;
-    eventually("it is back", async || app.command("s3", message("")).await.is_ok()).await;
+    eventually("it is back", async || app.command(&"s3".into(), message("")).await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -264,7 +264,7 @@ async fn a_call_whose_connection_breaks_goes_on_with_the_next_one() {
     let app = at(&server);
     let call = tokio::spawn({
         let app = app.clone();
-        async move { app.command("s1", message("")).await }
+        async move { app.command(&"s1".into(), message("")).await }
     });
     eventually("it has arrived", async || stub.asked() == 1).await;
     let address = server.stop().await;
@@ -279,20 +279,20 @@ async fn addresses_are_used_in_turn_and_dead_ones_skipped() {
     let (first, second) = (one.serve().await, other.serve().await);
     let app = application(&format!("grpc-list://{},{}", first.address, second.address), |_| {});
     eventually("both are connected", async || {
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
         one.asked() > 0 && other.asked() > 0
     })
     .await;
     let before = (one.asked(), other.asked());
     for _ in 0..10 {
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
     }
     assert_eq!((one.asked() - before.0, other.asked() - before.1), (5, 5));
 
     first.stop().await;
     let before = one.asked();
     for _ in 0..10 {
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
     }
     assert_eq!(one.asked(), before);
     assert_eq!((second.connections(), other.asked() >= before + 10), (1, true));
@@ -303,10 +303,10 @@ async fn a_name_stands_for_its_addresses() {
     let server = Stub::default().serve().await;
     for host in ["localhost", "dns:///localhost"] {
         let app = application(&format!("{host}:{}", server.address.port()), |_| {});
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
     }
     let app = application("no-such-host.invalid:1", |config| config.command_timeout = ms(500));
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Unreachable(_) | RpcError::Timeout), "{error}");
 }
 
@@ -315,14 +315,14 @@ async fn sizes_are_limited_in_both_directions() {
     let large = || Box::new(CommandResponse { transmissions: vec!["x".repeat(5 << 20)], ..success() });
     let stub = Stub::with([large(), large()].map(Step::Answer));
     let server = stub.serve().await;
-    let error = at(&server).command("s1", message("")).await.unwrap_err();
+    let error = at(&server).command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Garbage(_)), "{error}");
     let app = application(&server.address.to_string(), |config| {
         config.max_recv_size = 6 << 20;
         config.max_send_size = 10_000;
     });
-    assert_eq!(app.command("s1", message("")).await.unwrap().transmissions[0].len(), 5 << 20);
-    assert!(app.command("s1", message(&"y".repeat(20_000))).await.is_err());
+    assert_eq!(app.command(&"s1".into(), message("")).await.unwrap().transmissions[0].len(), 5 << 20);
+    assert!(app.command(&"s1".into(), message(&"y".repeat(20_000))).await.is_err());
     assert_eq!(stub.asked(), 2, "the large request stays here");
 }
 
@@ -336,12 +336,12 @@ async fn what_is_no_grpc_is_an_error() {
         })
     });
     let server = Server::start(Version::Http2, junk).await;
-    let error = at(&server).command("s1", message("")).await.unwrap_err();
+    let error = at(&server).command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Garbage(_)), "{error}");
 
     let server = Server::start(Version::Http1, Stub::default().handler()).await;
     let app = application(&server.address.to_string(), |config| config.command_timeout = ms(400));
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Unreachable(_)), "{error}");
 }
 
@@ -349,7 +349,7 @@ async fn what_is_no_grpc_is_an_error() {
 async fn an_application_without_restore_says_so() {
     let stub = Stub { without_restore: true, ..Stub::default() };
     let server = stub.serve().await;
-    let error = at(&server).restore("s1", leaving()).await.unwrap_err();
+    let error = at(&server).restore(&"s1".into(), leaving()).await.unwrap_err();
     assert!(matches!(error, RpcError::Unimplemented("Restore")), "{error}");
 }
 
@@ -380,7 +380,7 @@ async fn no_caller_starves() {
     let mut calls = tokio::task::JoinSet::new();
     for number in 0..300 {
         let app = app.clone();
-        calls.spawn(async move { app.command(&format!("s{number}"), message("")).await });
+        calls.spawn(async move { app.command(&format!("s{number}").into(), message("")).await });
     }
     while let Some(result) = calls.join_next().await {
         result.unwrap().unwrap();

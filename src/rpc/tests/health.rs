@@ -86,7 +86,7 @@ async fn two() -> (Patient, Patient, Arc<dyn Application>) {
     let (one, other) = (Patient::start().await, Patient::start().await);
     let app = application(&format!("grpc-list://{},{}", one.server.address, other.server.address), |_| {});
     eventually("both are asked how they are", async || {
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
         one.standing() == 1 && other.standing() == 1
     })
     .await;
@@ -97,7 +97,7 @@ async fn two() -> (Patient, Patient, Arc<dyn Application>) {
 async fn share(app: &Arc<dyn Application>, of: &Patient) -> usize {
     let before = of.stub.asked();
     for _ in 0..10 {
-        app.command("s1", message("")).await.unwrap();
+        app.command(&"s1".into(), message("")).await.unwrap();
     }
     of.stub.asked() - before
 }
@@ -126,7 +126,7 @@ async fn where_nobody_serves_all_are_called() {
 async fn a_server_that_stops_gracefully_is_not_kept_by_the_question_for_its_health() {
     let patient = Patient::start().await;
     let app = application(&patient.server.address.to_string(), |_| {});
-    app.command("s1", message("")).await.unwrap();
+    app.command(&"s1".into(), message("")).await.unwrap();
     eventually("it is asked", async || patient.standing() == 1).await;
     // Nobody calls: that the connection is to end is noticed all the same.
     patient.server.retire_connections();
@@ -138,7 +138,7 @@ async fn a_server_that_stops_gracefully_is_not_kept_by_the_question_for_its_heal
 async fn the_question_ends_with_the_client() {
     let patient = Patient::start().await;
     let app = application(&patient.server.address.to_string(), |_| {});
-    app.command("s1", message("")).await.unwrap();
+    app.command(&"s1".into(), message("")).await.unwrap();
     eventually("it is asked", async || patient.standing() == 1).await;
     drop(app);
     eventually("nobody asks", async || patient.standing() == 0).await;

@@ -46,11 +46,11 @@ fn at(server: &Server, change: impl FnOnce(&mut RpcConfig)) -> Arc<dyn Applicati
 async fn requests_look_as_documented_and_share_a_connection() {
     let (server, arrived) = serve(200, r#"{"status":1,"identifiers":"me","env":{"cstate":{"plan":"pro"}}}"#).await;
     let app = at(&server, |config| config.http_secret = Some(crate::secret::Secret::from("t0ken")));
-    let connected = app.connect("s1", message("").env).await.unwrap();
+    let connected = app.connect(&"s1".into(), message("").env).await.unwrap();
     assert_eq!((connected.identifiers.as_str(), connected.cstate["plan"].as_str()), ("me", "pro"));
-    app.command("s1", message("{\"action\":\"speak\"}")).await.unwrap();
-    app.disconnect("s1", leaving()).await.unwrap();
-    app.restore("s1", leaving()).await.unwrap();
+    app.command(&"s1".into(), message("{\"action\":\"speak\"}")).await.unwrap();
+    app.disconnect(&"s1".into(), leaving()).await.unwrap();
+    app.restore(&"s1".into(), leaving()).await.unwrap();
 
     let arrived = arrived.lock().unwrap().clone();
     let paths: Vec<_> = arrived.iter().map(|(path, ..)| path.as_str()).collect();
@@ -76,7 +76,7 @@ async fn requests_look_as_documented_and_share_a_connection() {
 #[tokio::test]
 async fn without_a_secret_there_is_no_token() {
     let (server, arrived) = serve(200, r#"{"status":2,"transmissions":["{}"]}"#).await;
-    let connected = at(&server, |_| {}).connect("s1", Env::default()).await.unwrap();
+    let connected = at(&server, |_| {}).connect(&"s1".into(), Env::default()).await.unwrap();
     assert_eq!((connected.outcome, connected.transmissions.len()), (Outcome::Failure, 1));
     assert_eq!(arrived.lock().unwrap()[0].1[2], None);
 }
@@ -94,12 +94,12 @@ async fn answers_other_than_success_are_final() {
         (503, "", "the application failed: HTTP status 503 Service Unavailable"),
     ] {
         let (server, arrived) = serve(status, body).await;
-        let error = at(&server, |_| {}).command("s1", message("")).await.unwrap_err().to_string();
+        let error = at(&server, |_| {}).command(&"s1".into(), message("")).await.unwrap_err().to_string();
         assert!(error.starts_with(expected) && error.len() < 150, "{error}");
         assert_eq!(arrived.lock().unwrap().len(), 1, "{error}");
     }
     let (server, _) = serve(404, "").await;
-    let error = at(&server, |_| {}).restore("s1", leaving()).await.unwrap_err();
+    let error = at(&server, |_| {}).restore(&"s1".into(), leaving()).await.unwrap_err();
     assert!(matches!(error, RpcError::Unimplemented(_)), "{error}");
 }
 
@@ -107,9 +107,9 @@ async fn answers_other_than_success_are_final() {
 async fn sizes_are_limited_in_both_directions() {
     let (server, arrived) = serve(200, &format!(r#"{{"status":1,"identifiers":"{}"}}"#, "x".repeat(5000))).await;
     let app = at(&server, |config| (config.max_recv_size, config.max_send_size) = (1000, 1000));
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Garbage(_)), "{error}");
-    assert!(app.command("s1", message(&"y".repeat(2000))).await.is_err());
+    assert!(app.command(&"s1".into(), message(&"y".repeat(2000))).await.is_err());
     assert_eq!(arrived.lock().unwrap().len(), 1, "the large request stays here");
 }
 
@@ -139,10 +139,10 @@ async fn a_connection_that_breaks_is_tried_again() {
     let host = blunt(vec![None, Some(CUT), Some(ANSWER), Some(ANSWER)]).await;
     let app = application(&host, |_| {});
     let began = Instant::now();
-    app.command("s1", message("")).await.unwrap();
+    app.command(&"s1".into(), message("")).await.unwrap();
     assert!(began.elapsed() >= ms(300), "after 100 and 200 ms");
     // The server has closed the connection that was kept: the next call is none the worse.
-    app.command("s2", message("")).await.unwrap();
+    app.command(&"s2".into(), message("")).await.unwrap();
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_slow_answer_is_given_up() {
     let handler: Handler = Arc::new(|_| Box::pin(std::future::pending()));
     let server = Server::start(Version::Http1, handler).await;
     let app = at(&server, |config| config.request_timeout = ms(100));
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(matches!(error, RpcError::Timeout), "{error}");
 }
 
@@ -160,12 +160,12 @@ async fn the_circuit_opens_when_nothing_answers() {
     let (address, _) = (server.stop().await, arrived);
     let app = application(&format!("http://{address}"), |config| config.command_timeout = ms(90));
     for _ in 0..10 {
-        let error = app.command("s1", message("")).await.unwrap_err();
+        let error = app.command(&"s1".into(), message("")).await.unwrap_err();
         // On a busy machine even a refusal may take too long.
         let refused = matches!(&error, RpcError::Unreachable(reason) if reason.contains("cannot connect"));
         assert!(refused || matches!(error, RpcError::Timeout), "{error}");
     }
-    let error = app.command("s1", message("")).await.unwrap_err().to_string();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err().to_string();
     assert!(error.contains("http rpc is temporarily unavailable"), "{error}");
 }
 
@@ -174,7 +174,7 @@ async fn errors_of_the_application_do_not_open_the_circuit() {
     let (server, arrived) = serve(500, "").await;
     let app = at(&server, |_| {});
     for _ in 0..20 {
-        app.command("s1", message("")).await.unwrap_err();
+        app.command(&"s1".into(), message("")).await.unwrap_err();
     }
     assert_eq!(arrived.lock().unwrap().len(), 20);
 }

@@ -64,7 +64,7 @@ async fn first_request(listener: &TcpListener) -> TcpStream {
 async fn after(answer: Vec<u8>) -> (Result<CommandEffects, RpcError>, usize) {
     let (listener, address) = listener().await;
     let app = careful(&address.to_string());
-    let call = tokio::spawn(async move { app.command("s1", message("")).await });
+    let call = tokio::spawn(async move { app.command(&"s1".into(), message("")).await });
     let mut tcp = first_request(&listener).await;
     drop(listener);
     let stub = Stub::default();
@@ -98,7 +98,7 @@ async fn what_may_have_been_executed_is_not_made_again_where_that_is_switched_of
 
     let stub = Stub::with([Step::Fail(Code::Unavailable)]);
     let server = stub.serve().await;
-    let result = careful(&server.address.to_string()).command("s1", message("")).await;
+    let result = careful(&server.address.to_string()).command(&"s1".into(), message("")).await;
     assert!(is_broken(&result), "what stands between may say so of a call that it has passed on: {result:?}");
     assert_eq!(stub.asked(), 1);
 }
@@ -107,7 +107,7 @@ async fn what_may_have_been_executed_is_not_made_again_where_that_is_switched_of
 async fn an_application_at_its_limit_is_asked_again_whatever_is_configured() {
     let stub = Stub::with([Step::Fail(Code::ResourceExhausted)]);
     let server = stub.serve().await;
-    careful(&server.address.to_string()).command("s1", message("")).await.unwrap();
+    careful(&server.address.to_string()).command(&"s1".into(), message("")).await.unwrap();
     assert_eq!(stub.asked(), 2);
 }
 
@@ -117,13 +117,13 @@ async fn over_http_the_same_holds() {
     const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"status\":1}";
     for answer in [None, Some(CUT)] {
         let app = careful(&blunt(vec![answer, Some(ANSWER)]).await);
-        let result = app.command("s1", message("")).await;
+        let result = app.command(&"s1".into(), message("")).await;
         assert!(is_broken(&result), "{result:?}");
-        app.command("s2", message("")).await.unwrap();
+        app.command(&"s2".into(), message("")).await.unwrap();
     }
     // Nobody listens: nothing has left.
     let (listener, address) = listener().await;
     drop(listener);
-    let result = careful(&format!("http://{address}")).command("s1", message("")).await;
+    let result = careful(&format!("http://{address}")).command(&"s1".into(), message("")).await;
     assert!(matches!(result, Err(RpcError::Unreachable(_))), "tried until the budget was over: {result:?}");
 }

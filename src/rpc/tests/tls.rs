@@ -39,7 +39,7 @@ async fn grpc(mutual: bool) -> Server {
 
 async fn command(server: &Server, change: impl FnOnce(&mut TlsFiles)) -> Result<CommandEffects, RpcError> {
     let app = application(&server.address.to_string(), |config| change(&mut config.tls));
-    app.command("s1", message("")).await
+    app.command(&"s1".into(), message("")).await
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn grpc_checks_the_certificate_unless_told_otherwise() {
     });
     // A machine without any roots refuses to start, one with roots refuses the certificate.
     if let Ok(app) = system {
-        let error = app.unwrap().command("s1", message("")).await.unwrap_err();
+        let error = app.unwrap().command(&"s1".into(), message("")).await.unwrap_err();
         assert!(error.to_string().contains("no TLS with"), "{error}");
     }
 }
@@ -91,9 +91,9 @@ async fn https_checks_the_certificate_and_gives_up_at_once() {
         (server, app)
     };
     let (_server, app) = on("127.0.0.1").await;
-    app.command("s1", message("")).await.unwrap();
+    app.command(&"s1".into(), message("")).await.unwrap();
     let (server, app) = on("127.0.0.2").await;
-    let error = app.command("s1", message("")).await.unwrap_err();
+    let error = app.command(&"s1".into(), message("")).await.unwrap_err();
     assert!(error.to_string().contains("no TLS with"), "{error}");
     assert_eq!(server.connections(), 1, "another attempt would bring the same");
 }

@@ -1,7 +1,6 @@
 //! Networks cut, by proxies of ours: between a node and NATS, and between nats-servers.
 
 use super::{PATIENCE, Scene};
-use crate::harness::proxy::NatsProxy;
 use crate::proc::eventually;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -21,7 +20,7 @@ impl Scene<'_> {
         let until = Instant::now() + CUT;
         let mut cut = 0;
         while Instant::now() < until {
-            cut += self.deployment.proxies.iter().map(NatsProxy::cut).sum::<usize>();
+            cut += self.deployment.proxies.iter().map(|proxy| proxy.cut()).sum::<usize>();
             sleep(CUT_AGAIN);
         }
         self.proof.require(cut > 0, format!("{cut} connections cut in {} s", CUT.as_secs()));
@@ -34,7 +33,7 @@ impl Scene<'_> {
         for _ in 0..DROPS {
             let proxies = &self.deployment.proxies;
             proxies.iter().for_each(|proxy| proxy.lose_live(PASS, DROP));
-            let lost = || proxies.iter().map(NatsProxy::lost).sum::<u64>();
+            let lost = || proxies.iter().map(|proxy| proxy.lost()).sum::<u64>();
             // The node listens through one of them.
             let acted = eventually(PATIENCE, "dropped messages", || (lost() >= DROP).then_some(()));
             dropped += lost();

@@ -1,10 +1,13 @@
 //! Doing harm, undoing it, and gathering what proves that it was done.
 
 mod cuts;
+mod frozen;
 mod operator;
 mod process;
 mod restart;
 mod store;
+
+pub(crate) use frozen::freeze_process;
 
 use crate::counters::Counters;
 use crate::deployment::Deployment;
@@ -13,6 +16,7 @@ use crate::jetstream::Elections;
 use crate::proc::eventually;
 use crate::proof::Proof;
 use crate::pulse::Pulse;
+use carrick::client::check::Dice;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -33,15 +37,24 @@ pub struct Scene<'a> {
     counters: Counters,
     elected: usize,
     began: Instant,
+    /// Of whatever is left to chance.
+    dice: Dice,
     proof: Proof,
 }
 
 /// Does the harm, undoes it, and waits until all is whole again.
-pub fn strike(fault: Fault, deployment: &mut Deployment, pulse: &Pulse, elections: Option<&Elections>) -> Proof {
+pub fn strike(
+    fault: Fault,
+    seed: u64,
+    deployment: &mut Deployment,
+    pulse: &Pulse,
+    elections: Option<&Elections>,
+) -> Proof {
     let counters = Counters::read(deployment);
     let elected = elections.map_or(0, Elections::count);
     let began = Instant::now();
-    let mut scene = Scene { deployment, pulse, elections, counters, elected, began, proof: Proof::default() };
+    let (dice, proof) = (Dice::new(seed), Proof::default());
+    let mut scene = Scene { deployment, pulse, elections, counters, elected, began, dice, proof };
     if let Err(error) = scene.run(fault) {
         scene.proof.require(false, error);
     }
@@ -65,6 +78,8 @@ impl Scene<'_> {
             Fault::KillLeader => self.kill_leader(),
             Fault::FreezeLeader => self.freeze_leader(),
             Fault::FreezeFollower => self.freeze_follower(),
+            Fault::FreezeNode => self.freeze_node(),
+            Fault::FreezeNodeExpiry => self.freeze_node_again_and_again(),
             Fault::CutNode => self.cut_node(),
             Fault::DropLive => self.drop_live(),
             Fault::IsolateLeader => self.isolate_leader(),

@@ -66,7 +66,7 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
     for node in [&node, &other] {
         node.until_ready().await;
         assert_eq!(node.epoch(), epoch);
-        assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].newest, last);
+        assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, last);
         let mut stored: Vec<u64> = Vec::new();
         while stored.last() != Some(&last) {
             let from = ReadFrom::Offset(stored.last().map_or(0, |offset| offset + 1));
@@ -79,7 +79,7 @@ async fn ruling_21a_lagging_replicas_and_a_lost_leader_cost_no_message_and_no_ep
     // Reading one's own write, whichever replica answers.
     for i in 0..200 {
         let offset = node.publish(&stream, &i.to_string()).await;
-        assert_eq!(other.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].newest, offset);
+        assert_eq!(other.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, offset);
         let page = other.broker.read(&stream, ReadFrom::Offset(offset), offset, 10, 1 << 20).await.unwrap();
         assert_eq!(page.messages.len(), 1);
     }
@@ -200,4 +200,47 @@ async fn policies_are_applied_to_nodes_of_a_cluster() {
     let logs: Vec<_> = overview.policies.iter().map(|shown| shown.log.as_ref().unwrap().0.clone()).collect();
     assert_eq!((copies(&logs[0]).await, copies(&logs[1]).await), (1, 3));
     admin.close().await;
+}
+
+/// A leader whose followers do not answer may have been replaced without knowing: its word about the log proves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
+    let servers = Server::cluster(3);
+    let mut config = everywhere(&servers);
+    config.broker_timeout = Duration::from_millis(500);
+    let node = Node::start(config).await;
+    node.until_ready().await;
+    let stream = StreamName::from("a");
+    node.publish(&stream, "1").await;
+    // Longer than a leader's word holds, without anything to store.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(node.broker.facts(&stream).await.unwrap().last_seq, 1, "an idle leader leads");
+
+    let led = leader(&node).await;
+    for follower in (0..3).filter(|number| *number != led) {
+        servers[follower].signal("STOP");
+    }
+    // It goes on to answer as the leader until it notices.
+    let mut refused = None;
+    for _ in 0..100 {
+        if let Err(error) = node.broker.facts(&stream).await {
+            refused = Some(error.to_string());
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for follower in (0..3).filter(|number| *number != led) {
+        servers[follower].signal("CONT");
+    }
+    let refused = refused.expect("a leader without followers is not believed");
+    assert!(refused.contains("majority"), "{refused}");
+    eventually_asked(&node, &stream).await;
+}
+
+async fn eventually_asked(node: &Node, stream: &StreamName) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while node.broker.facts(stream).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the log's leader is not believed any more");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

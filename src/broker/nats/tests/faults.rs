@@ -91,7 +91,7 @@ async fn a_restart_of_the_server_is_a_new_generation_of_the_same_epoch() {
     }
     assert_eq!(stored, offsets);
     let heads = node.broker.heads(&[stream]).await.unwrap();
-    assert_eq!(heads[0].newest, last);
+    assert_eq!(heads[0].head.newest, last);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +113,7 @@ async fn a_frozen_server_is_noticed_and_publications_wait_for_it() {
     assert_eq!(offset, 2);
     assert!(node.generation() > generation);
     assert_eq!(node.epoch(), epoch);
-    assert_eq!(node.broker.heads(&[stream]).await.unwrap()[0].up_to, 2, "stored once");
+    assert_eq!(node.broker.heads(&[stream]).await.unwrap()[0].head.up_to, 2, "stored once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ async fn an_older_copy_of_the_store_has_a_new_epoch() {
     node.until_generation_after(generation).await;
     let second = node.epoch();
     assert_ne!(second, epoch);
-    assert_eq!(node.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].up_to, 1);
+    assert_eq!(node.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].head.up_to, 1);
     // A second node learns it too, and the next restart changes nothing.
     let other = Node::on(&server).await;
     assert_eq!(other.epoch(), second);
@@ -270,7 +270,8 @@ async fn a_full_store_refuses_and_keeps_what_it_has() {
     eventually("not ready", || !node.broker.status().borrow().ready).await;
     assert_eq!(&*node.broker.status().borrow().reason, "storage full");
     let page = node.broker.read(&stream, ReadFrom::Offset(1), stored, 1, 1 << 20).await.unwrap();
-    assert_eq!((page.messages[0].offset, page.facts.first_seq), (1, 1));
+    let facts = node.broker.facts(&stream).await.unwrap();
+    assert_eq!((page.messages[0].offset, facts.first_seq), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,36 @@ async fn an_acknowledged_publication_has_a_position_and_a_retry_is_the_same_mess
     node.broker.shutdown().await;
 }
 
+/// What is too large stays too large: it is neither tried again nor called a lost connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_24_what_nats_cannot_take_is_refused_at_once_by_its_kind() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "max_payload: 100000").unwrap();
+    let server = Server::with(&["-c", file.path().to_str().unwrap()]);
+    let node = Node::on(&server).await;
+    let begin = std::time::Instant::now();
+    let stream = StreamName::from("chat");
+    let long = |len: usize| Meta { exclude_socket: Some("x".repeat(len).into()), broadcast_type: None };
+    for transient in [false, true] {
+        for len in [70_000, 200_000] {
+            let publication = Publication { meta: long(len), transient, ..publication(&stream, "1") };
+            let error = node.broker.append(publication).await.unwrap_err();
+            assert!(matches!(error, AppendError::HeadersTooLarge { limit: 65_535, .. }), "{error}");
+        }
+        let publication = Publication { meta: long(60_000), transient, ..publication(&stream, &"x".repeat(60_000)) };
+        let error = node.broker.append(publication).await.unwrap_err();
+        assert!(matches!(error, AppendError::TooLarge { limit: ..40_000, .. }), "{error}");
+    }
+    let command = RemoteDisconnect { identifiers: "x".repeat(200_000), reconnect: true };
+    let error = node.broker.disconnect(&command).await.unwrap_err();
+    assert!(matches!(error, AppendError::TooLarge { limit: ..100_000, .. }), "{error}");
+    let key = crate::broker::SessionKey::of("x");
+    let error = node.broker.save_session(&key, vec![b'x'; 200_000].into(), None).await.unwrap_err();
+    assert!(error.to_string().contains("larger than the store takes"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(node.publish(&stream, "1").await, 1, "and the connection stands");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_stream_hears_each_message_and_its_predecessor_on_every_node() {
     let server = Server::start();
@@ -23,7 +53,7 @@ async fn an_open_stream_hears_each_message_and_its_predecessor_on_every_node() {
     let (a, b) = (StreamName::from("a"), StreamName::from("b"));
     one.publish(&a, "0").await;
     for node in [&one, &two] {
-        let heads = node.broker.open(&[a.clone(), b.clone()]).await.unwrap();
+        let heads = heads_of(node.broker.open(&[a.clone(), b.clone()]).await);
         assert_eq!(heads, [Head { newest: 1, up_to: 1 }, Head { newest: 0, up_to: 1 }]);
     }
     one.publish(&b, "1").await;
@@ -49,16 +79,16 @@ async fn heads_of_many_streams() {
     let server = Server::start();
     let node = Node::on(&server).await;
     let streams: Vec<StreamName> = (0..1200).map(|i| StreamName::from(format!("s{i}"))).collect();
-    assert_eq!(node.broker.heads(&streams).await.unwrap(), vec![Head::default(); 1200]);
+    assert_eq!(heads_of(node.broker.heads(&streams).await), vec![Head::default(); 1200]);
     let big = format!("\"{}\"", "x".repeat(20_000));
     let mut expected = vec![(0, 400); 1200];
     for (i, stream) in streams.iter().enumerate().filter(|(i, _)| i % 3 == 0) {
         // Large messages make the server split its answers.
         expected[i].0 = node.publish(stream, if i < 600 { &big } else { "1" }).await;
     }
-    let heads = node.broker.open(&streams).await.unwrap();
+    let heads = heads_of(node.broker.open(&streams).await);
     assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
-    assert_eq!(node.broker.heads(&[StreamName::from("none")]).await.unwrap()[0].newest, 0);
+    assert_eq!(node.broker.heads(&[StreamName::from("none")]).await.unwrap()[0].head.newest, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,10 +104,11 @@ async fn pages_by_offset() {
 
     let page = read(0, 39, 5, 1 << 20).await.unwrap();
     assert_eq!((offsets(&page), page.remaining), (vec![1, 3, 5, 7, 9], 15));
-    assert_eq!((page.facts.first_seq, page.facts.last_seq, page.facts.limit), (1, 40, 100));
-    assert_eq!(page.facts.ttl, Duration::from_secs(300));
-    assert!(page.facts.now > 1_700_000_000_000);
-    assert!(page.messages[0].time.abs_diff(page.facts.now) < 60_000);
+    let facts = node.broker.facts(&a).await.unwrap();
+    assert_eq!((facts.first_seq, facts.last_seq, facts.limit), (1, 40, 100));
+    assert_eq!(facts.ttl, Duration::from_secs(300));
+    assert!(facts.now.millis > 1_700_000_000_000 && facts.now.clock != 0);
+    assert!(page.messages[0].time.abs_diff(facts.now.millis) < 60_000);
 
     let page = read(30, 35, 100, 1 << 20).await.unwrap();
     assert_eq!((offsets(&page), page.remaining), (vec![31, 33, 35], 0));
@@ -98,7 +129,7 @@ async fn pages_by_time() {
     let stream = StreamName::from("a");
     node.publish(&stream, "1").await;
     node.publish(&stream, "2").await;
-    let now = node.broker.facts(&"a".into()).await.unwrap().now / 1000;
+    let now = node.broker.facts(&"a".into()).await.unwrap().now.millis / 1000;
     let read = |from| node.broker.read(&stream, ReadFrom::Time(from), 2, 10, 1 << 20);
     assert_eq!(read(now - 60).await.unwrap().messages.len(), 2);
     assert_eq!(read(now + 60).await.unwrap().messages.len(), 0);
@@ -117,7 +148,7 @@ async fn a_stream_keeps_its_limit() {
     }
     let page = node.broker.read(&stream, ReadFrom::Offset(0), 10, 100, 1 << 20).await.unwrap();
     assert_eq!(page.messages.iter().map(|m| m.offset).collect::<Vec<_>>(), [8, 9, 10]);
-    assert_eq!(page.facts.limit, 3);
+    assert_eq!(node.broker.facts(&stream).await.unwrap().limit, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,7 +188,7 @@ async fn any_name_is_a_stream_of_its_own() {
         assert_eq!(page.messages.len(), 1, "{stream:?}");
     }
     let heads = node.broker.heads(&streams).await.unwrap();
-    assert!(heads.iter().map(|head| head.newest).eq(1..=streams.len() as u64));
+    assert!(heads.iter().map(|head| head.head.newest).eq(1..=streams.len() as u64));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +224,7 @@ async fn transient_messages_are_heard_but_not_kept() {
     one.broker.transient(&stream, whisper.clone()).await.unwrap();
     eventually("both heard", || two.feed.all().len() == 2).await;
     assert_eq!(two.feed.all()[1], Told::Transient(stream.clone(), Arc::new(whisper)));
-    assert_eq!(one.broker.heads(&[stream]).await.unwrap()[0].newest, 0);
+    assert_eq!(one.broker.heads(&[stream]).await.unwrap()[0].head.newest, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,7 +249,7 @@ async fn without_history_everything_is_transient() {
     let node = Node::ready(config).await;
     assert!(!node.broker.features().history);
     let stream = StreamName::from("a");
-    assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].newest, 0);
+    assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, 0);
     assert_eq!(node.publish(&stream, "1").await, 0);
     eventually("heard", || matches!(node.feed.all().as_slice(), [Told::Transient(..)])).await;
     assert_eq!(node.broker.facts(&"a".into()).await.unwrap().last_seq, 0);

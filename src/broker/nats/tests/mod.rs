@@ -5,12 +5,13 @@ mod faults;
 mod live;
 mod log;
 mod policies;
+mod range;
 mod remote;
 mod server;
 mod start;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Head, Limits, RemoteDisconnect};
+use crate::broker::{Broker, Feed, Head, Limits, Looked, RemoteDisconnect, Unavailable};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
@@ -127,6 +128,10 @@ impl Node {
     async fn publish(&self, stream: &StreamName, data: &str) -> u64 {
         self.broker.append(publication(stream, data)).await.unwrap().offset
     }
+}
+
+fn heads_of(looked: Result<Vec<Looked>, Unavailable>) -> Vec<Head> {
+    looked.unwrap().into_iter().map(|looked| looked.head).collect()
 }
 
 fn publication(stream: &StreamName, data: &str) -> Publication {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::broker::ReadFrom;
 use crate::broker::policy::{Policy, Storage, Table};
+use tokio::time::Instant;
 
 fn policy(name: &str, pattern: &str, limit: u64) -> Policy {
     let ttl = Duration::from_secs(60);
@@ -33,9 +34,16 @@ impl Node {
 
     async fn kept(&self, stream: &str) -> Vec<u64> {
         let stream = StreamName::from(stream);
-        let head = self.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0];
-        let page = self.broker.read(&stream, ReadFrom::Offset(0), head.up_to, 1000, 1 << 20).await.unwrap();
-        page.messages.iter().map(|message| message.offset).collect()
+        let head = self.broker.heads(std::slice::from_ref(&stream)).await.unwrap()[0].head;
+        let mut kept: Vec<u64> = Vec::new();
+        loop {
+            let from = ReadFrom::Offset(kept.last().map_or(0, |last| last + 1));
+            let page = self.broker.read(&stream, from, head.up_to, 1000, 1 << 20).await.unwrap();
+            kept.extend(page.messages.iter().map(|message| message.offset));
+            if page.remaining == 0 {
+                return kept;
+            }
+        }
     }
 
     async fn until_policies(&self, count: usize) {
@@ -54,7 +62,7 @@ async fn each_policy_is_a_log_of_its_own_and_the_first_match_wins() {
     let config = with(&server, vec![policy("typing", "*/typing", 0), memory]);
     let node = Node::ready(config.clone()).await;
     let names = ["chat/1", "chat/1/typing", "news"].map(StreamName::from);
-    let heads = node.broker.open(&names).await.unwrap();
+    let heads = heads_of(node.broker.open(&names).await);
     assert_eq!(heads, [Head::default(); 3]);
     let mut offsets = Vec::new();
     for round in 0..3 {
@@ -77,7 +85,7 @@ async fn each_policy_is_a_log_of_its_own_and_the_first_match_wins() {
     assert_eq!(typing.count(), 3);
     let facts = [node.broker.facts(&names[0]).await.unwrap(), node.broker.facts(&names[2]).await.unwrap()];
     assert_eq!(facts.map(|facts| (facts.limit, facts.ttl.as_secs())), [(2, 20), (100, 300)]);
-    let heads = node.broker.heads(&names).await.unwrap();
+    let heads = heads_of(node.broker.heads(&names).await);
     assert_eq!(heads, [Head { newest: 3, up_to: 3 }, Head::default(), Head { newest: 3, up_to: 3 }]);
     // The same on another node, and after a restart.
     let epochs = (node.epoch_of("chat/1"), node.epoch_of("news"));
@@ -128,7 +136,7 @@ async fn running_nodes_adopt_what_is_applied_and_no_publication_goes_astray() {
     let (one, two) = (Node::on(&server).await, Node::on(&server).await);
     let (chat, news) = (StreamName::from("chat/1"), StreamName::from("news"));
     let before = [one.epoch_of("chat/1"), one.epoch_of("news")];
-    let admin = operator(with(&server, vec![policy("chat", "chat/*", 1000)])).await;
+    let admin = operator(with(&server, vec![policy("chat", "chat/*", 1_000_000)])).await;
     assert_eq!(admin.overview().await.unwrap().differences.len(), 1);
 
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -312,4 +320,71 @@ async fn a_store_from_before_there_were_policies_opens_without_a_new_epoch() {
     bucket.purge("policies").await.unwrap();
     let node = Node::on(&server).await;
     assert_eq!((node.epoch(), node.log(), node.kept("a").await), (epoch, log, vec![1]));
+}
+
+/// A publisher that begins after a log's new epoch was written is never answered with the former one.
+async fn no_answer_is_over(server: &Server, node: Arc<NatsBroker>, policy: &str, change: impl Future<Output = ()>) {
+    let meta = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let meta = meta.get_key_value("carrick_meta").await.unwrap();
+    let key = format!("log.{policy}");
+    let recorded = async || {
+        let record = meta.get(&key).await.unwrap().unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["epoch"].as_str().unwrap().to_owned()
+    };
+    let former = recorded().await;
+    let (renewed, stop) = (std::sync::OnceLock::new(), std::sync::atomic::AtomicBool::new(false));
+    let watch = async {
+        while recorded().await == former {}
+        renewed.set(Instant::now()).unwrap();
+    };
+    let publish = |stream: String| {
+        let (node, stop) = (&node, &stop);
+        async move {
+            let mut answers = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let begun = Instant::now();
+                let appended = node.append(publication(&StreamName::from(stream.as_str()), "1")).await.unwrap();
+                answers.push((begun, appended.epoch.as_str().to_owned()));
+            }
+            answers
+        }
+    };
+    let apply = async {
+        change.await;
+        // Long enough for the answers that matter: those in the moments after the change.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (answers, (), ()) =
+        tokio::join!(futures_util::future::join_all((0..8).map(|n| publish(format!("news/{n}")))), watch, apply);
+    let renewed = *renewed.get().unwrap();
+    let after: Vec<_> = answers.iter().flatten().filter(|(begun, _)| *begun > renewed).collect();
+    let over = after.iter().filter(|(_, epoch)| *epoch == former).count();
+    assert!(!after.is_empty() && over == 0, "{over} of {} answers carry an epoch that is over", after.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_03_no_answer_carries_an_epoch_that_is_over_while_policies_change() {
+    let server = Server::start();
+    let node = Node::ready(with(&server, vec![policy("chat", "chat/*", 1000)])).await;
+    // Without its policy the streams of the chat come back to the default log, which the news are in.
+    let admin = operator(with(&server, Vec::new())).await;
+    no_answer_is_over(&server, node.broker.clone(), "default", async {
+        admin.apply().await.unwrap().unwrap();
+    })
+    .await;
+    admin.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_03_no_answer_carries_an_epoch_that_was_reset() {
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let admin = operator(config(&server)).await;
+    no_answer_is_over(&server, node.broker.clone(), "default", async {
+        admin.reset_epoch("default").await.unwrap();
+    })
+    .await;
+    admin.close().await;
 }

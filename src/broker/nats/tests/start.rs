@@ -85,8 +85,9 @@ async fn limits_are_updated_in_place() {
     let node = Node::ready(lower).await;
     assert_eq!(node.epoch(), epoch);
     let page = node.broker.read(&stream, ReadFrom::Offset(0), 20, 100, 1 << 20).await.unwrap();
-    assert_eq!((page.messages.len(), page.facts.limit, page.facts.ttl), (5, 5, Duration::from_secs(20)));
-    assert_eq!((page.facts.revision, page.facts.raised_at), (2, 0));
+    let facts = node.broker.facts(&stream).await.unwrap();
+    assert_eq!((page.messages.len(), facts.limit, facts.ttl), (5, 5, Duration::from_secs(20)));
+    assert_eq!((facts.revision, facts.raised_at), (2, 0));
     node.broker.shutdown().await;
 
     let node = Node::ready(before.clone()).await;

@@ -1,0 +1,316 @@
+//! Filling holes, one alone or many together.
+//!
+//! Reading one stream out of a log costs the server up to a thousand times what reading the log itself costs per message,
+//! and the leader's word on what was dropped meanwhile comes on top for every stream. After a reconnect all open streams
+//! have holes, and these lie in the same part of the log: it is read once, whole, and handed out.
+
+use super::api::ApiError;
+use super::generation::Generation;
+use super::headers;
+use super::logs::Log;
+use super::read::{Limits, MAX_BATCH, MAX_BYTES, SILENCE};
+use super::slots::Class;
+use super::token::Token;
+use super::{Attempts, Core};
+use crate::broker::{Behind, Facts, Filled, Hole, ReadFrom, Unavailable};
+use crate::protocol::{Message, StreamName};
+use async_nats::StatusCode;
+use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
+use bytes::Bytes;
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Messages of the log that may be read per hole: reading one hole alone costs the server as much as 200 to 10,000 of them,
+/// the more the further its messages lie apart.
+const WORTH: u64 = 500;
+/// Bytes of messages that nobody asked for that may be read per hole, for the same reason, and in any case.
+const WASTE_PER_HOLE: usize = 256 << 10;
+const WASTE: usize = 4 << 20;
+/// Bytes of messages held until the range is read. Streams whose messages do not fit are left out.
+const HELD: usize = 32 << 20;
+/// A range is read on to the end that the log has reached meanwhile, so that few messages are uncounted; at most so often.
+const CATCH_UPS: usize = 4;
+/// Bytes of one message beside its data, roughly.
+const OVERHEAD: usize = 256;
+
+/// A hole and what was found in it.
+struct Part {
+    /// Its place in what was asked for.
+    index: usize,
+    stream: StreamName,
+    hashed: bool,
+    after: u64,
+    up_to: u64,
+    messages: Vec<Arc<Message>>,
+    bytes: usize,
+    /// Messages of the stream behind `after`, also behind `up_to`.
+    seen: u64,
+    /// Its messages do not fit.
+    left_out: bool,
+}
+
+impl Core {
+    /// Reads one hole by its subject.
+    pub(super) async fn fill_alone(&self, hole: &Hole) -> Result<Filled, Unavailable> {
+        let limits = Limits { up_to: hole.up_to, max_messages: MAX_BATCH, max_bytes: MAX_BYTES, class: Class::Repair };
+        let mut messages: Vec<Arc<Message>> = Vec::new();
+        loop {
+            let from = ReadFrom::Offset(messages.last().map_or(hole.after, |last| last.offset) + 1);
+            let mut page = self.read_page(&hole.stream, from, limits).await?;
+            messages.append(&mut page.messages);
+            if page.remaining == 0 {
+                let behind = self.behind(&hole.stream, hole.newest).await?;
+                behind.confirms(&messages, hole.up_to)?;
+                return Ok(Filled { messages, behind });
+            }
+        }
+    }
+
+    /// Reads the holes of each log together where that is worth it.
+    pub(super) async fn fill_together(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            match self.try_fill_together(&generation, holes).await {
+                Ok(filled) => return Ok(filled),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    async fn try_fill_together(
+        &self,
+        generation: &Generation,
+        holes: &[Hole],
+    ) -> Result<Vec<Option<Filled>>, ApiError> {
+        let mut by_log: Vec<Vec<Part>> = Vec::new();
+        by_log.resize_with(generation.logs.len(), Vec::new);
+        for (index, hole) in holes.iter().enumerate() {
+            by_log[generation.table.place(&hole.stream)].push(Part {
+                index,
+                stream: hole.stream.clone(),
+                hashed: false,
+                after: hole.after,
+                up_to: hole.up_to,
+                messages: Vec::new(),
+                bytes: 0,
+                seen: 0,
+                left_out: false,
+            });
+        }
+        let mut filled = vec![None; holes.len()];
+        for (place, mut parts) in by_log.into_iter().enumerate() {
+            let Some(log) = &generation.logs[place] else { continue };
+            keep_what_is_worth_it(&mut parts);
+            if parts.is_empty() {
+                continue;
+            }
+            let mut range = Range::new(self, generation, log, parts);
+            if let Some((facts, uncounted)) = range.read().await? {
+                range.hand_out(&facts, uncounted, &mut filled);
+            }
+        }
+        Ok(filled)
+    }
+}
+
+/// Leaves out holes that reach so far back that the range between would cost more than it saves.
+fn keep_what_is_worth_it(parts: &mut Vec<Part>) {
+    parts.sort_unstable_by_key(|part| std::cmp::Reverse(part.after));
+    let mut up_to = 0;
+    let mut worth = 0;
+    for (at, part) in parts.iter().enumerate() {
+        up_to = part.up_to.max(up_to);
+        if up_to - part.after.min(up_to) <= (at as u64 + 1) * WORTH {
+            worth = at + 1;
+        }
+    }
+    parts.truncate(if worth > 1 { worth } else { 0 });
+}
+
+/// A part of the log that is read whole.
+struct Range<'a> {
+    core: &'a Core,
+    generation: &'a Generation,
+    log: &'a Log,
+    parts: Vec<Part>,
+    by_token: HashMap<String, usize>,
+    /// What precedes the token in a subject of this log.
+    prefix: String,
+    /// Where the range begins, and the first message that was read of it.
+    start: u64,
+    first: Option<u64>,
+    next: u64,
+    held: usize,
+    wasted: usize,
+}
+
+impl<'a> Range<'a> {
+    fn new(core: &'a Core, generation: &'a Generation, log: &'a Log, mut parts: Vec<Part>) -> Self {
+        let mut by_token = HashMap::with_capacity(parts.len());
+        for (at, part) in parts.iter_mut().enumerate() {
+            let token = Token::of(&part.stream);
+            part.hashed = token.hashed;
+            by_token.insert(token.text, at);
+        }
+        let next = parts.iter().map(|part| part.after).min().unwrap_or(0) + 1;
+        let prefix = core.names.log_subject(&log.policy, "");
+        Self { core, generation, log, parts, by_token, prefix, start: next, first: None, next, held: 0, wasted: 0 }
+    }
+
+    /// Reads to the end of the log. Answers with the log's state after that, and how many messages may have come behind
+    /// what was read; `None`: it is not worth going on.
+    async fn read(&mut self) -> Result<Option<(Facts, u64)>, ApiError> {
+        let wanted = self.parts.iter().map(|part| part.up_to).max().unwrap_or(0);
+        let mut facts = self.log.asks.top().await?.facts;
+        if facts.last_seq < wanted {
+            // A leader that was just elected may still be applying what it has agreed to.
+            return Err(ApiError::Unreadable("the leader has not come so far yet".into()));
+        }
+        for _ in 0..CATCH_UPS {
+            let end = facts.last_seq;
+            if !self.read_to(end).await? {
+                return Ok(None);
+            }
+            facts = self.log.asks.top().await?.facts;
+            if (facts.last_seq - end) * 8 <= facts.limit {
+                break;
+            }
+        }
+        self.confirm_start().await?;
+        let uncounted = (facts.last_seq + 1).saturating_sub(self.next);
+        Ok(Some((facts, uncounted)))
+    }
+
+    /// False: too much of what was read is of no use.
+    async fn read_to(&mut self, end: u64) -> Result<bool, ApiError> {
+        while self.next <= end {
+            let request = json!({"seq": self.next, "batch": MAX_BATCH, "max_bytes": MAX_BYTES});
+            let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
+            let subject = format!("$JS.API.DIRECT.GET.{}", self.log.name);
+            let place = self.core.slots.read(Class::Repair).await;
+            let (messages, last) = self.generation.api().mux.batch(subject, request, MAX_BATCH + 1, SILENCE).await?;
+            drop(place);
+            let exhausted = match last.status {
+                Some(StatusCode::NOT_FOUND) => true,
+                Some(status) if status.as_u16() == 204 => {
+                    headers::number(&last, &headers::NUM_PENDING).unwrap_or(0) == 0
+                }
+                status => {
+                    let why = last.description.unwrap_or_default();
+                    return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
+                }
+            };
+            for raw in &messages {
+                self.take(raw)?;
+            }
+            if exhausted && self.next <= end {
+                self.confirm_end(end).await?;
+            }
+            if self.wasted > WASTE + WASTE_PER_HOLE * self.parts.len() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The replica knows no more. The leader decides whether it lags.
+    async fn confirm_end(&mut self, end: u64) -> Result<(), ApiError> {
+        let any = format!("{}>", self.prefix);
+        let which = json!({"next_by_subj": any, "seq": self.next.max(1)});
+        match self.generation.api().message(&self.log.name, &which).await? {
+            Some(kept) if kept.seq <= end => Err(ApiError::Unreadable("a replica lags behind".into())),
+            _ => {
+                self.next = end + 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// A replica may have dropped, by its own clock, what the leader still keeps: the oldest first.
+    async fn confirm_start(&self) -> Result<(), ApiError> {
+        let which = json!({"next_by_subj": format!("{}>", self.prefix), "seq": self.start.max(1)});
+        match self.generation.api().message(&self.log.name, &which).await? {
+            Some(kept) if kept.seq < self.first.unwrap_or(self.next) => {
+                Err(ApiError::Unreadable("a replica has dropped what the leader keeps".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&mut self, raw: &async_nats::Message) -> Result<(), ApiError> {
+        let Some(seq) = headers::number(raw, &NATS_SEQUENCE) else {
+            return Err(ApiError::Unreadable("a message without its sequence".into()));
+        };
+        self.next = seq + 1;
+        self.first.get_or_insert(seq);
+        let token = headers::text(raw, &NATS_SUBJECT).and_then(|subject| subject.strip_prefix(&self.prefix));
+        let part = token.and_then(|token| self.by_token.get(token)).map(|at| &mut self.parts[*at]);
+        let Some(part) = part.filter(|part| seq > part.after && headers::is_of(raw, &part.stream, part.hashed)) else {
+            self.wasted += raw.payload.len() + OVERHEAD;
+            return Ok(());
+        };
+        part.seen += 1;
+        if part.left_out || seq > part.up_to {
+            return Ok(());
+        }
+        let bytes = raw.payload.len() + OVERHEAD;
+        if self.held + bytes > HELD {
+            part.left_out = true;
+            part.messages = Vec::new();
+            self.held -= std::mem::take(&mut part.bytes);
+            return Ok(());
+        }
+        self.held += bytes;
+        part.bytes += bytes;
+        part.messages.push(headers::message(raw, seq, headers::stored_at(raw).unwrap_or_default()));
+        Ok(())
+    }
+
+    /// What a stream keeps behind a hole's beginning is at most what was seen of it, and all that was not looked at. Where
+    /// that reaches the limit, or the limit was raised since, only the leader can tell what was dropped.
+    fn hand_out(self, facts: &Facts, uncounted: u64, filled: &mut [Option<Filled>]) {
+        for part in self.parts {
+            let after = part.seen + uncounted;
+            if part.left_out || after >= facts.limit || part.after < facts.raised_at {
+                continue;
+            }
+            let next = part.messages.first().map(|first| first.offset);
+            let behind = Behind { kept: false, after, next, facts: facts.clone() };
+            filled[part.index] = Some(Filled { messages: part.messages, behind });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(holes: &[(u64, u64)]) -> Vec<usize> {
+        let part = |(index, (after, up_to)): (usize, &(u64, u64))| Part {
+            index,
+            stream: StreamName::from("a"),
+            hashed: false,
+            after: *after,
+            up_to: *up_to,
+            messages: Vec::new(),
+            bytes: 0,
+            seen: 0,
+            left_out: false,
+        };
+        let mut parts = holes.iter().enumerate().map(part).collect();
+        keep_what_is_worth_it(&mut parts);
+        let mut indexes: Vec<_> = parts.iter().map(|part| part.index).collect();
+        indexes.sort_unstable();
+        indexes
+    }
+
+    #[test]
+    fn holes_that_lie_together_are_read_together() {
+        assert_eq!(kept(&[(1_000, 1_100), (1_050, 1_200), (900, 1_300)]), [0, 1, 2]);
+        assert_eq!(kept(&[(9_000, 9_100), (9_050, 9_200), (1, 9_300), (8_900, 9_000)]), [0, 1, 3], "one is far behind");
+        assert_eq!(kept(&[(1_000, 9_000), (20_000, 29_000)]), [] as [usize; 0], "too far apart");
+        assert_eq!(kept(&[(1, 2)]), [] as [usize; 0], "one alone is read by its subject");
+    }
+}

@@ -1,0 +1,96 @@
+//! Which rejections of history were false: the client's position was provably complete.
+
+use super::judge::Position;
+use super::member::{Arrival, Record, Reject};
+use super::source::{Ack, Id, Published};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// For the way of a message and the resolution of expiry.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// What a deployment keeps of each stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub messages: u64,
+    pub ttl: Duration,
+}
+
+/// What the publishers know of one stream.
+#[derive(Default)]
+pub(super) struct StreamLog {
+    pub acks: BTreeMap<Id, Ack>,
+    /// Said to be not stored by every attempt.
+    pub refused: HashSet<Id>,
+    /// From the first attempt to its answer, of all messages that are or may be stored.
+    spans: Vec<(Instant, Instant)>,
+    /// When the last message of an epoch was begun.
+    epochs: HashMap<Arc<str>, Instant>,
+    /// Position ⇒ message.
+    places: HashMap<(Arc<str>, u64), Id>,
+}
+
+impl StreamLog {
+    pub fn note(&mut self, source: &Published) {
+        for ack in &source.acks {
+            self.spans.push((ack.begun, ack.at));
+            if let Some((epoch, offset)) = &ack.position {
+                let last = self.epochs.entry(Arc::clone(epoch)).or_insert(ack.begun);
+                *last = ack.begun.max(*last);
+                self.places.insert((Arc::clone(epoch), *offset), ack.id);
+            }
+            self.acks.insert(ack.id, ack.clone());
+        }
+        for unacked in &source.unacknowledged {
+            if unacked.refused {
+                self.refused.insert(unacked.id);
+            } else {
+                // A request that was given up may be carried out later.
+                self.spans.push((unacked.begun, unacked.ended + Duration::from_secs(60)));
+            }
+        }
+    }
+
+    /// How many messages at most were stored after `since` and before `until`.
+    fn stored_between(&self, since: Instant, until: Instant) -> u64 {
+        self.spans.iter().filter(|(begun, ended)| *begun < until && *ended > since).count() as u64
+    }
+
+    /// The message at this position was certainly kept at this time: says why.
+    fn keeps(&self, epoch: &Arc<str>, offset: u64, at: Instant, limits: Limits) -> Option<String> {
+        // A message of the same life of the log was begun later: its past was still there.
+        if self.epochs.get(epoch).is_none_or(|last| *last <= at) {
+            return None;
+        }
+        let ack = self.acks.get(self.places.get(&(Arc::clone(epoch), offset))?)?;
+        let age = at.saturating_duration_since(ack.begun);
+        let after = self.stored_between(ack.begun, at);
+        (age + MARGIN < limits.ttl && after < limits.messages)
+            .then(|| format!("offset {offset} was {age:.1?} old, with {after} messages after it at most"))
+    }
+
+    /// A second copy at another position, stored by a retry after the limits had removed the first: with it the store
+    /// may have forgotten the idempotency key.
+    pub fn is_forgotten(&self, arrival: &Arrival, first: Option<&Position>, limits: Limits) -> bool {
+        let Some(ack) = self.acks.get(&arrival.id) else { return false };
+        let differs = first.is_none_or(|first| *first != arrival.position) && arrival.position.is_some();
+        let stored_at = arrival.position.as_ref().and_then(|(epoch, offset)| {
+            let id = self.places.get(&(Arc::clone(epoch), *offset));
+            // Who did not get the acknowledgement of this copy knows of no message there.
+            id.is_none_or(|id| *id == arrival.id).then_some(())
+        });
+        let tried = self.stored_between(ack.begun, ack.at);
+        differs && stored_at.is_some() && (tried > limits.messages || ack.at - ack.begun > limits.ttl)
+    }
+}
+
+/// Why a rejection was false: the last message that the client had of this stream was kept when it was told.
+pub(super) fn is_false_alarm(record: &Record, reject: &Reject, log: &StreamLog, limits: Limits) -> Option<String> {
+    let stream = &record.follower.follows[reject.follow].stream;
+    let of_stream = |arrival: &&Arrival| record.follower.follows[arrival.follow].stream == *stream;
+    let before = record.arrivals[..reject.after].iter().rev().filter(of_stream);
+    let (epoch, offset) = before.filter_map(|arrival| arrival.position.as_ref()).next()?;
+    log.keeps(epoch, *offset, reject.at, limits)
+}

@@ -1,0 +1,278 @@
+//! Traces of a server that keeps its promises pass; the same traces forged in one place are found guilty.
+//!
+//! Histories are generated: a stream with limits, and a client that comes, goes and is told what is true.
+
+use super::alarms::Limits;
+use super::judge::{Rules, Verdict, judge};
+use super::member::{Arrival, Record, Reject, Stay};
+use super::roster::{Dice, Follow, Follower, Kind};
+use super::source::{Ack, Id, Published, Unacked};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const STREAM: &str = "s";
+/// Between two publications.
+const BEAT: Duration = Duration::from_millis(100);
+/// From the beginning of a publication to its acknowledgement.
+const STORING: Duration = Duration::from_millis(10);
+const MESSAGES: u64 = 400;
+
+/// What one client saw of a stream, and what its publishers know.
+#[derive(Clone)]
+struct Trace {
+    start: Instant,
+    published: Published,
+    record: Record,
+    rules: Rules,
+}
+
+impl Trace {
+    /// A client under these limits; its times away are decided by the seed.
+    fn honest(seed: u64, limits: Limits) -> Self {
+        let start = Instant::now();
+        let mut trace = Self::quiet(start, limits);
+        let mut dice = Dice::new(seed);
+        let mut next = 1;
+        let mut position = 0;
+        let mut at = start;
+        while next <= MESSAGES {
+            // Away for a while, but for the first time.
+            let away = if position == 0 { 0 } else { dice.below(60) };
+            at += BEAT * u32::try_from(away).unwrap();
+            let due = trace.begun_before(at);
+            let ages: Vec<Duration> = (1..=due).map(|n| trace.age(n, at)).collect();
+            let kept = |n: u64| due - n < limits.messages && ages[n as usize - 1] < limits.ttl;
+            // Told only where neither the position nor all after it is kept.
+            if due > position && !kept(position.max(1)) && !kept(position + 1) {
+                trace.reject(at);
+            }
+            let replayed: Vec<u64> = (position + 1..=due).filter(|n| kept(*n)).collect();
+            replayed.iter().for_each(|n| trace.arrive(*n, at));
+            position = due.max(position);
+            let stood = at;
+            let stay = 1 + dice.below(80);
+            for n in (position + 1..=(position + stay)).take_while(|n| *n <= MESSAGES) {
+                trace.arrive(n, trace.acked_at(n) + Duration::from_millis(1));
+                position = n;
+            }
+            next = position + 1;
+            at = at.max(trace.acked_at(position.max(1))) + Duration::from_millis(20);
+            trace.end_stay(Some(stood), at);
+        }
+        trace
+    }
+
+    fn quiet(start: Instant, limits: Limits) -> Self {
+        let ack = |n: u64| {
+            let begun = start + BEAT * u32::try_from(n).unwrap();
+            let position = Some((Arc::from("e"), n * 10));
+            Ack { id: Id { lane: 0, n }, position, duplicate: false, begun, at: begun + STORING }
+        };
+        let published = Published {
+            stream: STREAM.to_owned(),
+            begun: MESSAGES,
+            acks: (1..=MESSAGES).map(ack).collect(),
+            retries: 0,
+            unacknowledged: vec![],
+            errors: vec![],
+        };
+        let follow = Follow { identifier: "i".to_owned(), stream: STREAM.to_owned() };
+        let follower = Follower { id: 7, kind: Kind::Plain, follows: vec![follow], seed: 0 };
+        let rules = Rules { limits: Some(limits), live_within: Duration::from_secs(2) };
+        Self { start, published, record: Record::new(follower), rules }
+    }
+
+    fn begun_before(&self, at: Instant) -> u64 {
+        let beats = at.saturating_duration_since(self.start + STORING).as_millis() / BEAT.as_millis();
+        u64::try_from(beats).unwrap().min(MESSAGES)
+    }
+
+    fn acked_at(&self, n: u64) -> Instant {
+        self.published.acks[usize::try_from(n - 1).unwrap()].at
+    }
+
+    fn age(&self, n: u64, at: Instant) -> Duration {
+        at.saturating_duration_since(self.acked_at(n))
+    }
+
+    fn arrive(&mut self, n: u64, at: Instant) {
+        let position = Some((Arc::from("e"), n * 10));
+        let connection = u32::try_from(self.record.stays.len()).unwrap() + 1;
+        self.record.arrivals.push(Arrival { follow: 0, id: Id { lane: 0, n }, position, connection, at });
+    }
+
+    fn reject(&mut self, at: Instant) {
+        self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), at });
+    }
+
+    fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
+        self.record.stays.push(Stay { stood, ended, fresh: false, by_client: Some(true), positions: BTreeMap::new() });
+    }
+
+    fn verdict(&self) -> Verdict {
+        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &self.rules)
+    }
+}
+
+/// What is held against a server whose losses by limits are told.
+fn charges(verdict: &Verdict) -> Vec<&'static str> {
+    let charges = [
+        ("unsignalled", verdict.unsignalled.count),
+        ("doubled", verdict.doubled.count),
+        ("disordered", verdict.disordered.count),
+        ("positions", verdict.positions.count),
+        ("false alarms", verdict.false_alarms.count),
+        ("unstored", verdict.unstored.count),
+        ("late", verdict.late.count),
+        ("surprises", verdict.surprises.count),
+    ];
+    charges.into_iter().filter_map(|(name, count)| (count > 0).then_some(name)).collect()
+}
+
+fn limits(messages: u64, seconds: u64) -> Limits {
+    Limits { messages, ttl: Duration::from_secs(seconds) }
+}
+
+fn honest() -> impl Iterator<Item = Trace> {
+    let all = [limits(10_000, 300), limits(20, 300), limits(10_000, 2), limits(5, 1)];
+    (0..100).flat_map(move |seed| all.map(|limits| Trace::honest(seed, limits)))
+}
+
+#[test]
+fn honest_traces_are_charged_with_nothing() {
+    let (mut lost, mut rejects) = (0, 0);
+    for trace in honest() {
+        let verdict = trace.verdict();
+        assert_eq!(charges(&verdict), Vec::<&str>::new(), "{verdict:?}");
+        assert!(verdict.live.count() > 0);
+        lost += verdict.missing.count;
+        rejects += verdict.rejects.count;
+    }
+    assert!(lost > 1_000 && rejects > 100, "limits cost something: {lost} lost, {rejects} told");
+}
+
+#[test]
+fn a_rejection_of_a_client_whose_position_is_kept_is_a_false_alarm() {
+    let mut found = 0;
+    for mut trace in honest() {
+        // Half a second after a message in the middle, to a client that has it.
+        let Some(index) = trace.record.arrivals.iter().position(|arrival| arrival.id.n > MESSAGES / 2) else {
+            continue;
+        };
+        let arrival = trace.record.arrivals[index].clone();
+        let at = trace.acked_at(arrival.id.n).max(arrival.at);
+        if trace.age(arrival.id.n, at) > BEAT {
+            continue;
+        }
+        trace.record.rejects.push(Reject { follow: 0, after: index + 1, at });
+        trace.record.rejects.sort_by_key(|reject| reject.after);
+        let verdict = trace.verdict();
+        assert!(charges(&verdict).contains(&"false alarms"), "{verdict:?}");
+        found += 1;
+    }
+    assert!(found > 100, "{found}");
+}
+
+#[test]
+fn a_rejection_under_a_dead_epoch_is_none() {
+    let mut trace = Trace::honest(3, limits(10_000, 300));
+    // From the middle on the log lives a second life.
+    let half = MESSAGES / 2;
+    for ack in trace.published.acks.iter_mut().filter(|ack| ack.id.n > half) {
+        ack.position = Some((Arc::from("f"), ack.id.n));
+    }
+    for arrival in trace.record.arrivals.iter_mut().filter(|arrival| arrival.id.n > half) {
+        arrival.position = Some((Arc::from("f"), arrival.id.n));
+    }
+    let after = trace.record.arrivals.iter().position(|arrival| arrival.id.n > half).unwrap();
+    let at = trace.acked_at(half) + BEAT / 2;
+    trace.record.rejects.push(Reject { follow: 0, after, at });
+    assert_eq!(trace.verdict().false_alarms.count, 0);
+    // The same a moment before the end of the first life is one.
+    trace.record.rejects[0] = Reject { follow: 0, after: 5, at: trace.record.arrivals[4].at };
+    assert_eq!(trace.verdict().false_alarms.count, 1);
+}
+
+#[test]
+fn a_message_that_was_said_not_stored_must_not_arrive() {
+    for refused in [true, false] {
+        let mut trace = Trace::honest(1, limits(10_000, 300));
+        let ack = trace.published.acks.remove(9);
+        let error = "503".to_owned();
+        let unacked = Unacked { id: ack.id, begun: ack.begun, ended: ack.at, refused, error };
+        trace.published.unacknowledged.push(unacked);
+        let expected: &[&str] = if refused { &["unstored"] } else { &[] };
+        assert_eq!(charges(&trace.verdict()), expected);
+    }
+}
+
+#[test]
+fn late_messages_on_a_connection_that_stands_are_found() {
+    let trace = Trace::honest(5, limits(10_000, 300));
+    let live = |trace: &Trace| {
+        let stood = |arrival: &Arrival| trace.record.stays[arrival.connection as usize - 1].stood.unwrap();
+        trace.record.arrivals.iter().position(|arrival| stood(arrival) < trace.acked_at(arrival.id.n) - STORING)
+    };
+    let index = live(&trace).unwrap();
+    for (late, charged) in [(1_900, false), (2_100, true)] {
+        let mut trace = trace.clone();
+        trace.record.arrivals[index].at =
+            trace.acked_at(trace.record.arrivals[index].id.n) + Duration::from_millis(late);
+        assert_eq!(charges(&trace.verdict()).contains(&"late"), charged, "after {late} ms");
+    }
+    // Not at all on the connection that stood, and then replayed on the next one.
+    let mut trace = trace;
+    let (moved, stay) = (trace.record.arrivals[index].clone(), trace.record.arrivals[index].connection);
+    let due = trace.acked_at(moved.id.n) + trace.rules.live_within;
+    trace.record.stays[stay as usize - 1].ended = due + BEAT;
+    trace.record.arrivals[index].connection = stay + 1;
+    assert!(charges(&trace.verdict()).contains(&"late"));
+    trace.record.stays[stay as usize - 1].ended = due - BEAT;
+    assert!(!charges(&trace.verdict()).contains(&"late"), "it was replayed in time");
+}
+
+#[test]
+fn a_silent_hole_is_found_under_any_limits() {
+    for mut trace in honest().take(40) {
+        let index = trace.record.arrivals.len() / 3;
+        let gone = trace.record.arrivals.remove(index);
+        trace.record.rejects.retain(|reject| reject.after < index.saturating_sub(1) || reject.after > index + 1);
+        trace.record.rejects.iter_mut().filter(|reject| reject.after > index).for_each(|reject| reject.after -= 1);
+        let verdict = trace.verdict();
+        assert!(charges(&verdict).contains(&"unsignalled"), "{gone:?}: {verdict:?}");
+    }
+}
+
+/// The protocol's history by time tells of no losses.
+#[test]
+fn who_comes_back_without_session_and_position_catches_up_by_time() {
+    for (fresh, charged) in [(true, false), (false, true)] {
+        let mut trace = Trace::honest(11, limits(10_000, 300));
+        let first = trace.record.stays[0].ended;
+        trace.record.arrivals.retain(|arrival| arrival.connection > 1);
+        trace.record.stays[1].fresh = fresh;
+        assert!(trace.begun_before(first) > 0);
+        let verdict = trace.verdict();
+        assert_eq!(charges(&verdict).contains(&"unsignalled"), charged, "{verdict:?}");
+        assert_eq!(verdict.by_time > 0, fresh);
+    }
+}
+
+#[test]
+fn a_second_copy_is_forgiven_only_where_the_limits_had_removed_the_first() {
+    for (tried, forgiven) in [(BEAT, false), (BEAT * 50, true)] {
+        let mut trace = Trace::honest(9, limits(20, 300));
+        let again = trace.record.arrivals[3].clone();
+        let ack = &mut trace.published.acks[usize::try_from(again.id.n - 1).unwrap()];
+        ack.at = ack.begun + tried;
+        ack.position = Some((Arc::from("e"), 7_777));
+        let mut copy = again;
+        copy.position = Some((Arc::from("e"), 7_777));
+        copy.at += tried;
+        trace.record.arrivals.push(copy);
+        let verdict = trace.verdict();
+        assert_eq!((verdict.doubled.count > 0, verdict.forgotten > 0), (!forgiven, forgiven), "{verdict:?}");
+    }
+}
