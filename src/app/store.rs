@@ -166,7 +166,13 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    let mut limits = limits(config);
+    if store.embedded.is_some() && config.embedded_nats.cluster_addr.is_none() && limits.sessions_budget == 0 {
+        // A power of two, so that it stays the same while the free space changes a little.
+        let share = crate::nats::embedded::store_limit(&config.embedded_nats.jetstream_store_dir)? / 8;
+        limits.sessions_budget = share.checked_ilog2().map_or(0, |log| 1 << log);
+    }
+    let broker = NatsBrokerConfig { witness_file, store_mark, limits, ..broker_config(config, client, node) };
     if store.embedded.is_none() {
         let window = broker.shortest_window();
         tracing::info!(

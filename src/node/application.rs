@@ -84,7 +84,8 @@ impl Client {
             }
         }
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
         Ok(())
     }
@@ -102,7 +103,8 @@ impl Client {
         }
         self.transmit(&transmissions);
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
     }
 
@@ -143,7 +145,8 @@ impl Client {
         }
         self.keep_presence(text, effects.presence);
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
         Ok(())
     }

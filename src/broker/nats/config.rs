@@ -218,6 +218,11 @@ impl Names {
         format!("{}.peer.witness", self.subjects)
     }
 
+    /// Where nodes tell each other whose session was restored.
+    pub fn superseded_subject(&self) -> String {
+        format!("{}.peer.superseded", self.subjects)
+    }
+
     pub fn meta_bucket(&self) -> String {
         format!("{}_meta", self.names)
     }

@@ -108,7 +108,12 @@ impl Core {
         // Before the policies are read: whoever changes them either sees this node, or is seen by it.
         self.renew_lease(connection).await?;
         if self.config.sessions() {
-            self.ensure(connection, &self.bucket(&self.names.sessions_bucket(), replicas)).await?;
+            let mut sessions = self.bucket(&self.names.sessions_bucket(), replicas);
+            sessions["max_bytes"] = match self.config.limits.sessions_budget {
+                0 => json!(-1),
+                budget => json!(budget),
+            };
+            self.ensure(connection, &sessions).await?;
         }
         // First, because an unreadable one says that a newer version was here.
         read_record(connection, &self.names.meta_bucket(), COMMANDS_KEY).await?;
@@ -289,7 +294,11 @@ impl Core {
         // Copies that nobody named are only ever added.
         changes
             .retain(|(setting, found, wanted)| setting != "num_replicas" || lower || found.as_u64() < wanted.as_u64());
-        if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| FIXED.contains(&setting.as_str())) {
+        let fixed = |setting: &str| {
+            let is_share = setting == "max_bytes" && name == bucket_stream(&self.names.sessions_bucket());
+            FIXED.contains(&setting) && !is_share
+        };
+        if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| fixed(setting)) {
             return Err(misfit(&name, setting, found, wanted));
         }
         if changes.is_empty() {

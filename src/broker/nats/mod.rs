@@ -516,7 +516,18 @@ impl Broker for NatsBroker {
         if !self.core.config.sessions() {
             return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
         }
-        self.core.save(key, body, revision).await
+        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl).await
+    }
+
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        if !self.core.config.sessions() {
+            return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
+        }
+        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl * 2).await
+    }
+
+    async fn announce_superseded(&self, key: &SessionKey) {
+        self.core.announce_superseded(key).await;
     }
 
     async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {

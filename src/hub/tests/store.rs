@@ -115,6 +115,12 @@ impl Broker for Store {
     async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
         unreachable!("there are no sessions")
     }
+    async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+        unreachable!("there are no sessions")
+    }
+    async fn announce_superseded(&self, _: &SessionKey) {
+        unreachable!("there are no sessions")
+    }
     async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
         unreachable!("there are no sessions")
     }

@@ -170,6 +170,14 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing knows no sessions")
     }
 
+    async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+        unreachable!("publishing knows no sessions")
+    }
+
+    async fn announce_superseded(&self, _: &SessionKey) {
+        unreachable!("publishing knows no sessions")
+    }
+
     async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
         unreachable!("publishing knows no sessions")
     }

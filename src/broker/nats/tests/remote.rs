@@ -180,3 +180,31 @@ fn row_07_sequences_alone_prove_that_nothing_was_missed() {
         assert!(missed(&followed, log, &state(first, last)).is_some(), "{log} {first} to {last}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_sessions_end() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.limits.sessions_budget = 64 << 10;
+    let node = Node::ready(config).await;
+    let body = Bytes::from(vec![b'x'; 8 << 10]);
+    let mut saved = Vec::new();
+    let full = loop {
+        let key = SessionKey::of(&saved.len().to_string());
+        match node.broker.save_session(&key, body.clone(), Some(0)).await {
+            Ok(_) => saved.push(key),
+            Err(error) => break error,
+        }
+        assert!(saved.len() < 9, "no limit");
+    };
+    assert!(matches!(full, SaveError::Full(_)), "{full}");
+    assert!(saved.len() >= 6, "{}", saved.len());
+    assert_eq!(node.publish(&StreamName::from("a"), "goes on").await, 1);
+    node.broker.core.nudge.notify_one();
+    assert!(node.broker.status().borrow().ready, "{}", node.broker.status().borrow().reason);
+    for key in &saved {
+        node.broker.delete_session(key).await.unwrap();
+        assert!(node.broker.load_session(key).await.unwrap().is_none());
+    }
+    node.broker.save_session(&SessionKey::of("again"), body, Some(0)).await.unwrap();
+}
