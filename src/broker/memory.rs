@@ -92,10 +92,14 @@ impl Sessions {
         Ok(revision)
     }
 
-    fn delete(&mut self, key: &SessionKey) {
-        if let Some((stored, _)) = self.entries.remove(key) {
-            self.bytes -= cost(&stored);
+    fn delete(&mut self, key: &SessionKey, revision: Option<u64>) -> bool {
+        let Some((stored, _)) = self.entries.get(key) else { return true };
+        if revision.is_some_and(|revision| revision != stored.revision) {
+            return false;
         }
+        self.bytes -= cost(stored);
+        self.entries.remove(key);
+        true
     }
 
     fn expire(&mut self, now: Instant) {
@@ -320,9 +324,8 @@ impl Broker for MemoryBroker {
         self.feed.superseded(key);
     }
 
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        lock(&self.sessions).delete(key);
-        Ok(())
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        Ok(lock(&self.sessions).delete(key, revision))
     }
 
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

@@ -430,8 +430,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Tells all nodes, this one included, through [`Feed::superseded`]; unstored.
     async fn announce_superseded(&self, key: &SessionKey);
 
-    /// Removes a saved session, whatever its revision. Succeeds if there is none.
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable>;
+    /// Removes a saved session, or what belongs to one: with a `revision` only if it is the last one. False: it is not.
+    /// Succeeds if there is none.
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable>;
 
     /// Stores a remote disconnect; every node hears of it through [`Feed::disconnect`]. Answers, once it is stored, with
     /// its mark.

@@ -7,7 +7,7 @@ use crate::broker::{Broker, SaveError, SessionKey, StoredSession, Unavailable};
 use crate::critical::critical;
 use crate::metrics;
 use crate::protocol::{Close, Sid};
-use crate::session::{PartName, SavePlan, SavedSession, Unusable};
+use crate::session::{SavePlan, SavedSession, Unusable};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -207,7 +207,13 @@ impl Client {
                     stored.revision = self.settle_conflict(key).await?;
                     afresh |= stored.revision == 0;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if matches!(error, SaveError::Full(_)) && stored.version < self.state().session.shrunk() {
+                        // There is no room for the smaller state, and the larger one must not come back.
+                        forget(&self.node, key.clone());
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -244,8 +250,9 @@ impl Client {
         let revisions: Vec<u64> = futures_util::stream::iter(writes).buffered(PARTS_AT_ONCE).try_collect().await?;
         let mut state = self.state();
         let (session, look) = state.to_save();
+        let renews = plan.is_whole(session);
         let body = session.adopt(plan, &revisions, &look, unix_ms(), open);
-        Head { body, version: session.version(), renews: all }.within(limit, session.parts_size())
+        Head { body, version: session.version(), renews }.within(limit, session.parts_size())
     }
 
     /// Deletes the parts that the head which is stored now does not name.
@@ -257,7 +264,7 @@ impl Client {
         let (broker, key) = (self.node.hub.broker().clone(), key.clone());
         self.node.tasks.spawn(critical("node.parts", async move {
             for number in obsolete {
-                if let Err(error) = broker.delete_session(&place(&key, number)).await {
+                if let Err(error) = broker.delete_session(&place(&key, number), None).await {
                     tracing::debug!(context = "node", %error, "a part of a session is left to expire");
                 }
             }
@@ -297,7 +304,8 @@ impl Client {
             stored.outgrown.is_some() || stored.version < self.state().session.shrunk()
         };
         if self.handle.is_revoked() || excessive {
-            forget(&self.node, key.clone());
+            let parts = self.state().session.take_parts();
+            forget_with(&self.node, key.clone(), parts);
         }
     }
 }
@@ -366,23 +374,36 @@ async fn with_parts(
 
 /// Deletes what is saved of a session, as soon as the store answers.
 pub fn forget(node: &Arc<Node>, key: SessionKey) {
+    forget_with(node, key, Vec::new());
+}
+
+/// The same. `parts`: those that may be there although the head does not name them.
+fn forget_with(node: &Arc<Node>, key: SessionKey, mut parts: Vec<u64>) {
     let (broker, mut patience) = (node.hub.broker().clone(), Patience::new(node));
     let deleting = async move {
-        let mut parts = Vec::new();
         while delete(&*broker, &key, &mut parts).await.is_err() && patience.is_left().await {}
     };
     node.tasks.spawn(critical("node.deletions", deleting));
 }
 
 /// The head first: what it names is nothing without it. `parts`: those that are left to be deleted.
-async fn delete(broker: &dyn Broker, key: &SessionKey, parts: &mut Vec<PartName>) -> Result<(), Unavailable> {
-    if let Some(stored) = broker.load_session(key).await? {
+async fn delete(broker: &dyn Broker, key: &SessionKey, parts: &mut Vec<u64>) -> Result<(), Unavailable> {
+    // Its connection may write it until it hears that it is over: every head's parts are seen.
+    loop {
+        let stored = broker.load_session(key).await?;
         // Of another version: its parts expire.
-        parts.extend(SavedSession::decode(&stored.body).iter().flat_map(|saved| saved.parts().to_vec()));
+        let named = stored.iter().filter_map(|stored| SavedSession::decode(&stored.body).ok());
+        let named: Vec<_> = named.collect();
+        parts.extend(named.iter().flat_map(SavedSession::parts).map(|part| part.number));
+        parts.sort_unstable();
+        parts.dedup();
+        // Also if there is nothing: a write that is still under way must not come after it.
+        if broker.delete_session(key, Some(stored.map_or(0, |stored| stored.revision))).await? {
+            break;
+        }
     }
-    broker.delete_session(key).await?;
     while let Some(part) = parts.last() {
-        broker.delete_session(&place(key, part.number)).await?;
+        broker.delete_session(&place(key, *part), None).await?;
         parts.pop();
     }
     Ok(())

@@ -11,7 +11,7 @@ pub mod timers;
 pub use application::Stop;
 pub use parts::SavePlan;
 pub use rate::CommandRate;
-pub use saved::{PartName, SavedSession, Unusable};
+pub use saved::{SavedSession, Unusable};
 pub use succession::Succession;
 pub use timers::{Due, TimerConfig, Timers};
 

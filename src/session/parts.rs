@@ -123,6 +123,12 @@ pub struct Split {
 }
 
 impl Split {
+    /// Nothing of the session stays as it was written.
+    pub fn is_whole(&self, session: &Session) -> bool {
+        let mut kept = session.parts.iter().flat_map(|parts| &parts.list);
+        kept.all(|part| self.dissolved.contains(&part.number))
+    }
+
     /// Bytes of all parts that the session will have.
     pub fn size(&self, session: &Session) -> usize {
         let kept = session.parts.iter().flat_map(|parts| &parts.list);
@@ -278,6 +284,13 @@ impl Session {
     /// Numbers of parts that the head which is stored now does not name: they can be deleted.
     pub fn take_obsolete(&mut self) -> Vec<u64> {
         self.parts.as_mut().map(|parts| std::mem::take(&mut parts.obsolete)).unwrap_or_default()
+    }
+
+    /// Numbers of all parts that may be stored, because the session is over.
+    pub fn take_parts(&mut self) -> Vec<u64> {
+        let Some(parts) = self.parts.take() else { return Vec::new() };
+        let listed = parts.list.iter().map(|part| part.number);
+        listed.chain(parts.pending).chain(parts.obsolete).collect()
     }
 
     /// A subscription has come, or what is stored of it has changed.

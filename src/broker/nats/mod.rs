@@ -530,11 +530,11 @@ impl Broker for NatsBroker {
         self.core.announce_superseded(key).await;
     }
 
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         if !self.core.config.sessions() {
-            return Ok(());
+            return Ok(true);
         }
-        self.core.delete(key).await
+        self.core.delete(key, revision).await
     }
 
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

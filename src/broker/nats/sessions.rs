@@ -71,11 +71,16 @@ impl Core {
         }
     }
 
-    pub(super) async fn delete(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        match self.write_key(key, marker_headers(MARKER_LIFE), Bytes::new()).await {
-            Ok(_) => Ok(()),
+    pub(super) async fn delete(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        let mut headers = marker_headers(MARKER_LIFE);
+        if let Some(revision) = revision {
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+        }
+        match self.write_key(key, headers, Bytes::new()).await {
+            Ok(_) => Ok(true),
             // A marker takes room, too.
-            Err(WriteError::StorageFull(_)) => self.purge(key).await,
+            Err(WriteError::StorageFull(_)) => self.purge(key).await.map(|()| true),
+            Err(WriteError::Conflict) if revision.is_some() => Ok(self.load(key).await?.is_none()),
             Err(WriteError::NotStored(reason) | WriteError::Unknown(reason)) => Err(Unavailable(reason)),
             Err(WriteError::Conflict | WriteError::TooLarge) => Err(Unavailable("the deletion was refused".into())),
         }

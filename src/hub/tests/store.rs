@@ -121,7 +121,7 @@ impl Broker for Store {
     async fn announce_superseded(&self, _: &SessionKey) {
         unreachable!("there are no sessions")
     }
-    async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
+    async fn delete_session(&self, _: &SessionKey, _: Option<u64>) -> Result<bool, Unavailable> {
         unreachable!("there are no sessions")
     }
     async fn disconnect(&self, _: &RemoteDisconnect) -> Result<u64, AppendError> {

@@ -166,8 +166,8 @@ impl Broker for NodeBroker {
     async fn announce_superseded(&self, key: &SessionKey) {
         self.log().announce_superseded(key).await;
     }
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        self.log().delete_session(key).await
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        self.log().delete_session(key, revision).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
         self.log().disconnect(command).await

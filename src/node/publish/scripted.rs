@@ -178,7 +178,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing knows no sessions")
     }
 
-    async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
+    async fn delete_session(&self, _: &SessionKey, _: Option<u64>) -> Result<bool, Unavailable> {
         unreachable!("publishing knows no sessions")
     }
 

@@ -114,9 +114,9 @@ impl Broker for Store {
     async fn announce_superseded(&self, key: &SessionKey) {
         self.log.announce_superseded(key).await;
     }
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.writes.answered().await;
-        self.log.delete_session(key).await
+        self.log.delete_session(key, revision).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
         self.log.disconnect(command).await

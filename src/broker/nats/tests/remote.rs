@@ -17,8 +17,8 @@ async fn sessions_are_shared_and_updated_by_revision() {
         assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
     }
     one.broker.save_session(&key, "d".into(), None).await.unwrap();
-    one.broker.delete_session(&key).await.unwrap();
-    one.broker.delete_session(&key).await.unwrap();
+    one.broker.delete_session(&key, None).await.unwrap();
+    one.broker.delete_session(&key, None).await.unwrap();
     assert!(two.broker.load_session(&key).await.unwrap().is_none());
     let refused = one.broker.save_session(&key, "e".into(), Some(second)).await;
     assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
@@ -203,7 +203,7 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
     node.broker.core.nudge.notify_one();
     assert!(node.broker.status().borrow().ready, "{}", node.broker.status().borrow().reason);
     for key in &saved {
-        node.broker.delete_session(key).await.unwrap();
+        node.broker.delete_session(key, None).await.unwrap();
         assert!(node.broker.load_session(key).await.unwrap().is_none());
     }
     node.broker.save_session(&SessionKey::of("again"), body, Some(0)).await.unwrap();
