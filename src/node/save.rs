@@ -5,6 +5,7 @@ use super::client::Client;
 use super::{Node, supersede};
 use crate::broker::{Broker, SaveError, SessionKey, StoredSession, Unavailable};
 use crate::critical::critical;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, Sid};
 use crate::session::{SavePlan, SavedSession, Unusable};
@@ -332,7 +333,7 @@ pub async fn complete(
             Err(fault) => Some(fault),
         };
         if let Some(error) = fault {
-            tracing::warn!(context = "node", %error, "a saved session cannot be used; the client authenticates");
+            limited!(WARN, UnusableSession, %error, "a saved session cannot be used; the client authenticates");
             return Ok(None);
         }
         // Its connection may still be there, and have written other parts.
@@ -342,7 +343,7 @@ pub async fn complete(
         }
         stored = newer;
     }
-    tracing::warn!(context = "node", "a saved session has lost a part; the client authenticates");
+    limited!(WARN, UnusableSession, "a saved session has lost a part; the client authenticates");
     Ok(None)
 }
 
@@ -380,9 +381,8 @@ pub fn forget(node: &Arc<Node>, key: SessionKey) {
 /// The same. `parts`: those that may be there although the head does not name them.
 fn forget_with(node: &Arc<Node>, key: SessionKey, mut parts: Vec<u64>) {
     let (broker, mut patience) = (node.hub.broker().clone(), Patience::new(node));
-    let deleting = async move {
-        while delete(&*broker, &key, &mut parts).await.is_err() && patience.is_left().await {}
-    };
+    let deleting =
+        async move { while delete(&*broker, &key, &mut parts).await.is_err() && patience.is_left().await {} };
     node.tasks.spawn(critical("node.deletions", deleting));
 }
 

@@ -209,9 +209,7 @@ impl Session {
             return SavePlan::Head(self.head(raw(records), names, now, open));
         }
         let dissolved: Vec<u64> = match &self.parts {
-            Some(parts) => {
-                parts.list.iter().filter(|part| all || part.left < SPARSE).map(|part| part.number).collect()
-            }
+            Some(parts) => parts.list.iter().filter(|part| all || part.left < SPARSE).map(|part| part.number).collect(),
             None => Vec::new(),
         };
         if !all && !dissolved.is_empty() {

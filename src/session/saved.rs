@@ -91,7 +91,9 @@ impl SavedStream {
     }
 
     fn proof(&self) -> Option<SavedProof> {
-        let Self(_, began, _, Some(StoredProof(head, last, revision, millis, clock, epoch))) = self else { return None };
+        let Self(_, began, _, Some(StoredProof(head, last, revision, millis, clock, epoch))) = self else {
+            return None;
+        };
         let time = StoreTime { millis: *millis, clock: *clock };
         let proof = Proof { head: *head, last: *last, revision: *revision, time };
         Some(SavedProof { epoch: Epoch::from(epoch.as_deref().unwrap_or(began)), proof })
@@ -273,7 +275,7 @@ mod tests {
             assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
             assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
             let subscription = restored.subscription("chat").unwrap();
-            assert_eq!(subscription.streams, [followed.clone()]);
+            assert_eq!(subscription.streams, std::slice::from_ref(&followed));
             assert!(!subscription.confirmed && subscription.awaits_history);
             assert_eq!(restored.whisper_stream("chat"), Some("chat/7".into()));
         }
@@ -310,7 +312,11 @@ mod tests {
         let mut session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
         for text in ["a", "b"] {
             let began = Position { epoch: "e".into(), offset: 1 };
-            session.subscribed(&Identifier::new(text.into()), vec![Followed { stream: "x".into(), began }], State::new());
+            session.subscribed(
+                &Identifier::new(text.into()),
+                vec![Followed { stream: "x".into(), began }],
+                State::new(),
+            );
         }
         let look = |_: &StreamName, identifier: &Identifier| {
             let millis = if &*identifier.text == "a" { 7 } else { 5 };

@@ -272,6 +272,8 @@ pub struct Setup {
     pub sessions_budget: u64,
     /// What was written of sessions.
     pub writes: Arc<store::Writes>,
+    /// How long messages live; `None`: 300 s.
+    pub history_ttl: Option<Duration>,
 }
 
 impl Cluster {
@@ -280,8 +282,8 @@ impl Cluster {
     }
 
     pub fn with(app: Script, setup: Setup) -> Self {
-        let limits =
-            Limits { sessions_budget: setup.sessions_budget, ..Limits::plain(100, 300 * SECOND, 300 * SECOND) };
+        let ttl = setup.history_ttl.unwrap_or(300 * SECOND);
+        let limits = Limits { sessions_budget: setup.sessions_budget, ..Limits::plain(100, ttl, 300 * SECOND) };
         let app = Arc::new(app);
         let fan = Arc::new(Fan::default());
         let broker = MemoryBroker::new(limits.clone(), 60 * SECOND, fan.clone());
