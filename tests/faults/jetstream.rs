@@ -104,10 +104,13 @@ impl JetStream {
 
     /// Waits for a leader that is not this one.
     pub fn wait_leader(&self, not: Option<&str>) -> String {
-        let other = |streams: Vec<Value>| leadership_in(&streams).filter(|(name, _)| Some(name.as_str()) != not);
-        let (name, _) = eventually(PATIENCE, "a leader of the log", || self.of_streams(other))
-            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
-        name
+        eventually(PATIENCE, "a leader of the log", || self.leadership_besides(not.unwrap_or_default()))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()))
+    }
+
+    /// Who leads instead of this one, if somebody does.
+    pub fn leadership_besides(&self, not: &str) -> Option<String> {
+        self.of_streams(|streams| leadership_in(&streams).map(|(name, _)| name).filter(|name| name != not))
     }
 
     /// Waits for a leadership that is not this one: another server's, or the same server's once more.
