@@ -115,6 +115,7 @@ metrics! {
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
+    Counter MEMORY_GIVEN_BACK = "given_back_memory_bytes_total", "bytes of memory that were given back to the system because a burst was over";
     Gauge OPEN_FILES = "open_files_num", "open file descriptors of the process";
     Gauge OPEN_FILES_LIMIT = "open_files_limit_num", "file descriptors that the process may have open";
     Gauge CONNECTIONS = "connections_num", "open connections of clients, publishers and others, of all listeners";
