@@ -23,7 +23,8 @@ pub fn is_apart() -> bool {
 
 /// Why packets cannot be made to vanish here.
 pub fn impossible() -> Option<String> {
-    let tried = Command::new("unshare").args(flags()).args(["sh", "-c", "ip link set lo up && nft list ruleset"]).output();
+    let tried =
+        Command::new("unshare").args(flags()).args(["sh", "-c", "ip link set lo up && nft list ruleset"]).output();
     let why = match tried {
         Ok(output) if output.status.success() => return None,
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),

@@ -82,6 +82,10 @@ const SILENT_WINDOW: u64 = 8;
 const SILENT_PUBLISH: u64 = 2;
 /// How long messages live under [`Fault::FreezeNodeExpiry`], in seconds.
 const SHORT_LIFE: u64 = 2;
+/// `history_ttl` by default, in seconds.
+const LIFE: u64 = 300;
+/// Where nothing is wrong, a message is not on its way for longer, in seconds.
+const LIVE: u64 = 2;
 
 impl Fault {
     pub const ALL: [Self; 27] = [
@@ -225,6 +229,12 @@ impl Fault {
         matches!(self, Self::None | Self::RollingRestart | Self::RollingUpgrade | Self::RollingNats)
     }
 
+    /// Messages per second that the deployment can bear beside it: stores that flush each message are slow by themselves,
+    /// three on one disk all the more.
+    pub fn bearable(self) -> u32 {
+        if self == Self::SlowDisk { 100 } else { u32::MAX }
+    }
+
     /// Options of the checker.
     pub fn arguments(self, setup: Setup) -> Vec<String> {
         let mut all = Vec::new();
@@ -244,7 +254,13 @@ impl Fault {
             all.push(format!("--retry-for={}", SILENT_WINDOW - SILENT_PUBLISH - 1));
         }
         if matches!(self.expected(), Expected::Signalled(_)) {
+            // With the limits known, who is told without having lost anything is found.
             all.push("--allow-rejects".to_owned());
+            all.push(format!("--history-limit={}", crate::deployment::HISTORY_LIMIT));
+            all.push(format!("--history-ttl={LIFE}"));
+        }
+        if self == Self::None {
+            all.push(format!("--live-within={LIVE}"));
         }
         if self == Self::JumpClocks {
             all.push(format!("--clock-jump={CLOCK_JUMP}"));
@@ -256,6 +272,14 @@ impl Fault {
     pub fn prove_by_report(self, checked: &Checked, proof: &mut Proof) {
         let count = |name: &str| checked.count(name);
         match self {
+            Self::None => {
+                for (name, what) in [("transient", "transient messages"), ("whispers", "whispers")] {
+                    let passing = &checked.report[name];
+                    let (expected, lost) = (&passing["expected"], &passing["lost"]);
+                    let all = expected.as_u64() > Some(0) && lost.as_u64() == Some(0);
+                    proof.require(all, format!("{lost} of {expected} {what} lost"));
+                }
+            }
             Self::KillNode | Self::RollingRestart | Self::RollingUpgrade => {
                 let lost = count("connections_lost");
                 proof.require(lost > 0, format!("{lost} connections lost"));

@@ -78,8 +78,8 @@ fn survives_if_possible(setup: Setup, fault: Fault) {
 }
 
 #[test]
-fn a_path_that_is_silent_beyond_the_window_delivers_nothing_twice() {
-    let test = "a_path_that_is_silent_beyond_the_window_delivers_nothing_twice";
+fn row_01_a_path_silent_beyond_the_window_delivers_nothing_twice() {
+    let test = "row_01_a_path_silent_beyond_the_window_delivers_nothing_twice";
     survives_silence(test, Setup::ExternalSingle, Fault::SilentPathBeyond);
 }
 

@@ -110,6 +110,7 @@ impl Plan {
         // Large messages reach the limits of tails, pages and outboxes; few of them are enough.
         let loads = [(400, "100"), (150, "100-2000"), (50, "100-2000"), (50, "100-60000")];
         let (rate, payload) = choose(dice, &loads);
+        let rate = steps.iter().map(|step| step.fault.bearable()).fold(rate, u32::min);
         arguments.push(format!("--rate={rate}"));
         arguments.push(format!("--payload={payload}"));
         if dice.below(4) == 0 {

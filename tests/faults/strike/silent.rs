@@ -55,9 +55,7 @@ impl Scene<'_> {
         let heal_at = Instant::now() + time;
         let leader = self.deployment.jetstream().wait_leader(None);
         self.deployment.paths().silence(&[address_of(number_of(&leader)).into()]);
-        let next = eventually(time, "another leader", || {
-            self.deployment.jetstream().leadership_besides(&leader)
-        });
+        let next = eventually(time, "another leader", || self.deployment.jetstream().leadership_besides(&leader));
         sleep(heal_at.saturating_duration_since(Instant::now()));
         let dropped = self.deployment.paths().heal();
         let what = format!("{dropped} packets between {leader} and the other members vanished in {} s", time.as_secs());
