@@ -9,6 +9,7 @@ use super::socket::Socket;
 use super::unsent;
 use super::upgrade::handshake;
 use crate::hub::{Outbox, OutboxLimits};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
 use crate::protocol::Close;
@@ -134,7 +135,9 @@ impl WebSockets {
                     socket.give_up_after(None);
                     this.serve(socket, parts.read_buf, hello).await;
                 }
-                Err(_) => tracing::error!(context = "ws", "a WebSocket came over an unknown kind of connection"),
+                Err(_) => {
+                    limited!(ERROR, UnknownConnection, "a WebSocket came over an unknown kind of connection")
+                }
             }
         });
         let mut response = Response::new(Body::empty());

@@ -9,6 +9,7 @@
 mod apart;
 mod checker;
 mod counters;
+mod credentials;
 mod deployment;
 mod disk;
 mod encrypted;
