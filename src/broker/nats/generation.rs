@@ -179,13 +179,15 @@ impl Core {
         number: u64,
         known: &mut Vec<ServerAddr>,
     ) -> Result<Connection, SetupError> {
-        let mut servers = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
+        let configured = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
+        let mut servers = configured.clone();
         // Nodes begin at different servers, and a server that just failed us is not the first to be tried again.
         let start = self.config.node.bytes().map(usize::from).sum::<usize>() + number as usize;
         let len = servers.len();
         servers.rotate_left(start % len);
         servers.extend(known.iter().filter(|s| !servers.contains(s)).cloned().collect::<Vec<_>>());
-        let mut last = None;
+        // What is said of an outage is about the same server each time, whichever was tried first: it is news only once.
+        let mut failure: Option<(usize, String)> = None;
         for server in servers {
             let denials = Arc::new(Denials::new(self.names.clone()));
             let link = Link { dead: CancellationToken::new(), slow: Arc::default(), denials: denials.clone() };
@@ -230,16 +232,14 @@ impl Core {
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
                     tracing::debug!(server = shown(&server), %error, "connection attempt failed");
-                    last = Some(match error {
-                        ConnectError::Connect { server, source } => {
-                            format!("cannot connect to NATS at {server}: {source}")
-                        }
-                        ConnectError::Config(text) => text,
-                    });
+                    let place = configured.iter().position(|one| *one == server).unwrap_or(usize::MAX);
+                    if failure.as_ref().is_none_or(|(known, _)| place < *known) {
+                        failure = Some((place, error.to_string()));
+                    }
                 }
             }
         }
-        Err(SetupError::retry(last.unwrap_or_else(|| "no NATS server answers".into())))
+        Err(SetupError::retry(failure.map_or_else(|| "no NATS server answers".into(), |(_, text)| text)))
     }
 
     /// From connecting to the loss of the connection. An error means that it never became usable.

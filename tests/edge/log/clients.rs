@@ -1,57 +1,9 @@
-//! Whatever is sent, the log stays short: of each kind of event one line in ten seconds, and one that says how many more.
+//! Lines that clients, publishers and strangers cause at will.
 
+use super::*;
 use crate::harness::backend::{shared_nats, unused_prefix};
-use crate::harness::proxy::NatsProxy;
-use crate::harness::*;
 use futures_util::StreamExt;
-use serde_json::{Value, json};
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-const PERIOD: Duration = Duration::from_secs(10);
-
-/// What the log of a server holds about one event.
-struct Told {
-    /// Lines with what the event says.
-    lines: u64,
-    /// How many events further lines speak of.
-    counted: u64,
-}
-
-impl Told {
-    fn of(server: &Server, event: &str, says: &str) -> Self {
-        let log = server.log();
-        let lines = log.lines().filter(|line| line.contains(says)).count() as u64;
-        let name = format!("event={event}");
-        let of_event = log.lines().filter(|line| line.contains(&name) && line.contains("more of these in the last"));
-        let number = |line: &str| line.split_once("num=")?.1.split(' ').next()?.parse::<u64>().ok();
-        let counted = of_event.map(|line| number(line).unwrap_or_else(|| panic!("no number in {line}"))).sum();
-        Self { lines, counted }
-    }
-}
-
-/// Ends the server and looks at what it has logged of `number` events since `begun`: nothing is lost, and little is said.
-fn told_once(mut server: Server, begun: Instant, number: u64, event: &str, says: &str) {
-    server.stop();
-    let told = Told::of(&server, event, says);
-    println!("{event}: {} lines for {number}, {} more counted", told.lines, told.counted);
-    let periods = begun.elapsed().as_secs() / PERIOD.as_secs() + 1;
-    assert!((1..=periods).contains(&told.lines), "{} lines in {periods} periods", told.lines);
-    assert_eq!(told.lines + told.counted, number, "lines and events counted");
-}
-
-async fn events(server: &Server, event: &str) -> u64 {
-    server.metric(&format!("log_events_total{{event=\"{event}\"}}")).await.unsigned_abs()
-}
-
-fn server() -> carrick::Builder {
-    Server::on(Backend::Memory).option("metrics_http", "/metrics")
-}
-
-async fn until_end(mut client: Client) {
-    while matches!(client.event().await, client::Event::Frame(_)) {}
-}
 
 #[tokio::test]
 async fn row_17_one_request_is_one_line_and_the_number_comes_though_nothing_follows() {
@@ -95,10 +47,6 @@ async fn row_17_malformed_publications_do_not_fill_the_log() {
     told_once(server, begun, 300, "malformed_publication", "refused a malformed publication");
 }
 
-fn action(identifier: &str) -> Value {
-    json!({"command": "message", "identifier": identifier, "data": "{}"})
-}
-
 #[tokio::test]
 async fn row_17_commands_that_fail_do_not_fill_the_log() {
     let mut app = Application::start(Wire::Http, |call| match call.command() {
@@ -124,28 +72,6 @@ async fn row_17_commands_that_fail_do_not_fill_the_log() {
 }
 
 #[tokio::test]
-async fn row_17_calls_that_are_made_again_do_not_fill_the_log() {
-    let app = Application::start(Wire::Http, |call| match call.command() {
-        "message" => Fault::Cut.into(),
-        _ => Reply::usual(call),
-    });
-    let server = app.server().option("rpc_command_timeout", 400).start();
-    let identifier = json!({"channel": "Chat"}).to_string();
-    let begun = Instant::now();
-    let mut clients = Vec::new();
-    for _ in 0..20 {
-        let mut client = server.connect().await;
-        client.subscribe(&identifier).await;
-        client.send(action(&identifier)).await;
-        clients.push(client);
-    }
-    server.metric_becomes("failed_client_msg_total", 20).await;
-    let repeated = server.metric("rpc_uncertain_retries_total").await.unsigned_abs();
-    assert!(repeated >= 10, "{repeated}");
-    told_once(server, begun, repeated, "call_repeated", "is made again");
-}
-
-#[tokio::test]
 async fn row_17_clients_that_the_application_fails_for_do_not_fill_the_log() {
     let app = Application::start(Wire::Http, |_| Reply::error("no"));
     let server = app.server().start();
@@ -154,22 +80,6 @@ async fn row_17_clients_that_the_application_fails_for_do_not_fill_the_log() {
         until_end(server.dial().open().await).await;
     }
     told_once(server, begun, 100, "authentication_failed", "could not be authenticated");
-}
-
-#[tokio::test]
-async fn row_17_clients_that_leave_do_not_fill_the_log() {
-    let app = Application::start(Wire::Http, |call| match call.method {
-        Method::Disconnect => Reply::error("no"),
-        _ => Reply::usual(call),
-    });
-    let server = app.server().start();
-    let begun = Instant::now();
-    for _ in 0..50 {
-        server.connect().await.drop_hard();
-    }
-    app.called(Method::Disconnect, 50).await;
-    server.metric_becomes("rpc_error_total", 50).await;
-    told_once(server, begun, 50, "disconnect_not_told", "could not be told");
 }
 
 #[tokio::test]
@@ -209,37 +119,6 @@ async fn row_17_sessions_that_cannot_be_used_do_not_fill_the_log() {
         assert_ne!(client.welcome["restored"], true, "{}", client.welcome);
     }
     told_once(server, begun, 50, "unusable_session", "a saved session cannot be used");
-}
-
-/// Each stream keeps one message, and the live one before it is lost.
-#[tokio::test]
-async fn row_17_streams_that_lose_messages_do_not_fill_the_log() {
-    const STREAMS: u64 = 60;
-    let (proxy, prefix) = (NatsProxy::start(shared_nats().address()), unused_prefix());
-    let settings = |builder: carrick::Builder| {
-        let builder = builder.option("history_limit", 1).option("head_check_interval", 60);
-        builder.option("metrics_http", "/metrics")
-    };
-    let publisher = settings(Backend::on_nats(&shared_nats().url(), &prefix)).start();
-    let server = settings(Backend::on_nats(&proxy.url(), &prefix)).start();
-    let mut client = server.connect().await;
-    let streams: BTreeSet<_> = (0..STREAMS).map(|number| format!("chat/{number}")).collect();
-    for stream in &streams {
-        client.subscribe(&public(stream)).await;
-        publisher.publish(stream, json!("before")).await;
-        client.expect_message(&public(stream), json!("before")).await;
-    }
-    let begun = Instant::now();
-    proxy.lose_live(0, STREAMS);
-    for stream in &streams {
-        publisher.publish(stream, json!("lost")).await;
-    }
-    eventually("all were lost on the way", async || (proxy.lost() == STREAMS).then_some(())).await;
-    for stream in &streams {
-        publisher.publish(stream, json!("after")).await;
-    }
-    server.metric_becomes("feed_gaps_lost_total", STREAMS.cast_signed()).await;
-    told_once(server, begun, STREAMS, "messages_lost", "messages were lost before this node");
 }
 
 /// Whoever reaches the port of the embedded nats-server may try to log in.
