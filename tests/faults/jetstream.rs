@@ -13,6 +13,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// An election, or a member that has come back, takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A member that was cut off has been seen to need half of it on a busy machine.
+const WHOLE: Duration = Duration::from_secs(120);
 /// How often it is asked who leads.
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks in a row that must show all copies up to date: a member that has just come back is not taken for granted.
@@ -142,7 +144,7 @@ impl JetStream {
             copies == 1 || cluster["leader"].is_string() && current as u64 + 1 == copies
         };
         let mut steady = 0;
-        eventually(PATIENCE, "all copies up to date", || {
+        eventually(WHOLE, "all copies up to date", || {
             let whole = self.streams().is_some_and(|all| !all.is_empty() && all.iter().all(is_whole));
             steady = if whole { steady + 1 } else { 0 };
             std::thread::sleep(LOOK);
