@@ -13,7 +13,7 @@
 //! drains the frames to the socket, many per write, and is the judge of that time, because it alone knows that the socket
 //! takes no more.
 
-use super::frames::{Frame, FrameQueue, counted};
+use super::frames::{Frame, FrameQueue};
 use crate::broker::Overflow;
 use crate::metrics;
 use crate::protocol::{Close, Encoding, reply};
@@ -66,7 +66,9 @@ pub struct Outbox {
 struct Queue {
     frames: FrameQueue,
     /// The answer to the client's newest ping; the earlier ones need none (RFC 6455 §5.5.3). It goes before the rest.
-    pong: Option<Bytes>,
+    pong: Option<Box<Bytes>>,
+    /// Somebody waits for room.
+    pacing: bool,
     /// Since when it has been at or over its limit; once closing: since when it has been that.
     since: Option<Instant>,
     /// What could be left out was, and the client has not come below its limit yet: no more of the kind.
@@ -141,23 +143,23 @@ impl Outbox {
 
     /// Queues a frame that says that the connection lives.
     pub fn push_sign_of_life(&self, frame: Bytes) {
-        self.push_to(self.queue(), counted(frame), Overflow::Disconnect);
+        self.push_to(self.queue(), Frame::new(frame), Overflow::Disconnect);
     }
 
     /// Queues a frame of this client's own, which cannot be made again.
     pub fn push(&self, frame: Bytes) {
-        self.push_unstored(counted(frame), Overflow::Disconnect);
+        self.push_unstored(Frame::new(frame), Overflow::Disconnect);
     }
 
-    /// Queues a message that is stored nowhere. `frame` is [`counted`] already.
-    pub fn push_unstored(&self, frame: Bytes, overflow: Overflow) {
+    /// Queues a message that is stored nowhere.
+    pub fn push_unstored(&self, frame: Frame, overflow: Overflow) {
         let queue = self.queue();
         if !queue.suspended {
             self.push_to(queue, frame, overflow);
         }
     }
 
-    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes, overflow: Overflow) {
+    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Frame, overflow: Overflow) {
         if queue.is_over() {
             return;
         }
@@ -175,12 +177,11 @@ impl Outbox {
             self.wake_all();
             return;
         }
-        self.enqueue(queue, frame, overflow == Overflow::Drop);
+        self.enqueue(queue, if overflow == Overflow::Drop { frame.droppable() } else { frame });
     }
 
     /// Queues a stored message, unless there is no room: then it stays where it is, and the driver hears of it.
-    /// `frame` is [`counted`] already.
-    pub fn push_stored(&self, frame: Bytes) -> bool {
+    pub fn push_stored(&self, frame: Frame) -> bool {
         let mut queue = self.queue();
         if queue.is_over() || queue.suspended {
             return true;
@@ -194,7 +195,7 @@ impl Outbox {
             }
             return false;
         }
-        self.enqueue(queue, frame, false);
+        self.enqueue(queue, frame);
         true
     }
 
@@ -205,17 +206,17 @@ impl Outbox {
             return;
         }
         let wake = queue.is_empty();
-        queue.pong = Some(frame);
+        queue.pong = Some(Box::new(frame));
         drop(queue);
         if wake {
             self.writer.wake();
         }
     }
 
-    fn enqueue(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes, droppable: bool) {
+    fn enqueue(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Frame) {
         // A writer that has something to take comes back by itself.
         let wake = queue.is_empty();
-        queue.frames.push(Frame { bytes: frame, droppable });
+        queue.frames.push(frame);
         if queue.since.is_none() && queue.total() >= self.limits.pending {
             queue.since = Some(Instant::now());
         }
@@ -262,7 +263,7 @@ impl Outbox {
 
     fn end(&self, queue: &mut Queue, close: Close) {
         for frame in reply::farewell(self.encoding, close) {
-            queue.frames.push(Frame { bytes: counted(frame), droppable: false });
+            queue.frames.push(Frame::new(frame));
         }
         queue.closing = Some(close);
         queue.since = Some(Instant::now());
@@ -324,36 +325,45 @@ impl Outbox {
     /// Ready when fewer than `bytes` wait, or nothing more can be sent.
     pub fn poll_below(&self, cx: &mut Context<'_>, bytes: usize) -> Poll<()> {
         self.pacer.register(cx.waker());
-        let queue = self.queue();
-        if queue.frames.bytes < bytes || queue.is_over() { Poll::Ready(()) } else { Poll::Pending }
+        let mut queue = self.queue();
+        if queue.frames.bytes < bytes || queue.is_over() {
+            return Poll::Ready(());
+        }
+        queue.pacing = true;
+        Poll::Pending
     }
 
     /// Takes up to `most` frames into `into`, about [`BYTES_PER_TAKE`]. Ready with `true` when some were taken, with `false`
     /// when the end was reached (closing and drained, or dead).
-    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Bytes>, most: usize) -> Poll<bool> {
+    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Frame>, most: usize) -> Poll<bool> {
         self.writer.register(cx.waker());
         let mut queue = self.queue();
         if queue.dead {
             return Poll::Ready(false);
         }
-        let before = into.len();
-        let mut bytes = 0;
-        into.extend(queue.pong.take());
-        while into.len() - before < most && bytes < BYTES_PER_TAKE {
-            let Some(frame) = queue.frames.pop() else { break };
-            bytes += frame.len();
-            into.push_back(frame);
-        }
-        if into.len() == before {
+        if queue.is_empty() {
+            queue.frames.give_back_places();
             return if queue.closing.is_some() { Poll::Ready(false) } else { Poll::Pending };
         }
-        if queue.closing.is_none() && queue.total() < self.limits.pending {
+        let before = into.len();
+        into.extend(queue.pong.take().map(|pong| Frame::new(*pong)));
+        if !queue.frames.take_all(into, most, BYTES_PER_TAKE) {
+            let mut bytes = 0;
+            while into.len() - before < most && bytes < BYTES_PER_TAKE {
+                let Some(frame) = queue.frames.pop() else { break };
+                bytes += frame.len();
+                into.push_back(frame);
+            }
+        }
+        if queue.since.is_some() && queue.closing.is_none() && queue.total() < self.limits.pending {
             queue.since = None;
             queue.strict = false;
         }
-        queue.frames.give_back_places();
+        let pacing = std::mem::take(&mut queue.pacing);
         drop(queue);
-        self.pacer.wake();
+        if pacing {
+            self.pacer.wake();
+        }
         Poll::Ready(true)
     }
 
@@ -398,11 +408,15 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    fn frame(bytes: usize) -> Bytes {
-        counted(Bytes::from(vec![b'x'; bytes]))
+    fn bytes(number: usize) -> Bytes {
+        Bytes::from(vec![b'x'; number])
     }
 
-    fn take_frames(outbox: &Outbox, most: usize) -> Vec<Bytes> {
+    fn frame(number: usize) -> Frame {
+        Frame::new(bytes(number))
+    }
+
+    fn take_frames(outbox: &Outbox, most: usize) -> Vec<Frame> {
         let mut frames = VecDeque::new();
         let _ = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, most);
         frames.into()
@@ -437,7 +451,7 @@ mod tests {
     fn row_04_what_one_step_queues_makes_nobody_slow() {
         let outbox = Outbox::new(Encoding::Json, 10_000);
         for _ in 0..50 {
-            outbox.push(frame(1_000));
+            outbox.push(bytes(1_000));
         }
         assert_eq!(outbox.closing(), None);
         assert_eq!(take_frames(&outbox, 100).len(), 50);
@@ -447,7 +461,7 @@ mod tests {
     fn row_04_eight_times_the_limit_is_too_much_at_once() {
         let outbox = Outbox::new(Encoding::Json, 10_000);
         for _ in 0..100 {
-            outbox.push(frame(1_000));
+            outbox.push(bytes(1_000));
         }
         assert_eq!(outbox.closing(), Some(Close::TooSlow));
         let frames = take(&outbox);
@@ -460,7 +474,7 @@ mod tests {
         let outbox = Outbox::new(Encoding::Json, 10_000);
         let start = Instant::now();
         for _ in 0..20 {
-            outbox.push(frame(1_000));
+            outbox.push(bytes(1_000));
         }
         assert_eq!(outbox.deadline(PATIENCE), Some(start + PATIENCE));
         assert!(!outbox.judge(start + PATIENCE - Duration::from_millis(1), PATIENCE));
@@ -472,7 +486,7 @@ mod tests {
         assert_eq!(outbox.deadline(PATIENCE), None);
         tokio::time::advance(PATIENCE).await;
         for _ in 0..10 {
-            outbox.push(frame(1_000));
+            outbox.push(bytes(1_000));
         }
         assert_eq!(outbox.deadline(PATIENCE), Some(Instant::now() + PATIENCE));
         assert!(outbox.judge(Instant::now() + PATIENCE, PATIENCE));
@@ -486,7 +500,7 @@ mod tests {
         assert_eq!(taken, 9, "of 1,128 bytes each, over the limit by less than one");
         assert_eq!((signal(&outbox), signal(&outbox)), (Some(Signal::Stalled), None));
         // Replies still find their way.
-        outbox.push(frame(10));
+        outbox.push(bytes(10));
         take_frames(&outbox, 2);
         assert!(outbox.push_stored(frame(1_000)));
         assert_eq!(outbox.closing(), None);
@@ -495,7 +509,7 @@ mod tests {
     #[test]
     fn row_04_frames_count_with_their_overhead() {
         let outbox = Outbox::new(Encoding::Json, 0);
-        outbox.push(frame(2));
+        outbox.push(bytes(2));
         assert_eq!(outbox.pending(), 2 + super::super::frames::FRAME_OVERHEAD);
         take_frames(&outbox, 1);
         assert_eq!(outbox.pending(), 0);
@@ -510,7 +524,7 @@ mod tests {
         }
         let frames = take_frames(&outbox, 100);
         assert_eq!(frames.len(), 2);
-        assert_eq!(frames[0], pong_frame(&9_999u32.to_be_bytes()));
+        assert_eq!(*frames[0], *pong_frame(&9_999u32.to_be_bytes()));
     }
 
     #[test]
@@ -550,12 +564,12 @@ mod tests {
         let limits = OutboxLimits { pending: 10_000, total: 1 };
         let outbox = Outbox::within(Encoding::Json, limits);
         while outbox.pending() < 10_000 {
-            outbox.push(frame(1_000));
+            outbox.push(bytes(1_000));
         }
         assert_eq!(outbox.closing(), None, "it was not over its own limit");
         outbox.push_unstored(frame(1_000), Overflow::Drop);
         assert_eq!(outbox.closing(), None, "that one was left out");
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
         assert_eq!(outbox.closing(), Some(Close::TooSlow));
         let unlimited = Outbox::within(Encoding::Json, OutboxLimits { pending: 0, ..limits });
         let taken = (0..100).filter(|_| unlimited.push_stored(frame(10_000))).count();
