@@ -1,7 +1,9 @@
 //! One encoding of each message for all who get the same bytes.
 
 use super::frames::Frame;
+use super::herd::{Herd, Key};
 use super::receiver::Identifier;
+use super::stream::CursorId;
 use crate::protocol::encoding::{EncodedPosition, json_text};
 use crate::protocol::{Encoding, Epoch, Message, StreamName};
 use slab::Slab;
@@ -36,6 +38,7 @@ pub struct Fanout {
     lookup: HashMap<(Arc<Identifier>, Encoding), GroupId>,
     /// Groups that hold a frame.
     encoded: Vec<GroupId>,
+    herd: Herd,
 }
 
 impl Fanout {
@@ -46,11 +49,27 @@ impl Fanout {
             groups: Slab::new(),
             lookup: HashMap::new(),
             encoded: Vec::new(),
+            herd: Herd::default(),
         }
     }
 
     pub fn set_epoch(&mut self, epoch: &Epoch) {
         self.epoch_json = json_text(epoch.as_str());
+        self.herd.clear();
+    }
+
+    /// A cursor is sent what it has not had, until [`Self::end_replay`].
+    pub fn begin_replay(&mut self, id: CursorId) {
+        self.herd.begin(id);
+    }
+
+    pub fn end_replay(&mut self) {
+        self.herd.end();
+    }
+
+    /// Lets go of what was kept for cursors that catch up together, if none has for a while. Called from time to time.
+    pub fn forget_herd(&mut self) {
+        self.herd.forget();
     }
 
     pub fn join(&mut self, identifier: &Arc<Identifier>, encoding: Encoding) -> GroupId {
@@ -68,6 +87,8 @@ impl Fanout {
         group.members -= 1;
         if group.members == 0 {
             let group = self.groups.remove(id as usize);
+            // The next group gets its number.
+            self.herd.clear();
             self.lookup.remove(&(group.identifier, group.encoding));
         }
     }
@@ -87,14 +108,21 @@ impl Fanout {
             self.encoded.push(id);
         }
         let slot = if positioned { &mut group.positioned } else { &mut group.plain };
+        let herd = &mut self.herd;
         slot.get_or_insert_with(|| {
+            let key = Key { offset: message.offset, group: id, positioned };
+            if let Some(frame) = herd.get(key) {
+                return frame;
+            }
             let position = positioned.then_some(EncodedPosition {
                 stream_json: &self.stream_json,
                 epoch_json: &self.epoch_json,
                 offset: message.offset,
             });
             let kind = message.meta.broadcast_type.as_deref();
-            Frame::new(group.encoding.delivery(&group.identifier.json, kind, &message.payload, position))
+            let frame = Frame::new(group.encoding.delivery(&group.identifier.json, kind, &message.payload, position));
+            herd.keep(key, &frame);
+            frame
         })
         .clone()
     }

@@ -42,6 +42,11 @@ impl Frame {
         Self { encoded: Arc::new(Encoded(frame)), droppable: false }
     }
 
+    /// Bytes of memory that it holds, whoever shares it.
+    pub fn held(&self) -> i64 {
+        held(&self.encoded.0)
+    }
+
     /// The same frame; it may be left out for a client that does not keep up.
     pub fn droppable(mut self) -> Self {
         self.droppable = true;

@@ -20,6 +20,7 @@
 pub mod cursor;
 mod fanout;
 mod frames;
+mod herd;
 mod history;
 mod members;
 mod open;

@@ -422,8 +422,9 @@ impl Stream {
         }
     }
 
-    /// Lets go of pages that were read a while ago.
+    /// Lets go of what was read, and made, for those who caught up a while ago.
     pub fn expire_pages(&mut self, now: Instant) {
+        self.fanout.forget_herd();
         if self.pages.as_mut().is_some_and(|pages| pages.expire(now)) {
             self.pages = None;
         }

@@ -120,6 +120,7 @@ metrics! {
     Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
     Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because more than their limit was queued for too long, or far more at once";
     SplitGauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
+    Gauge REPLAY_FRAMES = "replay_frames_bytes", "bytes of memory that finished messages hold which are kept for a moment for clients that catch up together; part of client_pending_bytes";
     Counter PACED = "paced_total", "times that a client's stored messages began to wait in the log because enough was queued for it";
     Counter UNSTORED_DROPPED = "unstored_dropped_total", "whispers and other unstored messages that a client missed because it did not keep up";
     Counter WHISPERS_DROPPED = "whispers_dropped_total", "whispers of clients that sent more than max_whisper_rate";

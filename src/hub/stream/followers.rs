@@ -119,6 +119,15 @@ impl Stream {
         if cursor.is_held() || !self.opened || (which == Which::Paced && !cursor.is_paced()) {
             return Pump::Held;
         }
+        self.fanout.begin_replay(id);
+        let pumped = self.catch_up(id, budget);
+        self.fanout.end_replay();
+        pumped
+    }
+
+    /// See [`Self::pump`].
+    fn catch_up(&mut self, id: CursorId, budget: usize) -> Pump {
+        let Some(cursor) = self.cursors.get_mut(id) else { return Pump::Live };
         if !cursor.send_backlog(budget, &mut self.fanout) {
             return Pump::Paced { within_page: true };
         }
