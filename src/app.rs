@@ -13,6 +13,7 @@ use crate::config::{
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
 use crate::ingest::http::{HttpBroadcast, HttpBroadcastConfig};
+use crate::log_limit::Summaries;
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::files;
 use crate::ops::health::{Health, HealthConfig};
@@ -48,6 +49,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let budget = config.app.shutdown_timeout;
     let delay = config.app.shutdown_delay;
+    let _summaries = Summaries::start();
     let app = App::start(config).await?;
     let signal = tokio::select! {
         signal = signals.next() => signal,

@@ -37,6 +37,7 @@ pub fn end_process(part: &'static str) -> ! {
         part,
         "a part that the server cannot do without has panicked; the process ends, so that it is started anew"
     );
+    crate::log_limit::tell_all();
     // A test process has other tests to run.
     #[cfg(test)]
     panic!("{part} has panicked");

@@ -3,7 +3,7 @@
 //!
 //! The tree in reading order (left may use right, never back):
 //! `main → cli → app → {transport, ingest, ops} → node → {session, hub, auth} → broker → nats`, all of them on
-//! `protocol`; `critical`, `metrics` and `secret` are leaves that anyone may use.
+//! `protocol`; `critical`, `log_limit`, `metrics` and `secret` are leaves that anyone may use.
 
 /// Composition root: configuration → parts → listeners → drain.
 pub mod app;
@@ -39,6 +39,8 @@ pub mod rpc;
 
 /// Tasks that the process cannot do without.
 pub mod critical;
+/// Log lines that somebody outside can cause at will.
+pub mod log_limit;
 /// Counters and gauges.
 pub mod metrics;
 pub mod protocol;

@@ -15,6 +15,7 @@ use super::{
     AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Overflow,
     Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
+use crate::log_limit::limited;
 use crate::protocol::{Epoch, Message, Payload, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -103,8 +104,9 @@ impl MemoryBroker {
     fn storage_full(&self) -> AppendError {
         let limit = self.room.limit();
         if self.room.is_newly_full() {
-            tracing::warn!(
-                context = "broker",
+            limited!(
+                WARN,
+                MemoryFull,
                 limit,
                 "the memory for history is full, publications are refused: raise memory_history_size, or lower \
                  history_limit or history_ttl"

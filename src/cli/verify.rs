@@ -4,7 +4,7 @@ use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
-use crate::client::check::{Check, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
+use crate::client::check::{Check, Credentials, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -26,6 +26,8 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 const LATEST_JUMP: Duration = Duration::from_secs(5);
 /// What can be left away.
 const WITHOUT: [&str; 6] = ["batches", "transient", "exclusion", "whispers", "removals", "base"];
+/// Clients' tokens are valid for so much longer than is published.
+const TOKEN_SPARE: Duration = Duration::from_secs(3_600);
 /// Sources per stream: several, so that their order is not that of one connection.
 const LANES: u16 = 2;
 
@@ -74,6 +76,24 @@ pub fn command() -> Command {
                 .value_name("SECRET")
                 .help("The application's secret: signs stream names, and the publishing key follows from it"),
         )
+        .arg(
+            Arg::new("jwt-secret")
+                .long("jwt-secret")
+                .value_name("SECRET")
+                .conflicts_with("identifiers")
+                .help("Gives each client a token of its own, signed with this; without it they show what --url holds"),
+        )
+        .arg(
+            Arg::new("jwt-param")
+                .long("jwt-param")
+                .value_name("NAME")
+                .default_value("jid")
+                .help("Query parameter with the token"),
+        )
+        .arg(Arg::new("identifiers").long("identifiers").value_name("TEMPLATE").help(
+            "Connection identifiers that the application gives client {client}, whose number stands for {client} in \
+             --url, too: for remote disconnects",
+        ))
         .arg(Arg::new("key").long("key").value_name("KEY").help("Key of the broadcast endpoint"))
         .arg(
             Arg::new("public-streams")
@@ -236,6 +256,17 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
     let members = number("clients")? as usize;
+    let duration = seconds("duration")?;
+    let credentials = match (matches.get_one::<String>("jwt-secret"), matches.get_one::<String>("identifiers")) {
+        (Some(secret), _) => Credentials::Tokens {
+            secret: secret.as_str().into(),
+            param: matches.get_one::<String>("jwt-param").cloned().context("has a default")?,
+            run: run.clone(),
+            valid: duration + TOKEN_SPARE,
+        },
+        (None, Some(identifiers)) => Credentials::Named { identifiers: identifiers.clone() },
+        (None, None) => Credentials::Common,
+    };
     Ok(Plan {
         urls,
         outlet: Outlet {
@@ -255,6 +286,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
             silents: if drops == Drops::Random { members / 8 } else { 0 },
             bases: if with("base") { members.div_ceil(10) } else { 0 },
             secret: secret.filter(|_| !matches.get_flag("public-streams")).cloned(),
+            credentials,
         },
         pace: Pace {
             lanes: LANES,
@@ -269,7 +301,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
             },
         },
         habits: Habits { drops, stay: range("stay")?, away: range("away")?, history: true, whispers: false },
-        duration: seconds("duration")?,
+        duration,
         turn: seconds("turn")?.max(Duration::from_secs(1)),
         patience: seconds("patience")?,
         losses_may_be_told: matches.get_flag("allow-rejects") || limits.is_some(),
@@ -284,7 +316,7 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
         Some(secret) => signed_identifier(secret, &stream),
         None => public_identifier(&stream),
     };
-    let features = probe(&plan.urls, &plan.outlet, &stream, &identifier).await?;
+    let features = probe(&plan.urls, &plan.roster.credentials, &plan.outlet, &stream, &identifier).await?;
     if !(features.history && features.positions) && plan.habits.drops != Drops::Never {
         return Err(Unable::new(
             "the server keeps no history (is its broker off?): messages that clients miss while they are away cannot \

@@ -21,10 +21,14 @@ pub struct Key {
     pub positioned: bool,
 }
 
+/// Odd, with bits of both kinds everywhere.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Key {
     /// A place that neighbouring messages do not share, whatever lies between them in the log.
     fn place(self) -> usize {
-        let mixed = (self.offset ^ (u64::from(self.group) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.offset ^ (u64::from(self.group) << 40)).wrapping_mul(MIX);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(MIX);
         usize::try_from(mixed >> (u64::BITS - PLACES_BITS)).unwrap_or_default()
     }
 }

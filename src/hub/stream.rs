@@ -12,6 +12,7 @@ use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
 use super::tail::{Tail, TailLimits};
 use crate::broker::{Behind, Head, Logs, Looked, Overflow, StoreTime};
+use crate::log_limit::{limited, shorten};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, Position, StreamName};
 use slab::Slab;
@@ -377,7 +378,14 @@ impl Stream {
     /// Messages up to `resume` were lost for good: tell everybody who had been promised them.
     fn lose(&mut self, resume: u64) {
         metrics::GAPS_LOST.inc();
-        tracing::warn!(context = "broker", stream = ?self.name, after = self.complete_to, "messages were lost before this node could read them; clients are told");
+        let stream = self.name.as_str();
+        limited!(
+            WARN,
+            MessagesLost,
+            stream = ?shorten(stream),
+            after = self.complete_to,
+            "messages were lost before this node could read them; clients are told"
+        );
         self.tail.restart(resume);
         self.complete_to = resume;
         // Any of the lost ones may have been the newest: nothing before `resume` is known to be followed by nothing.

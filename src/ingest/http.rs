@@ -9,6 +9,7 @@ use super::payload::{self, Payload};
 use super::{answer, cors};
 use crate::auth::Secrets;
 use crate::broker::{AppendError, Broker};
+use crate::log_limit::limited;
 use crate::metrics::{MALFORMED_PUBLICATIONS, PAGES_REFUSED, PUBLICATIONS};
 use crate::node::publish::publish_all;
 use crate::protocol::ShownWord;
@@ -169,7 +170,7 @@ impl HttpBroadcast {
                 Err(error) => answer::failed(&error),
             },
             Payload::OtherCommand(name) => {
-                tracing::warn!(command = %ShownWord(&name), "ignored an unknown remote command");
+                limited!(WARN, UnknownRemoteCommand, command = %ShownWord(&name), "ignored an unknown remote command");
                 answer::command(&name, true)
             }
         }
@@ -213,7 +214,7 @@ impl HttpBody for Held {
 
 fn malformed(reason: &str) -> Response {
     MALFORMED_PUBLICATIONS.inc();
-    tracing::warn!(reason, "refused a malformed publication");
+    limited!(WARN, MalformedPublication, reason, "refused a malformed publication");
     answer::refused(StatusCode::UNPROCESSABLE_ENTITY, reason)
 }
 

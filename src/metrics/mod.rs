@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    pub const fn at_zero() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
@@ -85,7 +89,7 @@ macro_rules! metrics {
 
         /// Every metric with its present value, for a page, a log line or a test.
         pub fn snapshot() -> Vec<Sample> {
-            vec![$(Sample { name: $name, help: $help, value: $ident.get() as i64, kind: metrics!(@kind $kind) },)*]
+            vec![$(Sample { name: $name, help: $help, value: $ident.get() as i64, kind: metrics!(@kind $kind), label: None },)*]
         }
     };
     (@zero Counter) => { Counter(AtomicU64::new(0)) };
@@ -102,6 +106,8 @@ pub struct Sample {
     pub value: i64,
     /// `Counter` or `Gauge`.
     pub kind: &'static str,
+    /// Name and value, where several samples share the metric's name: they follow one another.
+    pub label: Option<(&'static str, &'static str)>,
 }
 
 metrics! {

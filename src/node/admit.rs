@@ -4,6 +4,7 @@ use super::save::unix_ms;
 use super::{Hello, Node};
 use crate::auth::jwt::{Claims, Jwt, TokenFault};
 use crate::hub::Outbox;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, Sid};
 use crate::rpc::{Connected, Env, Outcome, State};
@@ -91,7 +92,7 @@ async fn by_application(node: &Node, hello: &Hello, sid: &Sid, outbox: &Outbox) 
         answer = application.connect(sid, env) => answer,
     };
     let Connected { outcome, identifiers, transmissions, cstate } = answer.map_err(|error| {
-        tracing::warn!(context = "node", %sid, %error, "a client could not be authenticated");
+        limited!(WARN, AuthenticationFailed, %sid, %error, "a client could not be authenticated");
         Close::AuthError
     })?;
     match outcome {

@@ -3,6 +3,7 @@
 use super::client::Client;
 use crate::broker::Unavailable;
 use crate::hub::Identifier;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, HistoryRequest, ShownIdentifier, StreamName};
 use crate::rpc::{Application, CommandCall, CommandEffects, CommandKind, Env, Outcome, PresenceChange};
@@ -38,7 +39,8 @@ impl Client {
             Ok(effects) => Some(effects),
             Err(error) => {
                 metrics::FAILED_CLIENT_MSG.inc();
-                tracing::warn!(context = "node", %sid, identifier = %ShownIdentifier(identifier), ?kind, %error, "a command failed");
+                let identifier = ShownIdentifier(identifier);
+                limited!(WARN, CommandFailed, %sid, %identifier, ?kind, %error, "a command failed");
                 None
             }
         }
@@ -159,7 +161,8 @@ impl Client {
         if let Some(change) = change
             && !self.state().session.set_presence(identifier, change)
         {
-            tracing::warn!(context = "node", identifier = %ShownIdentifier(identifier), "presence without a stream: its state has no `$p`");
+            let identifier = ShownIdentifier(identifier);
+            limited!(WARN, PresenceWithoutStream, %identifier, "presence without a stream: its state has no `$p`");
         }
     }
 }

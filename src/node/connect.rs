@@ -8,6 +8,7 @@ use super::save::unix_ms;
 use crate::auth::jwt::Token;
 use crate::broker::{SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, Position, Sid, StreamName, Subprotocol, random_text, reply};
 use crate::rpc::Env;
@@ -108,7 +109,7 @@ async fn restore(
         Ok(saved) => saved,
         Err(error) => {
             metrics::SESSIONS_NOT_RESTORED.inc();
-            tracing::warn!(context = "node", %error, "a saved session cannot be used; the client authenticates");
+            limited!(WARN, UnusableSession, %error, "a saved session cannot be used; the client authenticates");
             return Ok(None);
         }
     };

@@ -10,6 +10,7 @@ use super::client::Client;
 use crate::broker::SessionKey;
 use crate::critical::critical;
 use crate::hub::Hub;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::Sid;
 use crate::rpc::{Application, DisconnectCall};
@@ -188,8 +189,8 @@ impl Farewells {
         let noting = self.hub.broker().save_session(&key, Bytes::from_static(b"restored"), None);
         match tokio::time::timeout(NOTE_WAIT, noting).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(context = "disconnector", %error, "a restore could not be noted"),
-            Err(_) => tracing::warn!(context = "disconnector", "a restore could not be noted in time"),
+            Ok(Err(error)) => limited!(WARN, RestoreNotNoted, %error, "a restore could not be noted"),
+            Err(_) => limited!(WARN, RestoreNotNoted, "a restore could not be noted in time"),
         }
     }
 

@@ -23,9 +23,6 @@ const NOISY: [&str; 4] = ["hyper", "rustls", "tungstenite", "tokio_tungstenite"]
 /// broker says what matters.
 const MISLEADING: &str = "async_nats";
 
-/// Longest part of a payload that a record shows, in characters.
-const SHOWN: usize = 100;
-
 /// Sends the process's records to stdout from now on. Call once, before the first record.
 pub fn init(logging: &Logging, node_id: &str) {
     let coloured = logging.format == LogFormat::Text && std::io::stdout().is_terminal();
@@ -53,17 +50,6 @@ where
         .with_target(MISLEADING, misleading);
     let records = Records { format: logging.format, node_id: node_id.to_owned(), coloured, writer };
     tracing_subscriber::registry().with(records.with_filter(targets))
-}
-
-/// A payload for a record: its first 100 characters, and how many more there are.
-pub fn shorten(payload: &str) -> Cow<'_, str> {
-    match payload.char_indices().nth(SHOWN) {
-        None => Cow::Borrowed(payload),
-        Some((end, _)) => {
-            let (shown, rest) = payload.split_at(end);
-            Cow::Owned(format!("{shown}...({})", rest.chars().count()))
-        }
-    }
 }
 
 struct Records<W> {
@@ -391,11 +377,5 @@ mod tests {
         assert_eq!(component("carrick::nats::embedded"), "enats");
         assert_eq!(component("carrick::session"), "node");
         assert_eq!(component("async_nats::connector"), "async_nats");
-    }
-
-    #[test]
-    fn long_payloads_are_cut() {
-        assert_eq!(shorten("short"), "short");
-        assert_eq!(shorten(&"ж".repeat(103)), format!("{}...(3)", "ж".repeat(100)));
     }
 }

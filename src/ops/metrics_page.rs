@@ -1,6 +1,6 @@
 //! The metrics page for Prometheus: text format, names as AnyCable's dashboards expect them.
 
-use crate::metrics;
+use crate::{log_limit, metrics};
 use axum::Router;
 use axum::routing;
 use http::header::CONTENT_TYPE;
@@ -15,7 +15,8 @@ pub fn router(path: &str, tags: &[(String, String)]) -> Router {
         path,
         routing::get(move || {
             super::files::measure();
-            let mut page = page(&metrics::snapshot(), &labels);
+            let samples: Vec<_> = metrics::snapshot().into_iter().chain(log_limit::samples()).collect();
+            let mut page = page(&samples, &labels);
             for (name, help, histogram) in metrics::histograms() {
                 page += &histogram_block(name, help, &histogram.read(), &labels);
             }
@@ -36,22 +37,33 @@ fn labels(tags: &[(String, String)]) -> String {
 
 fn page(samples: &[metrics::Sample], labels: &str) -> String {
     let mut page = String::new();
-    for metrics::Sample { name, help, value, kind } in samples {
-        let kind = kind.to_ascii_lowercase();
-        write!(page, "\n# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n{PREFIX}{name}{labels} {value}\n")
-            .expect("writing to a string cannot fail");
+    let mut block = "";
+    for metrics::Sample { name, help, value, kind, label } in samples {
+        if *name != block {
+            let kind = kind.to_ascii_lowercase();
+            write!(page, "\n# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n")
+                .expect("writing to a string cannot fail");
+            block = name;
+        }
+        let labels = label.map_or(labels.to_owned(), |(label, value)| with_label(labels, label, value));
+        writeln!(page, "{PREFIX}{name}{labels} {value}").expect("writing to a string cannot fail");
     }
     page
+}
+
+/// A label of the metric's own beside the configured ones. Its value needs no escaping.
+fn with_label(labels: &str, name: &str, value: &str) -> String {
+    let others = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
+    let others = others.map_or(String::new(), |others| format!("{others}, "));
+    format!("{{{others}{name}=\"{value}\"}}")
 }
 
 /// Buckets by their upper bound, then sum and count. A bucket's bound is a label beside the configured ones.
 fn histogram_block(name: &str, help: &str, reading: &metrics::Reading, labels: &str) -> String {
     let mut block = format!("\n# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} histogram\n");
-    let others = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
-    let others = others.map_or(String::new(), |others| format!("{others}, "));
     let bounds = metrics::BOUNDS.iter().map(|(_, shown)| *shown).chain(["+Inf"]);
     for (bound, count) in bounds.zip(reading.cumulative) {
-        writeln!(block, "{PREFIX}{name}_bucket{{{others}le=\"{bound}\"}} {count}")
+        writeln!(block, "{PREFIX}{name}_bucket{} {count}", with_label(labels, "le", bound))
             .expect("writing to a string cannot fail");
     }
     let (seconds, micros) = (reading.micros / 1_000_000, reading.micros % 1_000_000);
@@ -72,8 +84,8 @@ mod tests {
     #[test]
     fn one_block_per_metric() {
         let samples = [
-            Sample { name: "clients_num", help: "authenticated sessions", value: 3, kind: "Gauge" },
-            Sample { name: "client_msg_total", help: "commands", value: 7, kind: "Counter" },
+            Sample { name: "clients_num", help: "authenticated sessions", value: 3, kind: "Gauge", label: None },
+            Sample { name: "client_msg_total", help: "commands", value: 7, kind: "Counter", label: None },
         ];
         let tags = [("env".to_owned(), "prod".to_owned()), ("zone".to_owned(), "a\"b".to_owned())];
         let expected = "\n# HELP anycable_go_clients_num authenticated sessions\n\
@@ -84,6 +96,22 @@ mod tests {
             anycable_go_client_msg_total{env=\"prod\", zone=\"a\\\"b\"} 7\n";
         assert_eq!(page(&samples, &labels(&tags)), expected);
         assert!(page(&samples, &labels(&[])).contains("anycable_go_clients_num 3\n"));
+    }
+
+    #[test]
+    fn samples_of_one_name_share_a_block() {
+        let sample = |event, value| Sample {
+            name: "log_events_total",
+            help: "events",
+            value,
+            kind: "Counter",
+            label: Some(("event", event)),
+        };
+        let samples = [sample("a", 3), sample("b", 0)];
+        let head = "\n# HELP anycable_go_log_events_total events\n# TYPE anycable_go_log_events_total counter\n";
+        let rows = "anycable_go_log_events_total{event=\"a\"} 3\nanycable_go_log_events_total{event=\"b\"} 0\n";
+        assert_eq!(page(&samples, ""), format!("{head}{rows}"));
+        assert!(page(&samples, "{env=\"x\"}").contains("total{env=\"x\", event=\"a\"} 3\n"));
     }
 
     #[test]

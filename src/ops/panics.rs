@@ -1,9 +1,19 @@
 //! Panics in the log: one line that says where and what, counted, without what may be a secret.
+//!
+//! Whoever knows how to bring a panic about may do so as often as he likes: the first one at each place of the source is
+//! always told, further ones are [limited](crate::log_limit).
 
+use crate::log_limit::Event;
 use crate::metrics;
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::collections::BTreeSet;
 use std::panic::{self, PanicHookInfo};
+use std::sync::{Mutex, PoisonError};
+use tracing::Level;
+
+/// Where panics have been, as places of the source: no more than the program has.
+static PLACES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// From now on panics are logged in place of being printed. Call once, after the log was set up.
 pub fn log_them() {
@@ -13,6 +23,10 @@ pub fn log_them() {
 fn record(panic: &PanicHookInfo<'_>) {
     metrics::PANICS.inc();
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let is_new = PLACES.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone());
+    if !is_new && !Event::Panic.admit(Level::ERROR) {
+        return;
+    }
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
     let task = tokio::task::try_id().map(|id| id.to_string()).unwrap_or_default();
     let said = gist(panic.payload());

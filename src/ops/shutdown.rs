@@ -3,6 +3,7 @@
 //! The first SIGINT or SIGTERM starts the shutdown; a second one ends the process at once.
 
 use crate::critical::critical;
+use crate::log_limit;
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,6 +35,7 @@ impl Signals {
         tokio::spawn(critical("app.signals", async move {
             let name = self.next().await;
             tracing::info!(signal = name, "Immediate termination requested. Stopped");
+            log_limit::tell_all();
             std::process::exit(0);
         }))
     }

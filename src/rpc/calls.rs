@@ -3,6 +3,7 @@
 use super::RpcError;
 use super::capacity::{Capacity, Concurrency};
 use super::proto;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::Sid;
 use crate::secret::Secret;
@@ -132,12 +133,12 @@ impl Calls {
             if uncertain {
                 metrics::RPC_UNCERTAIN_RETRIES.inc();
                 let What { method, sid, .. } = what;
-                let reason = what.scrubbed(reason, self.secret.as_ref());
-                tracing::warn!(
-                    context = "rpc",
+                limited!(
+                    WARN,
+                    CallRepeated,
                     %sid,
                     method,
-                    %reason,
+                    reason = what.scrubbed(reason, self.secret.as_ref()),
                     "a call that the application may have executed is made again"
                 );
             }

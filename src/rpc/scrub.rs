@@ -3,14 +3,18 @@
 use super::RpcError;
 use super::calls::What;
 use super::proto;
+use crate::log_limit::shorten_to;
 use crate::protocol::ShownIdentifier;
 use crate::secret::Secret;
 
 /// Shorter values are no credentials, and would tear words apart.
 const SHORTEST: usize = 8;
 
+/// Characters of an error text that are passed on: an application can answer with megabytes.
+const LONGEST: usize = 1_000;
+
 impl What<'_> {
-    /// `text` with `ours` (what we authenticate by), the session's id, the identifier's credentials, and the values of the
+    /// `text`, cut, with `ours` (what we authenticate by), the session's id, the identifier's credentials, and the values of the
     /// request's headers, cookies and query replaced.
     pub fn scrubbed(&self, text: String, ours: Option<&Secret>) -> String {
         let mut secrets = Vec::from_iter(ours.map(|secret| secret.expose().to_owned()));
@@ -30,7 +34,8 @@ impl What<'_> {
         for secret in secrets {
             text = text.replace(&secret, "***");
         }
-        text
+        // Last: half a secret would not be found.
+        shorten_to(&text, LONGEST).into_owned()
     }
 
     /// The error with every text of it [scrubbed](Self::scrubbed).
@@ -112,5 +117,14 @@ mod tests {
         let channel = ShownIdentifier(identifier).to_string();
         assert!(text.starts_with(&format!("no {channel} for {sid} at /cable?jid=***&x=1 with ***, ***")), "{text}");
         assert!(text.contains("from 10.0.0.99"), "{text}");
+    }
+
+    #[test]
+    fn row_17_an_error_of_the_application_is_cut_once_its_secrets_are_out() {
+        let sid = Sid::from("k3Jq_-0123456789abcde");
+        let what = What { method: "command", sid: &sid, env: None, identifiers: &[] };
+        let said = format!("{}{}{}", "x".repeat(LONGEST - 5), "0ur-secret", "y".repeat(4 << 20));
+        let text = what.scrubbed(said, Some(&"0ur-secret".into()));
+        assert!(!text.contains("0ur-") && text.len() < LONGEST + 20, "{} bytes", text.len());
     }
 }

@@ -8,6 +8,7 @@ use super::proxies::TrustedProxies;
 use super::refusals::Refusals;
 use super::socket::Socket;
 use super::tls::{self, TlsError};
+use crate::log_limit::limited;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -183,7 +184,8 @@ impl Listener {
                 Ok(accepted) => accepted,
                 Err(error) if is_of_one_connection(&error) => continue,
                 Err(error) => {
-                    tracing::error!(%error, addr = %self.addr, "cannot accept connections, check the open file limit");
+                    let addr = self.addr;
+                    limited!(ERROR, AcceptFailed, %error, %addr, "cannot accept connections, check the open file limit");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -291,7 +293,7 @@ async fn serve_connection(
             match tokio::time::timeout(DRAIN_LIMIT, connection).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::warn!(%peer, "cut off a request that did not end after the shutdown began");
+                    limited!(WARN, RequestCutOff, %peer, "cut off a request that did not end after the shutdown began");
                     return;
                 }
             }

@@ -1,5 +1,6 @@
 //! The WebSocket handshake (RFC 6455 §4.2) and what a client says in it. Pure.
 
+use crate::log_limit::limited;
 use crate::node::{Hello, PingPrecision};
 use crate::protocol::{Sid, Subprotocol};
 use http::{HeaderMap, Method, StatusCode, header};
@@ -68,7 +69,7 @@ fn hello(headers: &HeaderMap, query: &str, subprotocol: Subprotocol) -> Hello {
                     hello.ping_interval = Some(wanted.min(LONGEST_PING_INTERVAL));
                 }
                 Err(_) => {
-                    tracing::warn!(context = "ws", "ignored ping interval `pi` that is not a whole number of seconds")
+                    limited!(WARN, PingInterval, "ignored ping interval `pi` that is not a whole number of seconds")
                 }
             },
             "ptp" => {

@@ -9,6 +9,7 @@ use super::socket::Socket;
 use super::unsent;
 use super::upgrade::handshake;
 use crate::hub::{Frame, Outbox, OutboxLimits};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
 use crate::protocol::Close;
@@ -130,7 +131,9 @@ impl WebSockets {
             match upgraded.downcast::<TokioIo<Socket>>() {
                 // Another task, because a task's memory is what its largest step needs, from its beginning on.
                 Ok(parts) => drop(this.tracker.spawn(this.clone().serve(parts.io.into_inner(), parts.read_buf, hello))),
-                Err(_) => tracing::error!(context = "ws", "a WebSocket came over an unknown kind of connection"),
+                Err(_) => {
+                    limited!(ERROR, UnknownConnection, "a WebSocket came over an unknown kind of connection")
+                }
             }
         });
         let mut response = Response::new(Body::empty());

@@ -117,7 +117,8 @@ async fn a_frozen_application_is_given_up_and_taken_up_again(wire: Wire) {
 
 async fn garbage_is_no_answer_and_not_asked_for_again(wire: Wire) {
     let app = Application::usual(wire);
-    let server = app.server().start();
+    // At this level each failure has its line.
+    let server = app.server().option("log_level", "debug").start();
     let mut client = server.connect().await;
     app.forget();
     let faults = [

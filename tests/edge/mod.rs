@@ -3,6 +3,7 @@
 mod addresses;
 mod files;
 mod headers;
+mod log;
 mod memory;
 mod pages;
 mod panics;

@@ -8,7 +8,7 @@ use crate::table::number;
 use carrick::client::check::member::Habits;
 use carrick::client::check::run::Outcome;
 use carrick::client::check::source::Outlet;
-use carrick::client::check::{Check, Drops, Pace, Roster};
+use carrick::client::check::{Check, Credentials, Drops, Pace, Roster};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -59,6 +59,7 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
         silents: 0,
         bases: 0,
         secret: None,
+        credentials: Credentials::Common,
     };
     let pace = Pace { lanes: 2, rate: number("RATE", 400), extras: carrick::client::check::Extras::default() };
     let habits = Habits {

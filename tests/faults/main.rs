@@ -8,6 +8,7 @@
 
 mod checker;
 mod counters;
+mod credentials;
 mod deployment;
 mod disk;
 mod encrypted;

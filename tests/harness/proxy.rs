@@ -1,7 +1,11 @@
 //! A proxy between one Carrick and its nats-server that understands NATS' protocol well enough to lose live messages.
 //!
 //! It runs on threads of its own, so that it works while a test waits for a server to start.
+//!
+//! What it holds of a connection ends with a reset of the sender's side, as on a path without a middlebox: the receiver gets
+//! a reset and nothing more.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,18 +99,22 @@ impl State {
         let server = TcpStream::connect(self.to)?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
-        let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+        let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
+        forget_with(&client, &server)?;
+        forget_with(&server, &client)?;
         let mut connections = self.connections.lock().expect("no thread panics with the lock");
         connections.extend([client.try_clone()?, server.try_clone()?]);
         thread::spawn(move || {
             // Either side's end ends the other.
-            let _ = std::io::copy(&mut from_client, &mut to_server);
-            let _ = to_server.shutdown(Shutdown::Both);
+            match pass(&from_client, &to_server) {
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => abort(&to_server),
+                _ => drop(to_server.shutdown(Shutdown::Both)),
+            }
         });
         let state = self.clone();
-        thread::spawn(move || {
-            let _ = state.pass_server_lines(BufReader::new(server), &client);
-            let _ = client.shutdown(Shutdown::Both);
+        thread::spawn(move || match state.pass_server_lines(BufReader::new(server), &client) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => abort(&client),
+            _ => drop(client.shutdown(Shutdown::Both)),
         });
         Ok(())
     }
@@ -127,6 +135,7 @@ impl State {
                 operation.resize(start + size + 2, 0);
                 server.read_exact(&mut operation[start..])?;
             }
+            refuse_reset(server.get_ref())?;
             if !(is_message && (self.is_lost(words[1]) || self.is_lost_for_good(words[1], &operation))) {
                 client.write_all(&operation)?;
             }
@@ -154,11 +163,58 @@ impl State {
     }
 }
 
+/// Copies one side to the other until either ends.
+fn pass(mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        let count = from.read(&mut bytes)?;
+        if count == 0 {
+            return Ok(());
+        }
+        refuse_reset(from)?;
+        to.write_all(&bytes[..count])?;
+    }
+}
+
+/// Aborts the receiver's side when the sender's was reset, although the receiver may have no room just now.
+fn forget_with(sender: &TcpStream, receiver: &TcpStream) -> std::io::Result<()> {
+    let (sender, receiver) = (sender.try_clone()?, receiver.try_clone()?);
+    thread::spawn(move || {
+        // An end in whatever way is waited for; only a reset is an error.
+        if events(&sender, None).contains(PollFlags::ERR) {
+            abort(&receiver);
+        }
+    });
+    Ok(())
+}
+
+/// An error if the sender's side was reset: data that came before it can still be read.
+fn refuse_reset(sender: &TcpStream) -> std::io::Result<()> {
+    match events(sender, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).contains(PollFlags::ERR) {
+        true => Err(ErrorKind::ConnectionReset.into()),
+        false => Ok(()),
+    }
+}
+
+/// Waits for an end of the connection; what has happened by then.
+fn events(connection: &TcpStream, timeout: Option<&Timespec>) -> PollFlags {
+    let mut ends = [PollFd::new(connection, PollFlags::empty())];
+    while poll(&mut ends, timeout).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+    ends[0].revents()
+}
+
+/// Forgets what was to be sent, and resets the connection.
+fn abort(receiver: &TcpStream) {
+    // It may have ended already.
+    let _ = rustix::net::connect_unspec(receiver);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::backend::shared_nats;
     use super::*;
     use futures_util::StreamExt;
+    use tokio::io::AsyncReadExt;
 
     #[tokio::test]
     async fn it_loses_what_it_is_told_and_nothing_else() {
@@ -178,5 +234,30 @@ mod tests {
             assert!(message.payload.starts_with(number.as_bytes()), "{message:?} instead of {number}");
         }
         assert_eq!(proxy.lost(), 2);
+    }
+
+    /// The server has room for little, and reads only afterwards.
+    #[tokio::test]
+    async fn row_01_it_forgets_what_it_holds_when_the_sender_is_reset() {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4_096).expect("it may be small");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port can be bound");
+        let server = socket.listen(8).expect("it listens");
+        let proxy = NatsProxy::start(server.local_addr().expect("it is bound"));
+        let sender = tokio::net::TcpStream::connect(proxy.address).await.expect("it listens");
+        let mut receiver = server.accept().await.expect("the proxy connects").0;
+        // Until nobody on the way takes more.
+        let mut sent = 0;
+        while tokio::time::timeout(std::time::Duration::from_millis(300), sender.writable()).await.is_ok() {
+            sent += sender.try_write(&[b'x'; 65_536]).unwrap_or(0);
+        }
+        assert!(sent > 65_536, "{sent} bytes on their way");
+        sender.set_zero_linger().expect("a reset instead of an end");
+        drop(sender);
+        let mut read = Vec::new();
+        let outcome = receiver.read_to_end(&mut read).await;
+        assert_eq!(outcome.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+        println!("{} of {sent} bytes came", read.len());
+        assert!(read.len() < sent / 2, "{} of {sent} bytes", read.len());
     }
 }

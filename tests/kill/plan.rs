@@ -1,7 +1,7 @@
 //! What happens in a round, decided by a seed.
 
 use carrick::client::check::member::Habits;
-use carrick::client::check::{Dice, Drops, Extras, Pace, Roster};
+use carrick::client::check::{Credentials, Dice, Drops, Extras, Pace, Roster};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -109,6 +109,7 @@ impl Plan {
             silents: self.silents,
             bases: 0,
             secret: None,
+            credentials: Credentials::Common,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{count, of};
 use carrick::client::check::member::Habits;
 use carrick::client::check::run::Outcome;
 use carrick::client::check::source::Outlet;
-use carrick::client::check::{Check, Drops, Extras, Pace, Roster};
+use carrick::client::check::{Check, Credentials, Drops, Extras, Pace, Roster};
 use clap::ArgMatches;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -48,6 +48,7 @@ impl<'a> Honest<'a> {
             silents: 0,
             bases: clients / 10,
             secret: None,
+            credentials: Credentials::Common,
         };
         let extras = Extras { batch: 5, exclusion: true, ..Extras::default() };
         let pace = Pace { lanes: 2, rate, extras };

@@ -9,6 +9,7 @@ use super::publish::{Write, WriteError};
 use super::token::hash_hex;
 use super::{Attempts, Core, SetupError, headers};
 use crate::broker::{AppendError, RemoteDisconnect, Unavailable};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::MessageId;
 use crate::secret::json_fault;
@@ -172,7 +173,9 @@ impl Core {
                 metrics::REMOTE_COMMANDS.inc();
                 self.feed.disconnect(seq, command);
             }
-            Err(error) => tracing::warn!(seq, error = json_fault(&error), "unreadable remote command"),
+            Err(error) => {
+                limited!(WARN, UnreadableCommand, seq, error = json_fault(&error), "unreadable remote command")
+            }
         }
     }
 

@@ -5,15 +5,13 @@
 //! anything is published, read or delivered through it.
 
 use super::api::{Api, ApiError, code};
-use super::config::{bucket_stream, key_subject};
-use super::gather::Gathering;
 use super::layout::Prepared;
 use super::live::LiveSet;
 use super::logs::{Log, Rules};
+use super::maintain::broken;
 use super::mux::{Mux, RequestError};
 use super::permissions::{Denial, Denials};
-use super::policies::POLICIES_KEY;
-use super::pulse::{Pulse, Verdict};
+use super::pulse::Pulse;
 use super::{Core, SetupError, commands, heads, live};
 use crate::broker::{Policy, Table};
 use crate::critical::critical;
@@ -24,21 +22,14 @@ use crate::protocol::StreamName;
 use crate::protocol::names::random_text;
 use async_nats::connection::State;
 use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
-use futures_util::StreamExt;
-use futures_util::stream::{BoxStream, SelectAll, select};
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How often the log, its epoch and our lease are looked after.
-const CHECK_PERIOD: Duration = Duration::from_secs(5);
-const MIN_CHECK: Duration = Duration::from_secs(2);
-/// Checks that may fail in a row before the broker says it is not ready: one election is not an outage.
-const TOLERATED_FAILURES: u32 = 2;
 /// Loss of the connection shows in the library's state; events about it can be dropped.
 const STATE_POLL: Duration = Duration::from_millis(50);
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -55,7 +46,7 @@ pub(super) struct Link {
     pub dead: CancellationToken,
     /// Messages were dropped on our side: heads of all open streams must be compared. (The library says which
     /// subscription, but drops such events under pressure itself.)
-    slow: Arc<AtomicBool>,
+    pub slow: Arc<AtomicBool>,
     /// What NATS refused on this connection.
     pub denials: Arc<Denials>,
 }
@@ -188,13 +179,15 @@ impl Core {
         number: u64,
         known: &mut Vec<ServerAddr>,
     ) -> Result<Connection, SetupError> {
-        let mut servers = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
+        let configured = self.config.client.addresses().map_err(|e| SetupError::fatal(e.to_string()))?;
+        let mut servers = configured.clone();
         // Nodes begin at different servers, and a server that just failed us is not the first to be tried again.
         let start = self.config.node.bytes().map(usize::from).sum::<usize>() + number as usize;
         let len = servers.len();
         servers.rotate_left(start % len);
         servers.extend(known.iter().filter(|s| !servers.contains(s)).cloned().collect::<Vec<_>>());
-        let mut last = None;
+        // What is said of an outage is about the same server each time, whichever was tried first: it is news only once.
+        let mut failure: Option<(usize, String)> = None;
         for server in servers {
             let denials = Arc::new(Denials::new(self.names.clone()));
             let link = Link { dead: CancellationToken::new(), slow: Arc::default(), denials: denials.clone() };
@@ -239,16 +232,14 @@ impl Core {
                 Err(ConnectError::Config(text)) => return Err(SetupError::fatal(text)),
                 Err(error) => {
                     tracing::debug!(server = shown(&server), %error, "connection attempt failed");
-                    last = Some(match error {
-                        ConnectError::Connect { server, source } => {
-                            format!("cannot connect to NATS at {server}: {source}")
-                        }
-                        ConnectError::Config(text) => text,
-                    });
+                    let place = configured.iter().position(|one| *one == server).unwrap_or(usize::MAX);
+                    if failure.as_ref().is_none_or(|(known, _)| place < *known) {
+                        failure = Some((place, error.to_string()));
+                    }
                 }
             }
         }
-        Err(SetupError::retry(last.unwrap_or_else(|| "no NATS server answers".into())))
+        Err(SetupError::retry(failure.map_or_else(|| "no NATS server answers".into(), |(_, text)| text)))
     }
 
     /// From connecting to the loss of the connection. An error means that it never became usable.
@@ -397,133 +388,6 @@ impl Core {
         self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
         Ok(generation)
     }
-
-    /// Looks after a ready connection until it is lost or must be given up.
-    async fn maintain(&self, generation: &Generation, mut pulse: Pulse) {
-        let connection = &generation.connection;
-        let shortest = generation.table.shortest_ttl().unwrap_or(CHECK_PERIOD * 4);
-        let mut tick = tokio::time::interval(CHECK_PERIOD.min(shortest.max(MIN_CHECK) / 4));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Hints only: what they announce is read from the leader, and the timer finds what they miss.
-        let bucket = self.names.meta_bucket();
-        let (Ok(records), Ok(policies)) = (
-            connection.subscribe(key_subject(&bucket, &super::epoch::log_key("*"))).await,
-            connection.subscribe(key_subject(&bucket, POLICIES_KEY)).await,
-        ) else {
-            return;
-        };
-        let mut records = select(records, policies);
-        let Ok(mut elected) = leaders(generation).await else { return };
-        let mut failures = 0;
-        let mut gathering = Gathering::default();
-        loop {
-            tokio::select! {
-                () = generation.dead().cancelled() => return,
-                _ = tick.tick() => {
-                    if let Err(error) = self.renew_lease(connection).await {
-                        tracing::debug!(%error, "cannot renew this node's lease");
-                    } else {
-                        self.storage_full.store(false, Ordering::Relaxed);
-                    }
-                }
-                () = self.nudge.notified() => {}
-                _ = records.next() => {}
-                // What the old leader stored in its last moment may never have reached the live feed.
-                Some(place) = elected.next() => generation.live.all_lagged(&*self.feed, place),
-            }
-            if connection.link.slow.swap(false, Ordering::Relaxed) {
-                tracing::warn!("the live feed was faster than this node: comparing the heads of all open streams");
-                generation.live.all_lagged(&*self.feed, None);
-            }
-            let outcome = tokio::select! {
-                outcome = async {
-                    self.check(generation).await?;
-                    Ok(match self.keep_settings(generation).await? {
-                        Some(reason) => Verdict::Broken(reason),
-                        None => pulse.check(self, generation).await,
-                    })
-                } => outcome,
-                () = generation.dead().cancelled() => return,
-            };
-            match outcome {
-                Ok(Verdict::Renew) => return,
-                Ok(verdict) => {
-                    failures = 0;
-                    let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
-                    let reason = if full { "storage full" } else { broken(&verdict) };
-                    self.set_ready(reason.is_empty(), true, reason);
-                    let gathered = tokio::select! {
-                        gathered = gathering.go_on(self, generation) => gathered,
-                        () = generation.dead().cancelled() => return,
-                    };
-                    if let Err(error) = gathered {
-                        tracing::debug!(%error, "cannot move leaders together");
-                    }
-                }
-                Err(SetupError::PoliciesChanged) => {
-                    tracing::info!("the history policies have changed: adopting them");
-                    return;
-                }
-                Err(error @ (SetupError::LogGone(_) | SetupError::Fatal(_))) => {
-                    tracing::error!(%error, "setting up logs and buckets again");
-                    return;
-                }
-                Err(error) => {
-                    failures += 1;
-                    tracing::debug!(%error, failures, "cannot check the log");
-                    if failures > TOLERATED_FAILURES {
-                        self.set_ready(false, false, &error.to_string());
-                        if connection.clustered() {
-                            // This server may be cut off from the others.
-                            return;
-                        }
-                    }
-                }
-            }
-            // Nudges come in crowds.
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                () = generation.dead().cancelled() => return,
-            }
-        }
-    }
-
-    /// Everything we need is there, and the logs are the ones we know.
-    async fn check(&self, generation: &Generation) -> Result<(), SetupError> {
-        let connection = &generation.connection;
-        connection.api.info(&generation.commands).await?;
-        if self.config.sessions() {
-            connection.api.info(&bucket_stream(&self.names.sessions_bucket())).await?;
-        }
-        for log in generation.own_logs() {
-            let epoch = self.verify(connection, &log.policy, &log.name, &log.witness).await?;
-            self.adopt_epoch(log, &epoch);
-        }
-        self.follow_policies(connection, &generation.table).await
-    }
-
-    fn set_ready(&self, ready: bool, readable: bool, reason: &str) {
-        let changed = self.status.send_if_modified(|status| {
-            let changed = status.ready != ready || *status.reason != *reason;
-            status.ready = ready;
-            status.readable = readable;
-            status.reason = Arc::from(reason);
-            changed
-        });
-        match (changed, ready) {
-            (true, true) => tracing::info!("NATS is ready"),
-            (true, false) => tracing::warn!(reason, "NATS is not ready"),
-            _ => {}
-        }
-    }
-}
-
-/// Why the live feed is not whole; empty if it is.
-fn broken(verdict: &Verdict) -> &str {
-    match verdict {
-        Verdict::Broken(reason) => reason,
-        Verdict::Whole | Verdict::Renew => "",
-    }
 }
 
 /// What NATS has refused explains why it did not answer.
@@ -532,21 +396,6 @@ fn explained(error: SetupError, connection: &Connection) -> SetupError {
         (SetupError::Retry(_), Some(reason)) => SetupError::Retry(reason),
         (error, _) => error,
     }
-}
-
-/// Elections of the logs' leaders, as the place of their policy; of the command log where nothing is stored.
-async fn leaders(generation: &Generation) -> Result<SelectAll<BoxStream<'static, Option<usize>>>, ApiError> {
-    let logs = generation.own_logs().map(|log| (log.name.clone(), Some(log.place)));
-    let mut led: Vec<(String, Option<usize>)> = logs.collect();
-    if led.is_empty() {
-        led.push((generation.commands.clone(), None));
-    }
-    let mut elected = SelectAll::new();
-    for (name, place) in led {
-        let subject = format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{name}");
-        elected.push(generation.connection.subscribe(subject).await?.map(move |_| place).boxed());
-    }
-    Ok(elected)
 }
 
 /// Ends the connection's life once the library has lost it. Its state never recovers: it makes no second connection.

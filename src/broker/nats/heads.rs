@@ -21,8 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Subjects of one request. The answer carries whole messages; more subjects gain little.
+/// Subjects of one request, where the server takes one of that size (`max_payload`). The answer carries whole messages;
+/// more subjects gain little.
 const CHUNK: usize = 256;
+/// Bytes of a request beside its subjects, at most.
+const FRAME: usize = 128;
+/// Bytes that a list takes for each of its texts: quotes and comma.
+const LISTED: usize = 3;
 /// Requests of one call under way at once.
 const CONCURRENT: usize = 3;
 /// Bytes of one answer; the server sends the rest on a further request.
@@ -167,8 +172,13 @@ impl Core {
             return Err(ApiError::Unreadable("the log's newest message aged out meanwhile".into()));
         };
         let last = top.facts.last_seq;
-        let requests: Vec<_> =
-            streams.chunks(CHUNK).map(|chunk| self.chunk_of_heads(generation, log, chunk, &sentinel, last)).collect();
+        let subject = |stream: &&StreamName| self.names.log_subject(&log.policy, &Token::of(stream).text);
+        let subjects: Vec<String> = streams.iter().map(subject).collect();
+        let room = generation.connection.client.max_payload().saturating_sub(FRAME + sentinel.len() + LISTED);
+        let requests: Vec<_> = chunks(&subjects, room)
+            .into_iter()
+            .map(|chunk| self.chunk_of_heads(generation, log, chunk, &sentinel, last))
+            .collect();
         let chunks: Vec<(Vec<u64>, u64)> = stream::iter(requests).buffered(CONCURRENT).try_collect().await?;
         let up_to = chunks.iter().map(|(_, up_to)| *up_to).min().unwrap_or(last);
         let newest = chunks.into_iter().flat_map(|(heads, _)| heads);
@@ -181,12 +191,10 @@ impl Core {
         &self,
         generation: &Generation,
         log: &Log,
-        streams: &[&StreamName],
+        subjects: &[String],
         sentinel: &str,
         last: u64,
     ) -> Result<(Vec<u64>, u64), ApiError> {
-        let subjects: Vec<String> =
-            streams.iter().map(|s| self.names.log_subject(&log.policy, &Token::of(s).text)).collect();
         let mut wanted: Vec<&str> = subjects.iter().map(String::as_str).chain([sentinel]).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -225,5 +233,46 @@ impl Core {
             return Err(ApiError::Unreadable("the log's state changed while it was read".into()));
         }
         Ok((subjects.iter().map(|s| newest.get(s).copied().unwrap_or(0)).collect(), reached))
+    }
+}
+
+/// The subjects in requests of at most `room` bytes and [`CHUNK`] subjects, but of one subject each in any case. Subjects
+/// need no escapes in JSON.
+fn chunks(subjects: &[String], room: usize) -> Vec<&[String]> {
+    let (mut chunks, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (at, subject) in subjects.iter().enumerate() {
+        let more = subject.len() + LISTED;
+        if at > begin && (at - begin == CHUNK || bytes + more > room) {
+            chunks.push(&subjects[begin..at]);
+            (begin, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    if begin < subjects.len() {
+        chunks.push(&subjects[begin..]);
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_as_large_as_the_server_takes() {
+        let subjects: Vec<String> = (0..1_000).map(|number| format!("carrick.log.default.{number:0>280}")).collect();
+        let sizes = |room: usize| -> Vec<usize> { chunks(&subjects, room).iter().map(|chunk| chunk.len()).collect() };
+        assert_eq!(sizes(1 << 20), [256, 256, 256, 232]);
+        let small = sizes(8 * 1024);
+        assert_eq!((small.iter().sum::<usize>(), small[0]), (1_000, 27), "of 303 bytes each");
+        assert_eq!(sizes(10), [1; 1_000]);
+        assert!(chunks(&[], 10).is_empty());
+        for chunk in chunks(&subjects, 8 * 1024) {
+            let wanted: Vec<&str> = chunk.iter().map(String::as_str).collect();
+            assert!(serde_json::to_vec(&wanted).unwrap().len() <= 8 * 1024);
+        }
+        let frame = json!({"multi_last": [], "batch": CHUNK + 1, "max_bytes": MAX_BYTES, "seq": u64::MAX,
+            "up_to_seq": u64::MAX});
+        assert!(serde_json::to_vec(&frame).unwrap().len() <= FRAME);
     }
 }

@@ -34,6 +34,7 @@ mod layout;
 mod lease;
 mod live;
 mod logs;
+mod maintain;
 mod mux;
 mod owed;
 mod peers;

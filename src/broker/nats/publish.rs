@@ -6,12 +6,13 @@ use super::headers::{self, Body};
 use super::mux::RequestError;
 use super::token::Token;
 use crate::broker::{AppendError, Appended, Durability};
+use crate::log_limit::limited;
 use crate::protocol::{Epoch, Meta, Publication, StreamName};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 /// NATS that has been away for longer fails publications at once; shorter absences (elections, a restart of the
 /// server) are waited out.
@@ -56,9 +57,13 @@ pub(super) enum WriteError {
 }
 
 /// One write that is repeated with the same message id.
+///
+/// The log knows that id for a while only, and that while passes while this machine is suspended, too. So the budget is
+/// measured by a clock that goes on then, and looked at before each attempt: what was begun before is not handed over again.
 pub(super) struct Write<'a> {
     core: &'a Core,
-    deadline: Instant,
+    /// By [`super::skew::Clocks::own`].
+    ends: i64,
     pause: Duration,
     /// An attempt may have been stored without our knowing.
     unknown: bool,
@@ -71,8 +76,8 @@ impl<'a> Write<'a> {
     /// A write that fails at once when NATS has been away for a while: its sender is told to come again.
     pub fn new(core: &'a Core, budget: Duration) -> Self {
         let reason = String::from("NATS is not available");
-        let deadline = Instant::now() + budget;
-        Self { core, deadline, pause: PAUSE, unknown: false, reason, patience: PATIENCE_WHEN_AWAY }
+        let ends = core.clocks.own().saturating_add(i64::try_from(budget.as_millis()).unwrap_or(i64::MAX));
+        Self { core, ends, pause: PAUSE, unknown: false, reason, patience: PATIENCE_WHEN_AWAY }
     }
 
     /// A write that waits for NATS as long as its budget allows.
@@ -87,25 +92,32 @@ impl<'a> Write<'a> {
     /// The connection to use, waiting for one within the budget; nothing waits for a store that has been away for long
     /// unless it may hold the write already.
     pub async fn connection(&mut self) -> Option<Arc<super::Generation>> {
-        if Instant::now() >= self.deadline {
+        if self.left().is_zero() {
             return None;
         }
         if let Some(generation) = self.core.generation() {
             return Some(generation);
         }
         let found = match self.unknown || self.core.away_for() <= self.patience {
-            true => timeout_at(self.deadline, self.core.wait_for_generation()).await.ok(),
+            true => timeout(self.left(), self.core.wait_for_generation()).await.ok(),
             false => None,
         };
+        // The wait may have been longer than a timer of this process knows.
+        let found = found.filter(|_| !self.left().is_zero());
         if found.is_none() {
             self.reason = self.core.status.borrow().reason.to_string();
         }
         found
     }
 
+    fn left(&self) -> Duration {
+        let left = self.ends.saturating_sub(self.core.clocks.own());
+        Duration::from_millis(u64::try_from(left).unwrap_or(0))
+    }
+
     /// Time for one attempt.
     pub fn attempt(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now()).min(ATTEMPT)
+        self.left().min(ATTEMPT)
     }
 
     /// Takes note of a failed attempt and waits before the next. `Err`: the write is over.
@@ -139,8 +151,7 @@ impl<'a> Write<'a> {
                 Verdict::TooLarge => {}
             },
         }
-        let until = (Instant::now() + self.pause).min(self.deadline);
-        tokio::time::sleep_until(until).await;
+        tokio::time::sleep(self.pause.min(self.left())).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(())
     }
@@ -184,7 +195,8 @@ impl Core {
             drop(rules);
             match outcome {
                 Ok(ack) if ack.stream != log.name => {
-                    tracing::warn!(stream = ack.stream, log = log.name, "another log took a publication");
+                    let (stream, log) = (&*ack.stream, &*log.name);
+                    limited!(WARN, PublicationElsewhere, stream, log, "another log took a publication");
                     self.nudge.notify_one();
                     write.stored_elsewhere("the log was replaced meanwhile");
                 }

@@ -8,15 +8,13 @@ use super::api::ApiError;
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
-use super::read::{Limits, MAX_BATCH, MAX_BYTES, SILENCE};
+use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES};
 use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core};
 use crate::broker::{Behind, Facts, Filled, Hole, ReadFrom, Unavailable};
 use crate::protocol::{Message, StreamName};
-use async_nats::StatusCode;
-use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
-use bytes::Bytes;
+use async_nats::header::NATS_SUBJECT;
 use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -187,23 +185,10 @@ impl<'a> Range<'a> {
     async fn read_to(&mut self, end: u64) -> Result<bool, ApiError> {
         while self.next <= end {
             let request = json!({"seq": self.next, "batch": MAX_BATCH, "max_bytes": MAX_BYTES});
-            let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let subject = format!("$JS.API.DIRECT.GET.{}", self.log.name);
-            let place = self.core.slots.read(Class::Repair).await;
-            let (messages, last) = self.generation.api().mux.batch(subject, request, MAX_BATCH + 1, SILENCE).await?;
-            drop(place);
-            let exhausted = match last.status {
-                Some(StatusCode::NOT_FOUND) => true,
-                Some(status) if status.as_u16() == 204 => {
-                    headers::number(&last, &headers::NUM_PENDING).unwrap_or(0) == 0
-                }
-                status => {
-                    let why = last.description.unwrap_or_default();
-                    return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
-                }
-            };
-            for raw in &messages {
-                self.take(raw)?;
+            let batch = self.core.batch(self.generation, self.log, &request, Class::Repair);
+            let Batch { messages, exhausted } = batch.await?;
+            for (seq, raw) in &messages {
+                self.take(*seq, raw);
             }
             if exhausted && self.next <= end {
                 self.confirm_end(end).await?;
@@ -239,33 +224,29 @@ impl<'a> Range<'a> {
         }
     }
 
-    fn take(&mut self, raw: &async_nats::Message) -> Result<(), ApiError> {
-        let Some(seq) = headers::number(raw, &NATS_SEQUENCE) else {
-            return Err(ApiError::Unreadable("a message without its sequence".into()));
-        };
+    fn take(&mut self, seq: u64, raw: &async_nats::Message) {
         self.next = seq + 1;
         self.first.get_or_insert(seq);
         let token = headers::text(raw, &NATS_SUBJECT).and_then(|subject| subject.strip_prefix(&self.prefix));
         let part = token.and_then(|token| self.by_token.get(token)).map(|at| &mut self.parts[*at]);
         let Some(part) = part.filter(|part| seq > part.after && headers::is_of(raw, &part.stream, part.hashed)) else {
             self.wasted += raw.payload.len() + OVERHEAD;
-            return Ok(());
+            return;
         };
         part.seen += 1;
         if part.left_out || seq > part.up_to {
-            return Ok(());
+            return;
         }
         let bytes = raw.payload.len() + OVERHEAD;
         if self.held + bytes > HELD {
             part.left_out = true;
             part.messages = Vec::new();
             self.held -= std::mem::take(&mut part.bytes);
-            return Ok(());
+            return;
         }
         self.held += bytes;
         part.bytes += bytes;
         part.messages.push(headers::message(raw, seq, headers::stored_at(raw).unwrap_or_default()));
-        Ok(())
     }
 
     /// What a stream keeps behind a hole's beginning is at most what was seen of it, and all that was not looked at. Where

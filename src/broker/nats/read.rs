@@ -25,7 +25,7 @@ pub(super) const MAX_BATCH: usize = 1000;
 pub(super) const MAX_BYTES: usize = 512 * 1024;
 /// A replica that has not answered by then may be frozen; another one is asked. Scans of scattered messages can take a
 /// while on a busy server.
-pub(super) const SILENCE: Duration = Duration::from_millis(1500);
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Where the next request begins.
 #[derive(Clone, Copy)]
@@ -122,6 +122,35 @@ impl Core {
         }
     }
 
+    /// One batch direct get of a part of the log, of [`MAX_BATCH`] messages at most.
+    pub(super) async fn batch(
+        &self,
+        generation: &Generation,
+        log: &Log,
+        request: &Value,
+        class: Class,
+    ) -> Result<Batch, ApiError> {
+        let request = Bytes::from(serde_json::to_vec(request).expect("requests are plain JSON"));
+        let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
+        let place = self.slots.read(class).await;
+        let (messages, end) = generation.api().mux.batch(subject, request, MAX_BATCH + 1, SILENCE).await?;
+        drop(place);
+        let exhausted = match end.status {
+            Some(StatusCode::NOT_FOUND) => true,
+            Some(status) if status.as_u16() == 204 => headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0,
+            status => {
+                let why = end.description.unwrap_or_default();
+                return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
+            }
+        };
+        let numbered = |raw| match headers::number(&raw, &NATS_SEQUENCE) {
+            Some(seq) => Ok((seq, raw)),
+            None => Err(ApiError::Unreadable("a message without its sequence".into())),
+        };
+        let messages = messages.into_iter().map(numbered).collect::<Result<_, _>>()?;
+        Ok(Batch { messages, exhausted })
+    }
+
     /// Reads on until `up_to`, a limit, or the leader's word that there is no more.
     async fn fill(
         &self,
@@ -148,25 +177,8 @@ impl Core {
                 "max_bytes": limits.max_bytes.saturating_sub(got.bytes).clamp(1, MAX_BYTES),
             });
             got.next.put_into(&mut request);
-            let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
-            let place = self.slots.read(limits.class).await;
-            let api_subject = format!("$JS.API.DIRECT.GET.{}", log.name);
-            let (messages, end) = generation.api().mux.batch(api_subject, request, MAX_BATCH + 1, SILENCE).await?;
-            drop(place);
-            let exhausted = match end.status {
-                Some(StatusCode::NOT_FOUND) => true,
-                Some(status) if status.as_u16() == 204 => {
-                    headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0
-                }
-                status => {
-                    let why = end.description.unwrap_or_default();
-                    return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
-                }
-            };
-            for raw in messages {
-                let Some(seq) = headers::number(&raw, &NATS_SEQUENCE) else {
-                    return Err(ApiError::Unreadable("a message without its sequence".into()));
-                };
+            let Batch { messages, exhausted } = self.batch(generation, log, &request, limits.class).await?;
+            for (seq, raw) in messages {
                 got.next = Start::Seq(seq + 1);
                 if seq > limits.up_to {
                     break;
@@ -212,6 +224,14 @@ impl Core {
             }
         }
     }
+}
+
+/// The answer to one request.
+pub(super) struct Batch {
+    /// With their sequences.
+    pub messages: Vec<(u64, async_nats::Message)>,
+    /// The replica that has answered knows no more.
+    pub exhausted: bool,
 }
 
 /// How far a read goes, and for whom.

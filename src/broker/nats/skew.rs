@@ -25,15 +25,30 @@ struct Measured {
     at: i64,
 }
 
-/// The clocks that this node has been told times of.
+/// This machine's clock, and the clocks that this node has been told times of.
 #[derive(Default)]
-pub(super) struct Clocks(Mutex<Vec<Measured>>);
+pub(super) struct Clocks {
+    known: Mutex<Vec<Measured>>,
+    /// For how long tests say that the machine was suspended, in milliseconds.
+    #[cfg(test)]
+    suspended: std::sync::atomic::AtomicI64,
+}
 
 impl Clocks {
     /// This machine's clock, in milliseconds: it goes on while the machine is suspended, and nobody sets it.
     pub fn own(&self) -> i64 {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        now.tv_sec * 1_000 + now.tv_nsec / 1_000_000
+        #[cfg(test)]
+        let suspended = self.suspended.load(std::sync::atomic::Ordering::Relaxed);
+        #[cfg(not(test))]
+        let suspended = 0;
+        now.tv_sec * 1_000 + now.tv_nsec / 1_000_000 + suspended
+    }
+
+    /// As if the machine had been suspended for so long: no other clock of this process has gone on.
+    #[cfg(test)]
+    pub fn suspend(&self, time: Duration) {
+        self.suspended.fetch_add(time.as_millis() as i64, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Takes note of a server's time (Unix milliseconds), asked for at `asked`. Returns the clock's name, and the most by
@@ -48,7 +63,7 @@ impl Clocks {
         let server = hasher.finish().max(1);
         let time = i64::try_from(millis).unwrap_or(i64::MAX / 2);
         let fresh = Measured { server, low: time - answered - 1, high: time - asked + 1, at: answered };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let ours = match known.iter_mut().find(|measured| measured.server == server) {
             Some(held) => {
                 let narrower = fresh.high - fresh.low <= held.high - held.low;

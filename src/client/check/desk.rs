@@ -148,6 +148,7 @@ impl Desk {
         self.pace.extras.removals.then(|| Remover {
             outlet: Outlet { run: format!("{}-{}", self.outlet.run, self.turn), ..self.outlet.clone() },
             urls: self.urls.clone(),
+            credentials: self.roster.credentials.clone(),
             dice: Dice::new(self.roster.seed ^ 0x0d15_c0ec ^ self.turn),
             phase: phase.clone(),
             members: members.map(|person| (person.follower.id, Arc::clone(&person.progress))).collect(),

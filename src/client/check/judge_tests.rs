@@ -1,5 +1,6 @@
 //! The judge finds what it is there to find.
 
+use super::credentials::Credentials;
 use super::judge::{Rules, judge};
 use super::member::{Arrival, Record, Reject, Stay};
 use super::roster::{Follower, Kind, Roster};
@@ -54,6 +55,7 @@ fn follower(kind: Kind) -> Follower {
         silents: 5,
         bases: 2,
         secret: None,
+        credentials: Credentials::Common,
     };
     let all = roster.followers();
     let mut one = all.into_iter().find(|follower| follower.kind == kind).expect("the roster has every kind");

@@ -1,13 +1,14 @@
 //! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
 //! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
 //!
-//! Reading order: [`roster`] (who follows what), [`source`] (publishing), [`member`] and [`base`] (following), [`removal`]
+//! Reading order: [`roster`] (who follows what, with [`credentials`]), [`source`] (publishing), [`member`] and [`base`] (following), [`removal`]
 //! (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness, [`transient`] and
 //! [`standing`] for what is not kept, and [`verdict`] as its outcome), [`run`] (all of it in phases), [`probe`] (what the
 //! server can), [`report`] (figures for people and programs).
 
 pub mod alarms;
 pub mod base;
+pub mod credentials;
 mod desk;
 #[cfg(test)]
 mod extras_tests;
@@ -29,6 +30,7 @@ pub mod transient;
 pub mod verdict;
 
 pub use alarms::Limits;
+pub use credentials::Credentials;
 pub use judge::{Rules, judge};
 pub use member::Record;
 pub use probe::Features;

@@ -1,5 +1,6 @@
 //! What a server can, found out before a run: nothing is assumed of it.
 
+use super::credentials::Credentials;
 use super::removal;
 use super::source::Outlet;
 use crate::client::connection::ConnectError;
@@ -19,6 +20,10 @@ use url::Url;
 const STEP: Duration = Duration::from_secs(10);
 /// A second copy of a message follows the first at once, if at all.
 const SECOND_COPY: Duration = Duration::from_millis(700);
+
+/// Numbers of the probe's clients, far from those of a run.
+const ONE: usize = 1_000_000;
+const OTHER: usize = ONE + 1;
 
 /// What the server has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -40,7 +45,7 @@ pub struct Features {
     /// A client can be excluded from a message.
     pub exclusion: bool,
     pub whispers: bool,
-    /// A client that connected without credentials can be thrown out by the id of its session.
+    /// A client can be thrown out by its identifiers.
     pub removals: bool,
 }
 
@@ -57,7 +62,7 @@ impl Features {
             (self.transient, "transient messages"),
             (self.exclusion, "exclusion of a client"),
             (self.whispers, "whispers"),
-            (self.removals, "remote disconnects by session id"),
+            (self.removals, "remote disconnects by the identifiers that were assumed"),
         ]
         .into_iter()
         .filter_map(|(has, name)| (!has).then_some(name))
@@ -81,13 +86,20 @@ impl Unable {
 ///
 /// # Errors
 /// Something that no run could do without.
-pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str) -> Result<Features, Unable> {
+pub async fn probe(
+    urls: &[Url],
+    credentials: &Credentials,
+    outlet: &Outlet,
+    stream: &str,
+    identifier: &str,
+) -> Result<Features, Unable> {
     let mut features = Features::default();
-    for url in urls {
+    let own: Vec<Url> = urls.iter().map(|url| credentials.url(url, ONE)).collect();
+    for url in &own {
         greet(url, outlet.trust.as_ref()).await?;
     }
     let mut watchers = Vec::new();
-    for url in urls {
+    for url in &own {
         let mut watcher = Watcher::new(url, identifier, outlet.trust.clone());
         watcher.subscribe().await?;
         watchers.push(watcher);
@@ -108,9 +120,15 @@ pub async fn probe(urls: &[Url], outlet: &Outlet, stream: &str, identifier: &str
     let missed = outlet.urls.len();
     publish(url, outlet, stream, missed).await?;
     (features.restore, features.history) = watcher.come_back(missed).await?;
-    let mut other = Watcher::new(&urls[0], identifier, outlet.trust.clone());
+    let mut other = Watcher::new(&credentials.url(&urls[0], OTHER), identifier, outlet.trust.clone());
     other.subscribe().await?;
-    probe_extras(&mut watchers[0], &mut other, outlet, stream, identifier, &mut features).await?;
+    probe_extras(&mut watchers[0], &mut other, outlet, (stream, identifier), &mut features).await?;
+    let sid = other.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty());
+    if let Some(sid) = sid
+        && post(outlet, removal::command(&credentials.identifiers(OTHER, &sid)), "removal").await
+    {
+        features.removals = other.is_sent_away(SECOND_COPY * 2).await?;
+    }
     Ok(features)
 }
 
@@ -119,8 +137,7 @@ async fn probe_extras(
     one: &mut Watcher,
     other: &mut Watcher,
     outlet: &Outlet,
-    stream: &str,
-    identifier: &str,
+    (stream, identifier): (&str, &str),
     features: &mut Features,
 ) -> Result<(), Unable> {
     let data = |n: usize| format!(r#"{{"probe":{n}}}"#);
@@ -142,13 +159,6 @@ async fn probe_extras(
     }
     one.client.send(command::whisper(identifier, &serde_json::json!({"probe": 105}))).await;
     features.whispers = one.whispered(SECOND_COPY).await? && other.hears(105, SECOND_COPY).await?;
-
-    let sid = other.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty());
-    if let Some(sid) = sid
-        && post(outlet, removal::command(&sid), "removal").await
-    {
-        features.removals = other.is_sent_away(SECOND_COPY * 2).await?;
-    }
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Remote disconnects: now and then one client is thrown out by its identifiers, and its session must be dead everywhere.
 //!
-//! A server that lets clients connect without credentials knows each by the first id of its session.
+//! By which identifiers the server knows a client: see [`Credentials`].
 
 use super::Phase;
+use super::credentials::Credentials;
 use super::member::{OPEN_TIMEOUT, Progress, Record};
 use super::roster::Dice;
 use super::source::Outlet;
@@ -37,9 +38,8 @@ pub struct Removal {
     pub restored_at: Vec<String>,
 }
 
-/// The command that throws out whoever began its session with this id.
-pub(super) fn command(first_sid: &str) -> Bytes {
-    let identifier = serde_json::json!({"sid": first_sid}).to_string();
+/// The command that throws out whoever has these identifiers.
+pub(super) fn command(identifier: &str) -> Bytes {
     let command =
         serde_json::json!({"command": "disconnect", "payload": {"identifier": identifier, "reconnect": true}});
     Bytes::from(command.to_string())
@@ -48,6 +48,7 @@ pub(super) fn command(first_sid: &str) -> Bytes {
 pub(super) struct Remover {
     pub outlet: Outlet,
     pub urls: Vec<Url>,
+    pub credentials: Credentials,
     pub dice: Dice,
     pub phase: watch::Receiver<Phase>,
     pub members: Vec<(usize, Arc<Progress>)>,
@@ -74,12 +75,13 @@ impl Remover {
             let Some(session) = progress.session() else { continue };
             let begun = Instant::now();
             let key = format!("{}-removal-{}", self.outlet.run, all.len());
-            let done = publisher.publish(command(&session.first), &key).await.is_ok();
+            let identifiers = self.credentials.identifiers(*client, &session.first);
+            let done = publisher.publish(command(&identifiers), &key).await.is_ok();
             let at = done.then(Instant::now);
             let mut restored_at = Vec::new();
             if done {
                 for url in &self.urls {
-                    let url = url_with_sid(url, Some(&session.sid));
+                    let url = url_with_sid(&self.credentials.url(url, *client), Some(&session.sid));
                     if is_restored(&url, &self.outlet).await {
                         restored_at.push(format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(0)));
                     }

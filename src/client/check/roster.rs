@@ -1,5 +1,6 @@
 //! Who follows what, decided by a seed.
 
+use super::credentials::Credentials;
 use crate::client::signed::{public_identifier, signed_identifier};
 use std::ops::Range;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub struct Roster {
     pub bases: usize,
     /// The application's secret, to sign stream names with; none: public streams.
     pub secret: Option<String>,
+    pub credentials: Credentials,
 }
 
 /// Streams that get their first message while all their followers are away.
@@ -157,6 +159,7 @@ mod tests {
             silents: 24,
             bases: 10,
             secret: None,
+            credentials: Credentials::Common,
         };
         let followers = roster.followers();
         let of = |kind| followers.iter().filter(|follower| follower.kind == kind).count();

@@ -83,7 +83,7 @@ impl Check {
             let progress = Arc::new(Progress::of(&follower));
             let silent = (follower.kind == Kind::Silent).then(|| Arc::clone(&silents[follower.id % SILENT_STREAMS]));
             let surroundings = Surroundings {
-                urls: urls.to_vec(),
+                urls: urls.iter().map(|url| roster.credentials.url(url, follower.id)).collect(),
                 trust: outlet.trust.clone(),
                 phase: watching.clone(),
                 waves: waving.clone(),

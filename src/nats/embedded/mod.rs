@@ -13,6 +13,7 @@
 //! broker's), `bin/` (the executable), `run/` (generated configuration and ports file, emptied at each start),
 //! `jetstream/` (nats-server's own).
 
+mod ancestors;
 mod binary;
 pub mod conf;
 pub mod config;

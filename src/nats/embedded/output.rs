@@ -1,5 +1,6 @@
 //! The server's log lines, passed on through ours.
 
+use crate::log_limit::limited;
 use std::collections::VecDeque;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::watch;
@@ -40,6 +41,14 @@ fn is_expected(text: &str) -> bool {
 /// A traced payload: a saved session or a message, which are nobody's business here.
 fn is_payload(text: &str) -> bool {
     text.contains("[MSG_PAYLOAD:")
+}
+
+/// What whoever reaches a port of the server can bring about as often as he likes. Such a line begins with the peer's
+/// address and what it is: `127.0.0.1:50926 - cid:7 - `; of a route, a gateway or a leaf node `rid`, `gid`, `lid`.
+fn is_about_a_connection(text: &str) -> bool {
+    let Some((address, rest)) = text.split_once(" - ") else { return false };
+    let kind = rest.split_once("id:").map_or("", |(kind, _)| kind);
+    address.contains(':') && !address.contains(' ') && kind.len() == 1
 }
 
 /// The disk is full. The stream that met it, or all of JetStream, is off from then on: publishers get no answer, and only
@@ -84,6 +93,8 @@ pub(super) async fn forward(
             }
         }
         match severity {
+            Severity::Error if is_about_a_connection(text) => limited!(ERROR, NatsConnection, "{text}"),
+            Severity::Warning if is_about_a_connection(text) => limited!(WARN, NatsConnection, "{text}"),
             Severity::Error => tracing::error!(context = "enats", "{text}"),
             Severity::Warning => tracing::warn!(context = "enats", "{text}"),
             _ if !verbose => {}
@@ -113,6 +124,22 @@ mod tests {
     fn row_19_traced_payloads_are_left_out() {
         assert!(is_payload(r#"127.0.0.1:50926 - cid:7 - <<- [MSG_PAYLOAD: ["{\"sids\":[[\"k3Jq\",1]]}"]]"#));
         assert!(!is_payload("127.0.0.1:50926 - cid:7 - <<- [PUB a 5]"));
+    }
+
+    #[test]
+    fn row_17_lines_about_connections_are_told_apart() {
+        for text in [
+            "127.0.0.1:50926 - cid:7 - authentication error",
+            "[::1]:50926 - rid:12 - TLS route handshake error: EOF",
+            "10.0.0.1:4 - lid:9 - \"v1.2\" - Leafnode Error",
+        ] {
+            assert!(is_about_a_connection(text), "{text}");
+        }
+        for text in
+            ["JetStream out of File resources, will be DISABLED", "panic: a - b", "a:b - c - id:", "x y:1 - cid:1"]
+        {
+            assert!(!is_about_a_connection(text), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! without following links, of this user, and closed to all others. Whoever may write to the directory through its group is
 //! trusted with the data, but runs nothing here: see [`super::binary`].
 
-use super::EmbeddedError;
+use super::{EmbeddedError, ancestors};
 use rustix::fs::OFlags;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -20,6 +20,9 @@ const NOT_PRIVATE: u32 = 0o077;
 pub(super) fn prepare_store(store: &Path) -> Result<(), EmbeddedError> {
     DirBuilder::new().recursive(true).mode(0o700).create(store).map_err(EmbeddedError::store(store, "creating it"))?;
     check_store(store)?;
+    for why in ancestors::check(store)? {
+        tracing::warn!(context = "enats", store = %store.display(), why, "others can put another store in the place of this one");
+    }
     let jetstream = store.join("jetstream");
     match std::fs::metadata(&jetstream) {
         Ok(about) => check(&jetstream, &about, |owner| owner == me()),
@@ -55,7 +58,7 @@ fn check(path: &Path, about: &Metadata, may_own: impl Fn(u32) -> bool) -> Result
     Ok(())
 }
 
-fn me() -> u32 {
+pub(super) fn me() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 

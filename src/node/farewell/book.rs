@@ -6,6 +6,7 @@
 
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::Hub;
+use crate::log_limit::limited;
 use crate::protocol::Sid;
 use crate::rpc::{DisconnectCall, Env, State};
 use bytes::Bytes;
@@ -131,8 +132,9 @@ impl Book {
             }
             let body = serde_json::to_vec(&page).expect("maps with text keys are always JSON");
             if room && body.len() > PAGE_BYTES {
-                tracing::warn!(
-                    context = "disconnector",
+                limited!(
+                    WARN,
+                    DisconnectPageFull,
                     "a page of waiting calls is full; what does not fit is lost if this node dies"
                 );
                 room = false;

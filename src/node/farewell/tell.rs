@@ -3,6 +3,7 @@
 
 use super::{Farewells, Kind, LEFT, NOTE_WAIT, Notice, note};
 use crate::broker::{SaveError, Unavailable};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::Sid;
 use crate::rpc::RpcError;
@@ -85,7 +86,7 @@ impl Farewells {
             Err(error) if unreached && self.postpone(Notice { kind: again, sid: sid.clone(), call }) => {
                 tracing::debug!(context = "disconnector", %error, ?kind, "a call waits until the application is reached");
             }
-            Err(error) => tracing::warn!(context = "disconnector", %error, ?kind, "the application could not be told"),
+            Err(error) => limited!(WARN, DisconnectNotTold, %error, ?kind, "the application could not be told"),
         }
         sid
     }
@@ -104,7 +105,7 @@ impl Farewells {
             queue.resume_at = Some(now + pause.min(LONGEST_PAUSE));
             queue.outages += 1;
             if queue.outages == 1 {
-                tracing::warn!(context = "disconnector", "the application is not reached; calls about who left wait");
+                limited!(WARN, ApplicationUnreached, "the application is not reached; calls about who left wait");
             }
         }
         metrics::FAREWELLS.add(1);
@@ -122,7 +123,7 @@ impl Farewells {
         let mut queue = self.queue();
         if queue.outages > 0 {
             (queue.outages, queue.resume_at) = (0, None);
-            tracing::info!(context = "disconnector", "the application is reached again");
+            limited!(INFO, ApplicationReached, "the application is reached again");
         }
     }
 

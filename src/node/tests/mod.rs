@@ -266,6 +266,8 @@ pub struct Setup {
     pub max_commands_rate: u32,
     /// What was written of sessions.
     pub writes: Arc<store::Writes>,
+    /// How long messages live; `None`: 300 s.
+    pub history_ttl: Option<Duration>,
 }
 
 impl Cluster {
@@ -274,7 +276,7 @@ impl Cluster {
     }
 
     pub fn with(app: Script, setup: Setup) -> Self {
-        let limits = Limits::plain(100, 300 * SECOND, 300 * SECOND);
+        let limits = Limits::plain(100, setup.history_ttl.unwrap_or(300 * SECOND), 300 * SECOND);
         let app = Arc::new(app);
         let fan = Arc::new(Fan::default());
         let broker = MemoryBroker::new(limits.clone(), 60 * SECOND, fan.clone());

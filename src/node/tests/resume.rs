@@ -127,3 +127,28 @@ async fn a_sid_does_not_help_somebody_else() {
     let without = restored(&cluster, with_token(Some(&sid), Some("nonsense"))).await;
     assert_eq!(without["restored"], true, "only a valid token proves anything");
 }
+
+/// A session may be restored long after it was saved last, and its id be named by a publication just before.
+#[tokio::test]
+async fn ruling_25_a_client_is_excluded_under_an_id_that_was_saved_longer_ago_than_messages_live() {
+    const PUBSUB: &str = r#"{"channel":"$pubsub","stream_name":"a"}"#;
+    let setup = Setup { noauth: true, no_application: true, history_ttl: Some(SECOND), ..Setup::default() };
+    let cluster = Cluster::with(Script::default(), setup);
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(PUBSUB).await;
+    cluster.publish("a", "0").await;
+    let last = browser.next().await;
+    assert_eq!(last["message"], 0);
+    browser.vanish();
+    // By the clock of the machine, which dates what is saved.
+    tokio::time::sleep(SECOND * 3 / 2).await;
+    let meta = Meta { exclude_socket: Some(sid.as_str().into()), ..Meta::default() };
+    cluster.publish_with("a", "1", meta).await;
+
+    let (mut back, _) = cluster.welcomed_with(1, hello(Some(&sid))).await;
+    let from = value!({ "a": { "epoch": last["epoch"], "offset": last["offset"] } });
+    back.send(value!({ "command": "history", "identifier": PUBSUB, "history": { "streams": from } }));
+    assert_eq!(back.next().await["type"], "confirm_history", "what it said itself is not said to it");
+    cluster.publish("a", "2").await;
+    assert_eq!(back.next().await["message"], 2);
+}

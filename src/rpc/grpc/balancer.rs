@@ -5,6 +5,7 @@ use super::Target;
 use super::channel::Channel;
 use super::owner::Owner;
 use crate::critical::critical;
+use crate::log_limit::limited;
 use crate::rpc::RpcError;
 use crate::rpc::calls::Failed;
 use crate::rpc::dial::Dialer;
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tracing::{info, warn};
 
 /// Finds a connection for each call. Dropping it closes all connections.
 pub struct Balancer {
@@ -58,13 +58,13 @@ impl Balancer {
             let view = updates.borrow_and_update().clone();
             if let Some(channel) = self.next(&view.ready) {
                 if self.recovering.swap(false, Ordering::Relaxed) {
-                    info!("connection is restored");
+                    limited!(INFO, ApplicationFound, "connection is restored");
                 }
                 return Ok(channel);
             }
             match &view.phase {
                 Phase::Failed(reason) if !self.recovering.swap(true, Ordering::Relaxed) => {
-                    warn!(%reason, "connection is lost, trying to reconnect immediately");
+                    limited!(WARN, ApplicationLost, %reason, "connection is lost, trying to reconnect immediately");
                     self.wanted.notify_one();
                     return Err(Failed::Unreached(reason.clone()));
                 }

@@ -91,6 +91,23 @@ async fn heads_of_many_streams() {
     assert_eq!(node.broker.heads(&[StreamName::from("none")]).await.unwrap()[0].head.newest, 0);
 }
 
+/// A question for the heads of many streams is larger than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_of_many_streams_where_the_server_takes_small_messages_only() {
+    let (mut server, settings) = (Server::stopped(), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(settings.path(), "max_payload: 8KB\n").unwrap();
+    server.configured(settings.path());
+    server.run();
+    let node = Node::on(&server).await;
+    let streams: Vec<StreamName> = (0..600).map(|i| StreamName::from(format!("{i:0>200}"))).collect();
+    let mut expected = vec![(0, 20); 600];
+    for (i, stream) in streams.iter().enumerate().filter(|(i, _)| i % 30 == 0) {
+        expected[i].0 = node.publish(stream, "1").await;
+    }
+    let heads = heads_of(node.broker.open(&streams).await);
+    assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_by_offset() {
     let server = Server::start();
