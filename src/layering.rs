@@ -16,7 +16,7 @@ const ORDER: &[&[&str]] = &[
     &["auth"],
     &["nats"],
     &["protocol"],
-    &["critical", "log_limit", "metrics", "secret"],
+    &["boottime", "critical", "log_limit", "metrics", "secret"],
 ];
 
 fn rank(part: &str) -> Option<usize> {

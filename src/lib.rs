@@ -3,7 +3,7 @@
 //!
 //! The tree in reading order (left may use right, never back):
 //! `main → cli → app → {transport, ingest, ops} → node → {session, hub, auth} → broker → nats`, all of them on
-//! `protocol`; `critical`, `log_limit`, `metrics` and `secret` are leaves that anyone may use.
+//! `protocol`; `boottime`, `critical`, `log_limit`, `metrics` and `secret` are leaves that anyone may use.
 
 /// Composition root: configuration → parts → listeners → drain.
 pub mod app;
@@ -37,6 +37,8 @@ pub mod nats;
 /// The application side: gRPC and HTTP.
 pub mod rpc;
 
+/// A clock that goes on while the machine is suspended.
+pub mod boottime;
 /// Tasks that the process cannot do without.
 pub mod critical;
 /// Log lines that somebody outside can cause at will.

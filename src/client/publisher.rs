@@ -2,6 +2,7 @@
 //! `Idempotency-Key`, so a retry never becomes a second message.
 
 use super::wire::{self, Route, Trust};
+use crate::boottime;
 use crate::secret::bare_url;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
@@ -12,7 +13,6 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use url::Url;
 
 /// A server answers within its publish timeout (10 s by default); after this an attempt counts as lost.
@@ -110,6 +110,8 @@ pub struct Publisher {
     path: String,
     authorization: Option<HeaderValue>,
     retry_for: Duration,
+    /// Goes on while the machine is suspended: the server forgets the key meanwhile.
+    clock: fn() -> Duration,
     link: Option<Link>,
     retries: u64,
 }
@@ -157,7 +159,18 @@ impl Publisher {
             None => None,
         };
         let (host, encrypted) = (host.to_owned(), scheme == "https");
-        Ok(Self { host, port, encrypted, trust: None, path, authorization, retry_for, link: None, retries: 0 })
+        Ok(Self {
+            host,
+            port,
+            encrypted,
+            trust: None,
+            path,
+            authorization,
+            retry_for,
+            clock: boottime::now,
+            link: None,
+            retries: 0,
+        })
     }
 
     /// Trusts these authorities instead of the system's.
@@ -183,7 +196,7 @@ impl Publisher {
     /// A refusal, or no acknowledgement within the time to retry: see [`PublishError`].
     pub async fn publish(&mut self, body: Bytes, idempotency_key: &str) -> Result<Vec<Published>, PublishError> {
         let key = HeaderValue::from_str(idempotency_key).map_err(|_| PublishError::Header)?;
-        let started = Instant::now();
+        let started = (self.clock)();
         let mut pause = FIRST_PAUSE;
         let mut attempts = 0;
         let mut any_unknown = false;
@@ -194,12 +207,17 @@ impl Publisher {
                 Attempt::Failed(error) => return Err(error),
                 Attempt::Again { why, after, unknown } => {
                     any_unknown |= unknown;
-                    let waited = started.elapsed();
-                    if waited >= self.retry_for {
+                    let waited = || (self.clock)().saturating_sub(started);
+                    let goes_on = waited() < self.retry_for && {
+                        tokio::time::sleep(after.map_or(pause, |after| after.min(LAST_PAUSE).max(pause))).await;
+                        // Far longer than it was to be: the machine was suspended.
+                        waited() < self.retry_for + 2 * LAST_PAUSE
+                    };
+                    if !goes_on {
+                        let waited = waited();
                         return Err(PublishError::GaveUp { attempts, waited, unknown: any_unknown, last: why });
                     }
                     self.retries += 1;
-                    tokio::time::sleep(after.map_or(pause, |after| after.min(LAST_PAUSE).max(pause))).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -315,6 +333,7 @@ fn parse_answer(answer: &[u8]) -> Result<Vec<Published>, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -374,6 +393,23 @@ mod tests {
             assert!(request.contains("authorization: Bearer k\r\n"), "{request}");
             assert!(request.ends_with(r#"{"stream":"a","data":"1"}"#), "{request}");
         }
+    }
+
+    /// An hour passes between any two looks at it.
+    fn clock_of_a_laptop() -> Duration {
+        static HOURS: AtomicU64 = AtomicU64::new(0);
+        Duration::from_secs(3_600 * HOURS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn row_01_a_publication_is_not_repeated_after_a_suspension() {
+        let (url, seen) = scripted(&["HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"]).await;
+        let mut publisher = Publisher::new(&url, None, Duration::from_secs(5_400)).unwrap();
+        publisher.clock = clock_of_a_laptop;
+        let error = publisher.publish(body(), "k").await.unwrap_err();
+        // One hour at the first look, which leaves some time; two at the second.
+        assert!(matches!(error, PublishError::GaveUp { attempts: 1, unknown: true, .. }), "{error}");
+        assert_eq!(seen.await.unwrap().len(), 1);
     }
 
     #[tokio::test]

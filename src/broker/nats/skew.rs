@@ -4,6 +4,7 @@
 //! is concluded from comparing them must allow for their difference. Each answer of a leader is a measurement: the
 //! server's clock stood at the time it names at some moment between question and answer, by this machine's clock.
 
+use crate::boottime;
 use crate::metrics;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
@@ -37,12 +38,12 @@ pub(super) struct Clocks {
 impl Clocks {
     /// This machine's clock, in milliseconds: it goes on while the machine is suspended, and nobody sets it.
     pub fn own(&self) -> i64 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = i64::try_from(boottime::now().as_millis()).unwrap_or(i64::MAX);
         #[cfg(test)]
         let suspended = self.suspended.load(std::sync::atomic::Ordering::Relaxed);
         #[cfg(not(test))]
         let suspended = 0;
-        now.tv_sec * 1_000 + now.tv_nsec / 1_000_000 + suspended
+        now + suspended
     }
 
     /// As if the machine had been suspended for so long: no other clock of this process has gone on.
