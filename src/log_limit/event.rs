@@ -166,6 +166,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
+    fn every_event_is_documented() {
+        let limits = include_str!("../../docs/limits.md");
+        for event in Event::ALL {
+            assert!(limits.contains(&format!("`{}`", event.name())), "{}", event.name());
+        }
+    }
+
+    #[test]
     fn names_are_labels_and_differ() {
         let names: BTreeSet<_> = Event::ALL.iter().map(|event| event.name()).collect();
         assert_eq!(names.len(), Event::ALL.len());

@@ -23,8 +23,7 @@ pub fn log_them() {
 fn record(panic: &PanicHookInfo<'_>) {
     metrics::PANICS.inc();
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
-    let is_new = PLACES.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone());
-    if !is_new && !Event::Panic.admit(Level::ERROR) {
+    if !is_told(&location) {
         return;
     }
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
@@ -37,6 +36,12 @@ fn record(panic: &PanicHookInfo<'_>) {
     } else {
         tracing::error!(context = "node", location, thread, task, "panic: {said}");
     }
+}
+
+/// Whether a panic at this place has a line. Others are counted.
+fn is_told(location: &str) -> bool {
+    let is_new = PLACES.lock().unwrap_or_else(PoisonError::into_inner).insert(location.to_owned());
+    is_new || Event::Panic.admit(Level::ERROR)
 }
 
 /// What a panic says, up to where values begin: a value may be a client's text or a secret.
@@ -56,6 +61,13 @@ mod tests {
 
     fn gist_of(work: impl FnOnce() + panic::UnwindSafe) -> String {
         gist(&*panic::catch_unwind(work).unwrap_err()).to_owned()
+    }
+
+    #[test]
+    fn row_17_a_panic_that_is_caused_again_and_again_is_told_seldom_and_another_one_at_once() {
+        let told = (0..1_000).filter(|_| is_told("src/a.rs:1:1")).count();
+        assert_eq!(told, 2, "the first, and the first of those that are counted");
+        assert!(is_told("src/b.rs:1:1"));
     }
 
     #[test]
