@@ -17,6 +17,7 @@ use crate::log_limit::Summaries;
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::files;
 use crate::ops::health::{Health, HealthConfig};
+use crate::ops::memory;
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
 use crate::rpc::{self, RpcConfig};
@@ -139,6 +140,7 @@ impl App {
                 listeners.spawn(critical("http.listener", own.serve(broadcast, draining.clone(), connections.clone())));
             }
         }
+        listeners.spawn(critical("app.memory", memory::give_back(draining.clone())));
         listeners.spawn(critical("http.listener", main.serve(router, draining.clone(), connections.clone())));
         if let Some(path) = &config.server.port_file {
             let ports = serde_json::json!({ "http": addr.to_string(), "broadcast": broadcast_addr.to_string() });

@@ -329,7 +329,8 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
     extras.transient &= features.transient;
     extras.exclusion &= features.exclusion;
     extras.whispers &= features.whispers;
-    extras.removals &= features.removals;
+    // Who is thrown out misses what is published until it is back.
+    extras.removals &= features.removals && features.history;
     if !features.idempotency_keys {
         eprintln!("carrick verify: the server does not know idempotency keys: nothing is published a second time");
         plan.outlet.retry_for = Duration::ZERO;

@@ -6,16 +6,14 @@
 //! in the stream's tail and in the log, and the connection fetches it when the client has read. No other stored message of
 //! the stream comes between the copies.
 
-use super::frames::counted;
+use super::fanout::{Fanout, GroupId};
+use super::members::{Member, Members};
 use super::outbox::Outbox;
+use super::pages::SharedPage;
 use super::receiver::{HistoryJob, Identifier, Receiver};
 use crate::broker::Overflow;
 use crate::metrics;
-use crate::protocol::encoding::{EncodedPosition, json_text};
-use crate::protocol::{Encoding, Epoch, Message, Position, StreamName};
-use bytes::Bytes;
-use slab::Slab;
-use std::collections::{HashMap, VecDeque};
+use crate::protocol::{Message, Position};
 use std::sync::Arc;
 
 /// Where a replay starts.
@@ -27,26 +25,11 @@ pub struct Start {
     pub claimed: Option<u64>,
 }
 
-/// One subscription of the connection on the stream.
-struct Member {
-    identifier: Arc<Identifier>,
-    group: GroupId,
-    /// Everything up to here was sent or is not wanted. Not kept up to date while the cursor is live.
-    had: u64,
-    /// Waits for its history command.
-    held: bool,
-    /// Its copies carry positions.
-    positioned: bool,
-    /// Released without a command: from here on its messages went out without positions.
-    released_at: Option<u64>,
-    /// Offsets in `(.0, .1]` went out already, without positions.
-    skip: (u64, u64),
-    job: Option<Arc<HistoryJob>>,
-}
-
 pub struct Cursor {
     receiver: Arc<Receiver>,
-    members: Vec<Member>,
+    /// The receiver's.
+    outbox: Arc<Outbox>,
+    members: Members,
     /// Gets messages as they come.
     live: bool,
     /// It was live and waits for nothing but room in the outbox.
@@ -66,17 +49,19 @@ pub struct Cursor {
     page: Option<Box<Backlog>>,
 }
 
-/// Messages read for one cursor; after the last of them it has had everything up to `up_to`.
+/// A page that a cursor is sent; after the last message it has had everything that the page covers.
 struct Backlog {
-    messages: VecDeque<Arc<Message>>,
-    up_to: u64,
+    page: Arc<SharedPage>,
+    /// Place of the next message.
+    next: usize,
 }
 
 impl Cursor {
     pub fn new(receiver: Arc<Receiver>) -> Self {
         Self {
+            outbox: receiver.outbox.clone(),
             receiver,
-            members: Vec::with_capacity(1),
+            members: Members::none(),
             live: true,
             paced: false,
             copying: false,
@@ -89,7 +74,7 @@ impl Cursor {
     }
 
     pub fn outbox(&self) -> &Outbox {
-        &self.receiver.outbox
+        &self.outbox
     }
 
     pub fn is_live(&self) -> bool {
@@ -118,7 +103,7 @@ impl Cursor {
     pub fn pause(&mut self, complete_to: u64) {
         if self.live {
             self.live = false;
-            for member in &mut self.members {
+            for member in &mut *self.members {
                 member.had = complete_to;
             }
         }
@@ -138,8 +123,7 @@ impl Cursor {
             had: from,
             held,
             positioned: true,
-            released_at: None,
-            skip: (0, 0),
+            released: None,
             job: None,
         });
     }
@@ -161,16 +145,14 @@ impl Cursor {
     }
 
     pub fn leave_all(&mut self) -> Vec<GroupId> {
-        let members = std::mem::take(&mut self.members);
-        members
-            .into_iter()
-            .map(|member| {
-                if let Some(job) = member.job {
-                    job.abandon();
-                }
-                member.group
-            })
-            .collect()
+        let members = std::mem::replace(&mut self.members, Members::none());
+        let leave = |member: &Member| {
+            if let Some(job) = &member.job {
+                job.abandon();
+            }
+            member.group
+        };
+        members.iter().map(leave).collect()
     }
 
     fn member(&mut self, identifier: &str) -> Option<&mut Member> {
@@ -192,11 +174,12 @@ impl Cursor {
             return;
         };
         member.held = false;
-        member.had = match member.released_at.take() {
+        let released = member.released.as_mut().and_then(|released| Some((released.at.take()?, released)));
+        member.had = match released {
             // A late command: what went out without positions is skipped, what lies before it is replayed. A sibling
             // may have moved the client's position meanwhile; the first one it named tells what this member has had.
-            Some(released_at) => {
-                member.skip = (released_at, member.had);
+            Some((at, released)) => {
+                released.skip = (at, member.had);
                 first_claim.map_or(start.after.offset, |claim| claim.min(start.after.offset))
             }
             None => start.after.offset,
@@ -213,7 +196,9 @@ impl Cursor {
         if let Some(member) = self.member(identifier) {
             member.held = false;
             member.positioned = true;
-            member.released_at = None;
+            if let Some(released) = &mut member.released {
+                released.at = None;
+            }
         }
     }
 
@@ -223,7 +208,7 @@ impl Cursor {
         for member in self.members.iter_mut().filter(|member| member.held) {
             member.held = false;
             member.positioned = false;
-            member.released_at = Some(member.had);
+            member.released.get_or_insert_default().at = Some(member.had);
         }
     }
 
@@ -243,9 +228,8 @@ impl Cursor {
         self.paced = false;
         self.copying = false;
         self.lost_past = true;
-        for member in &mut self.members {
-            member.skip = (0, 0);
-            member.released_at = None;
+        for member in &mut *self.members {
+            member.released = None;
             member.positioned = true;
         }
     }
@@ -255,7 +239,7 @@ impl Cursor {
         if std::mem::take(&mut self.lost_past) {
             self.signal_loss();
         }
-        for member in &mut self.members {
+        for member in &mut *self.members {
             member.had = complete_to;
         }
         self.live = !self.is_held();
@@ -263,7 +247,7 @@ impl Cursor {
 
     /// Every member has had everything up to `offset`.
     pub fn advance(&mut self, offset: u64) {
-        for member in &mut self.members {
+        for member in &mut *self.members {
             member.had = member.had.max(offset);
         }
     }
@@ -272,35 +256,58 @@ impl Cursor {
     pub fn go_live(&mut self) {
         self.live = true;
         self.paced = false;
-        for member in &mut self.members {
+        for member in &mut *self.members {
             if let Some(job) = member.job.take() {
                 job.caught_up();
             }
         }
     }
 
-    /// Takes messages read from the log; [`Self::send_backlog`] sends them.
-    pub fn set_backlog(&mut self, messages: VecDeque<Arc<Message>>, up_to: u64) {
-        self.page = Some(Box::new(Backlog { messages, up_to }));
+    /// Takes what a page has behind `after`; [`Self::send_backlog`] sends it.
+    pub fn set_backlog(&mut self, page: Arc<SharedPage>, after: u64) {
+        let next = page.place_after(after);
+        self.page = Some(Box::new(Backlog { page, next }));
     }
 
     /// Sends what was read from the log until the outbox holds `budget` bytes. `false`: there is more.
     pub fn send_backlog(&mut self, budget: usize, fanout: &mut Fanout) -> bool {
-        let Some(mut page) = self.page.take() else { return true };
-        while self.outbox().pending() < budget {
-            let Some(message) = page.messages.front() else {
-                self.advance(page.up_to);
-                return true;
-            };
-            let all = self.deliver_replay(message, fanout);
-            fanout.end();
-            if !all {
+        let Some(mut backlog) = self.page.take() else { return true };
+        let rest = backlog.page.messages.get(backlog.next..).unwrap_or_default();
+        let sent = self.replay(rest.iter().map(|message| &**message), budget, fanout);
+        if sent == rest.len() {
+            self.advance(backlog.page.to);
+            return true;
+        }
+        backlog.next += sent;
+        self.page = Some(backlog);
+        false
+    }
+
+    /// Sends messages to the members that have not had them, until the outbox holds `budget` bytes or has no room. Returns
+    /// how many were sent to all of them.
+    pub fn replay<'a>(
+        &mut self,
+        messages: impl Iterator<Item = &'a Message>,
+        budget: usize,
+        fanout: &mut Fanout,
+    ) -> usize {
+        let mut sent = 0;
+        let mut waiting = self.outbox.pending();
+        for message in messages {
+            if waiting >= budget {
+                // What the client has read meanwhile does not count.
+                waiting = self.outbox.pending();
+            }
+            if waiting >= budget {
                 break;
             }
-            page.messages.pop_front();
+            let queued = self.deliver_replay(message, fanout);
+            fanout.end();
+            let Some(bytes) = queued else { break };
+            waiting += bytes;
+            sent += 1;
         }
-        self.page = Some(page);
-        false
+        sent
     }
 
     /// The next message of the stream. Every member has had everything up to `before`.
@@ -310,7 +317,7 @@ impl Cursor {
         }
         let moves_on = self.moves_on(message);
         for at in 0..self.members.len() {
-            if !self.send(at, message, moves_on, fanout) {
+            if self.send(at, message, moves_on, fanout).is_none() {
                 self.pace(at, message.offset, before);
                 return;
             }
@@ -332,23 +339,28 @@ impl Cursor {
         }
     }
 
-    /// To the members that have not had it. `false`: the outbox has no room for all of their copies.
-    pub fn deliver_replay(&mut self, message: &Message, fanout: &mut Fanout) -> bool {
+    /// To the members that have not had it. Returns the bytes that were queued; `None`: the outbox has no room for all of
+    /// their copies.
+    fn deliver_replay(&mut self, message: &Message, fanout: &mut Fanout) -> Option<usize> {
         let excluded = self.receiver.is_excluded(message.meta.exclude_socket.as_ref());
         let moves_on = self.moves_on(message);
+        let mut queued = 0;
         for at in 0..self.members.len() {
             let member = &self.members[at];
-            let skipped = message.offset > member.skip.0 && message.offset <= member.skip.1;
-            let wanted = member.had < message.offset && !skipped && !excluded;
-            if wanted && !self.send(at, message, moves_on, fanout) {
-                self.copying = self.sent == message.offset;
-                return false;
+            let skip = member.released.as_ref().map_or((0, 0), |released| released.skip);
+            let skipped = message.offset > skip.0 && message.offset <= skip.1;
+            if member.had < message.offset && !skipped && !excluded {
+                let Some(bytes) = self.send(at, message, moves_on, fanout) else {
+                    self.copying = self.sent == message.offset;
+                    return None;
+                };
+                queued += bytes;
             }
             let member = &mut self.members[at];
             member.had = member.had.max(message.offset);
         }
         self.copying = false;
-        true
+        Some(queued)
     }
 
     /// The message's position lies behind all that the client was sent, or is that of the copies sent last.
@@ -357,23 +369,25 @@ impl Cursor {
         is_next && message.offset >= self.named
     }
 
-    /// Queues the copy of one member. `false`: there is no room.
-    fn send(&mut self, at: usize, message: &Message, moves_on: bool, fanout: &mut Fanout) -> bool {
+    /// Queues the copy of one member and returns what it takes of the client's account. `None`: there is no room.
+    fn send(&mut self, at: usize, message: &Message, moves_on: bool, fanout: &mut Fanout) -> Option<usize> {
         let member = &self.members[at];
         let positioned = moves_on && member.positioned;
-        if !self.receiver.outbox.push_stored(fanout.frame(member.group, message, positioned)) {
-            return false;
+        let frame = fanout.frame(member.group, message, positioned);
+        let bytes = frame.cost();
+        if !self.outbox.push_stored(frame) {
+            return None;
         }
         if positioned {
             self.sent = message.offset;
         }
-        true
+        Some(bytes)
     }
 
     pub fn deliver_transient(&mut self, message: &Message, overflow: Overflow, fanout: &mut Fanout) {
         if self.receiver.is_welcomed() && !self.receiver.is_excluded(message.meta.exclude_socket.as_ref()) {
-            for member in &self.members {
-                self.receiver.outbox.push_unstored(fanout.frame(member.group, message, false), overflow);
+            for member in &*self.members {
+                self.outbox.push_unstored(fanout.frame(member.group, message, false), overflow);
             }
         }
     }
@@ -404,88 +418,5 @@ impl Cursor {
                 None => self.receiver.signal_loss(&member.identifier),
             }
         }
-    }
-}
-
-pub type GroupId = usize;
-
-/// Everybody with the same identifier and encoding gets the same bytes.
-struct Group {
-    identifier: Arc<Identifier>,
-    encoding: Encoding,
-    members: usize,
-    /// The frame of the message being sent, with and without position.
-    positioned: Option<Bytes>,
-    plain: Option<Bytes>,
-}
-
-/// Encodes each message once per group, and keeps the frames only while the message is being sent.
-pub struct Fanout {
-    stream_json: String,
-    epoch_json: String,
-    groups: Slab<Group>,
-    lookup: HashMap<(Arc<Identifier>, Encoding), GroupId>,
-    /// Groups that hold a frame.
-    encoded: Vec<GroupId>,
-}
-
-impl Fanout {
-    pub fn new(stream: &StreamName, epoch: &Epoch) -> Self {
-        Self {
-            stream_json: json_text(stream.as_str()),
-            epoch_json: json_text(epoch.as_str()),
-            groups: Slab::new(),
-            lookup: HashMap::new(),
-            encoded: Vec::new(),
-        }
-    }
-
-    pub fn set_epoch(&mut self, epoch: &Epoch) {
-        self.epoch_json = json_text(epoch.as_str());
-    }
-
-    pub fn join(&mut self, identifier: &Arc<Identifier>, encoding: Encoding) -> GroupId {
-        let groups = &mut self.groups;
-        let id = *self.lookup.entry((identifier.clone(), encoding)).or_insert_with(|| {
-            groups.insert(Group { identifier: identifier.clone(), encoding, members: 0, positioned: None, plain: None })
-        });
-        self.groups[id].members += 1;
-        id
-    }
-
-    pub fn leave(&mut self, id: GroupId) {
-        let group = &mut self.groups[id];
-        group.members -= 1;
-        if group.members == 0 {
-            let group = self.groups.remove(id);
-            self.lookup.remove(&(group.identifier, group.encoding));
-        }
-    }
-
-    /// The message has been sent to everybody it is for now.
-    pub fn end(&mut self) {
-        for id in self.encoded.drain(..) {
-            if let Some(group) = self.groups.get_mut(id) {
-                (group.positioned, group.plain) = (None, None);
-            }
-        }
-    }
-
-    fn frame(&mut self, id: GroupId, message: &Message, positioned: bool) -> Bytes {
-        let group = &mut self.groups[id];
-        if group.positioned.is_none() && group.plain.is_none() {
-            self.encoded.push(id);
-        }
-        let slot = if positioned { &mut group.positioned } else { &mut group.plain };
-        slot.get_or_insert_with(|| {
-            let position = positioned.then_some(EncodedPosition {
-                stream_json: &self.stream_json,
-                epoch_json: &self.epoch_json,
-                offset: message.offset,
-            });
-            let kind = message.meta.broadcast_type.as_deref();
-            counted(group.encoding.delivery(&group.identifier.json, kind, &message.payload, position))
-        })
-        .clone()
     }
 }

@@ -4,6 +4,8 @@
 use crate::metrics;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// What a frame costs beside its bytes in a client's account: its place in the queue (which grows by doubling), the
 /// handle, and its share of the allocator's. Two-byte frames cost as much as this, not two bytes.
@@ -12,16 +14,19 @@ pub const FRAME_OVERHEAD: usize = 128;
 /// What an encoded frame holds beside its bytes.
 const OWNER: usize = 96;
 
-/// An encoded frame that gives its bytes back to the account when the last client lets go of it.
-struct Waiting(Bytes);
-
-impl AsRef<[u8]> for Waiting {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
+/// A finished frame, shared by all clients that are sent it. It counts from the first handle to the last.
+///
+/// A handle is small, because thousands of queues have a place for each message.
+#[derive(Clone)]
+pub struct Frame {
+    encoded: Arc<Encoded>,
+    /// It may be left out for a client that does not keep up.
+    droppable: bool,
 }
 
-impl Drop for Waiting {
+struct Encoded(Bytes);
+
+impl Drop for Encoded {
     fn drop(&mut self) {
         metrics::PENDING_BYTES.add(-held(&self.0));
     }
@@ -31,23 +36,34 @@ fn held(frame: &Bytes) -> i64 {
     i64::try_from(frame.len() + OWNER).unwrap_or(i64::MAX)
 }
 
-/// Counts a frame from here on until the last copy of the handle is gone.
-pub fn counted(frame: Bytes) -> Bytes {
-    metrics::PENDING_BYTES.add(held(&frame));
-    Bytes::from_owner(Waiting(frame))
-}
-
-/// One place in a client's queue.
-pub struct Frame {
-    pub bytes: Bytes,
-    /// It may be left out for a client that does not keep up.
-    pub droppable: bool,
-}
-
 impl Frame {
+    pub fn new(frame: Bytes) -> Self {
+        metrics::PENDING_BYTES.add(held(&frame));
+        Self { encoded: Arc::new(Encoded(frame)), droppable: false }
+    }
+
+    /// Bytes of memory that it holds, whoever shares it.
+    pub fn held(&self) -> i64 {
+        held(&self.encoded.0)
+    }
+
+    /// The same frame; it may be left out for a client that does not keep up.
+    pub fn droppable(mut self) -> Self {
+        self.droppable = true;
+        self
+    }
+
     /// Its part of the client's account.
     pub fn cost(&self) -> usize {
-        self.bytes.len() + FRAME_OVERHEAD
+        self.len() + FRAME_OVERHEAD
+    }
+}
+
+impl Deref for Frame {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.encoded.0
     }
 }
 
@@ -61,8 +77,8 @@ pub struct FrameQueue {
     pub droppable: usize,
 }
 
-/// Places that an empty queue may keep.
-const SPARE: usize = 16;
+/// Places that a queue begins with.
+const FIRST_PLACES: usize = 8;
 
 impl FrameQueue {
     pub fn is_empty(&self) -> bool {
@@ -71,18 +87,36 @@ impl FrameQueue {
 
     pub fn push(&mut self, frame: Frame) {
         *self.account(frame.droppable) += frame.cost();
-        let before = self.frames.capacity();
-        self.frames.push_back(frame);
-        let grown = self.frames.capacity() - before;
-        if grown > 0 {
-            metrics::PENDING_BYTES.add(places(grown));
+        if self.frames.len() == self.frames.capacity() {
+            self.grow();
         }
+        self.frames.push_back(frame);
     }
 
-    pub fn pop(&mut self) -> Option<Bytes> {
+    #[cold]
+    fn grow(&mut self) {
+        let before = self.frames.capacity();
+        self.frames.reserve_exact(before.max(FIRST_PLACES));
+        metrics::PENDING_BYTES.add(places(self.frames.capacity() - before));
+    }
+
+    pub fn pop(&mut self) -> Option<Frame> {
         let frame = self.frames.pop_front()?;
         *self.account(frame.droppable) -= frame.cost();
-        Some(frame.bytes)
+        Some(frame)
+    }
+
+    /// Takes all frames at once, if they are so many and have so many bytes at the most. `into` must be empty: its places
+    /// are used from here on. `false`: they are to be taken one by one.
+    pub fn take_all(&mut self, into: &mut VecDeque<Frame>, most: usize, bytes: usize) -> bool {
+        if self.frames.len() > most || self.bytes + self.droppable > bytes || !into.is_empty() {
+            return false;
+        }
+        let before = self.frames.capacity();
+        std::mem::swap(&mut self.frames, into);
+        metrics::PENDING_BYTES.add(places(self.frames.capacity()) - places(before));
+        (self.bytes, self.droppable) = (0, 0);
+        true
     }
 
     /// Leaves out what may be left out. Returns how many frames that were.
@@ -97,7 +131,7 @@ impl FrameQueue {
 
     /// An idle client holds no places.
     pub fn give_back_places(&mut self) {
-        if self.frames.is_empty() && self.frames.capacity() > SPARE {
+        if self.frames.is_empty() && self.frames.capacity() > 0 {
             *self = Self::default();
         }
     }
@@ -109,7 +143,9 @@ impl FrameQueue {
 
 impl Drop for FrameQueue {
     fn drop(&mut self) {
-        metrics::PENDING_BYTES.add(-places(self.frames.capacity()));
+        if self.frames.capacity() > 0 {
+            metrics::PENDING_BYTES.add(-places(self.frames.capacity()));
+        }
     }
 }
 

@@ -228,7 +228,7 @@ impl Hub {
         if core.epoch() == epoch {
             let complete = is_complete_after(after, &behind, Some(&core.proof()));
             let page = shared(after, floor, None, page);
-            core.supply(cursor, after, complete, &page);
+            core.supply(cursor, after, complete, page.clone());
             if complete {
                 self.keep(&mut core, page);
             }
@@ -247,7 +247,7 @@ impl Hub {
     }
 
     /// Keeps a page for others while there is room.
-    fn keep(&self, core: &mut Stream, page: SharedPage) {
+    fn keep(&self, core: &mut Stream, page: Arc<SharedPage>) {
         if metrics::SNAPSHOT_BYTES.get() <= self.config.snapshot_budget as i64 {
             core.keep(page, Instant::now());
         }
@@ -255,10 +255,10 @@ impl Hub {
 }
 
 /// A page of what follows `from`, read up to `up_to` or as far as its limits allowed.
-fn shared(from: u64, up_to: u64, since: Option<u64>, page: Page) -> SharedPage {
+fn shared(from: u64, up_to: u64, since: Option<u64>, page: Page) -> Arc<SharedPage> {
     let reached = page.messages.last().map_or(from, |last| last.offset);
     let to = if page.remaining == 0 { up_to } else { reached };
-    SharedPage { from, to, messages: page.messages, since }
+    Arc::new(SharedPage { from, to, messages: page.messages, since })
 }
 
 fn unix_seconds() -> u64 {

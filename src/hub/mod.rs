@@ -18,8 +18,11 @@
 //! * A stream is open *on a connection*: [`Cell::is_open_in`] compares. A list of cells is a list of what was there.
 
 pub mod cursor;
+mod fanout;
 mod frames;
+mod herd;
 mod history;
+mod members;
 mod open;
 pub mod outbox;
 mod pages;
@@ -34,6 +37,7 @@ mod tail;
 mod tests;
 
 pub use cursor::Start;
+pub use frames::Frame;
 pub use history::{From, Located};
 pub use outbox::{Outbox, OutboxLimits, Signal};
 pub use proof::{Proof, SavedProof};

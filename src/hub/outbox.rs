@@ -15,7 +15,7 @@
 
 mod drain;
 
-use super::frames::{Frame, FrameQueue, counted};
+use super::frames::{Frame, FrameQueue};
 use crate::broker::Overflow;
 use crate::metrics;
 use crate::protocol::{Close, Encoding, reply};
@@ -59,7 +59,9 @@ pub struct Outbox {
 struct Queue {
     frames: FrameQueue,
     /// The answer to the client's newest ping; the earlier ones need none (RFC 6455 §5.5.3). It goes before the rest.
-    pong: Option<Bytes>,
+    pong: Option<Box<Bytes>>,
+    /// Somebody waits for room.
+    pacing: bool,
     /// Since when it has been at or over its limit; once closing: since when it has been that.
     since: Option<Instant>,
     /// What could be left out was, and the client has not come below its limit yet: no more of the kind.
@@ -134,23 +136,23 @@ impl Outbox {
 
     /// Queues a frame that says that the connection lives.
     pub fn push_sign_of_life(&self, frame: Bytes) {
-        self.push_to(self.queue(), counted(frame), Overflow::Disconnect);
+        self.push_to(self.queue(), Frame::new(frame), Overflow::Disconnect);
     }
 
     /// Queues a frame of this client's own, which cannot be made again.
     pub fn push(&self, frame: Bytes) {
-        self.push_unstored(counted(frame), Overflow::Disconnect);
+        self.push_unstored(Frame::new(frame), Overflow::Disconnect);
     }
 
-    /// Queues a message that is stored nowhere. `frame` is [`counted`] already.
-    pub fn push_unstored(&self, frame: Bytes, overflow: Overflow) {
+    /// Queues a message that is stored nowhere.
+    pub fn push_unstored(&self, frame: Frame, overflow: Overflow) {
         let queue = self.queue();
         if !queue.suspended {
             self.push_to(queue, frame, overflow);
         }
     }
 
-    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes, overflow: Overflow) {
+    fn push_to(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Frame, overflow: Overflow) {
         if queue.is_over() {
             return;
         }
@@ -168,12 +170,11 @@ impl Outbox {
             self.wake_all();
             return;
         }
-        self.enqueue(queue, frame, overflow == Overflow::Drop);
+        self.enqueue(queue, if overflow == Overflow::Drop { frame.droppable() } else { frame });
     }
 
     /// Queues a stored message, unless there is no room: then it stays where it is, and the driver hears of it.
-    /// `frame` is [`counted`] already.
-    pub fn push_stored(&self, frame: Bytes) -> bool {
+    pub fn push_stored(&self, frame: Frame) -> bool {
         let mut queue = self.queue();
         if queue.is_over() || queue.suspended {
             return true;
@@ -187,7 +188,7 @@ impl Outbox {
             }
             return false;
         }
-        self.enqueue(queue, frame, false);
+        self.enqueue(queue, frame);
         true
     }
 
@@ -198,17 +199,17 @@ impl Outbox {
             return;
         }
         let wake = queue.is_empty();
-        queue.pong = Some(frame);
+        queue.pong = Some(Box::new(frame));
         drop(queue);
         if wake {
             self.writer.wake();
         }
     }
 
-    fn enqueue(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Bytes, droppable: bool) {
+    fn enqueue(&self, mut queue: std::sync::MutexGuard<'_, Queue>, frame: Frame) {
         // A writer that has something to take comes back by itself.
         let wake = queue.is_empty();
-        queue.frames.push(Frame { bytes: frame, droppable });
+        queue.frames.push(frame);
         if queue.since.is_none() && queue.total() >= self.limits.pending {
             queue.since = Some(Instant::now());
         }
@@ -255,7 +256,7 @@ impl Outbox {
 
     fn end(&self, queue: &mut Queue, close: Close) {
         for frame in reply::farewell(self.encoding, close) {
-            queue.frames.push(Frame { bytes: counted(frame), droppable: false });
+            queue.frames.push(Frame::new(frame));
         }
         queue.closing = Some(close);
         queue.since = Some(Instant::now());

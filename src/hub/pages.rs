@@ -25,9 +25,9 @@ pub struct SharedPage {
 }
 
 impl SharedPage {
-    /// The messages behind an offset within the page.
-    pub fn after(&self, offset: u64) -> &[Arc<Message>] {
-        &self.messages[self.messages.partition_point(|message| message.offset <= offset)..]
+    /// Place of the first message behind an offset within the page.
+    pub fn place_after(&self, offset: u64) -> usize {
+        self.messages.partition_point(|message| message.offset <= offset)
     }
 
     /// The position after which everything stored at `since` or later follows, if this page can tell.
@@ -58,14 +58,12 @@ pub struct Pages {
 }
 
 impl Pages {
-    pub fn share(&mut self, page: SharedPage, now: Instant) -> Arc<SharedPage> {
+    pub fn share(&mut self, page: Arc<SharedPage>, now: Instant) {
         if self.entries.len() == MOST {
             self.entries.pop_front();
         }
-        let page = Arc::new(page);
-        self.entries.push_back(Entry { bytes: page.bytes(), page: page.clone(), read: now });
+        self.entries.push_back(Entry { bytes: page.bytes(), page, read: now });
         self.count();
-        page
     }
 
     /// A page with what follows an offset. The one that reaches farthest, so that cursors behind one another meet.
@@ -108,16 +106,17 @@ mod tests {
     use crate::protocol::{Meta, Payload};
     use bytes::Bytes;
 
-    fn page(from: u64, to: u64, offsets: &[u64], since: Option<u64>) -> SharedPage {
+    fn page(from: u64, to: u64, offsets: &[u64], since: Option<u64>) -> Arc<SharedPage> {
         let message = |offset: &u64| {
             let payload = Payload::from_json(Bytes::from_static(b"1234"));
             Arc::new(Message { offset: *offset, time: *offset * 1000, payload, meta: Meta::default() })
         };
-        SharedPage { from, to, messages: offsets.iter().map(message).collect(), since }
+        Arc::new(SharedPage { from, to, messages: offsets.iter().map(message).collect(), since })
     }
 
-    fn offsets(messages: &[Arc<Message>]) -> Vec<u64> {
-        messages.iter().map(|message| message.offset).collect()
+    fn behind(pages: &Pages, offset: u64) -> Vec<u64> {
+        let page = pages.after(offset).unwrap();
+        page.messages[page.place_after(offset)..].iter().map(|message| message.offset).collect()
     }
 
     #[test]
@@ -125,8 +124,8 @@ mod tests {
         let mut pages = Pages::default();
         pages.share(page(10, 20, &[12, 15, 20], None), Instant::now());
         assert!(pages.after(9).is_none(), "what lies before the page is unknown");
-        assert_eq!(offsets(pages.after(10).unwrap().after(10)), [12, 15, 20]);
-        assert_eq!(offsets(pages.after(13).unwrap().after(13)), [15, 20]);
+        assert_eq!(behind(&pages, 10), [12, 15, 20]);
+        assert_eq!(behind(&pages, 13), [15, 20]);
         assert!(pages.after(20).is_none(), "what lies behind the page is unknown");
     }
 

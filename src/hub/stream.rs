@@ -5,7 +5,8 @@
 
 mod followers;
 
-use super::cursor::{Cursor, Fanout};
+use super::cursor::Cursor;
+use super::fanout::Fanout;
 use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
@@ -423,14 +424,15 @@ impl Stream {
     }
 
     /// Keeps what was read for those who need it next: in the tail if it joins it, else for a moment.
-    pub fn keep(&mut self, page: SharedPage, now: Instant) {
+    pub fn keep(&mut self, page: Arc<SharedPage>, now: Instant) {
         if !self.tail.prepend(page.from, page.to, &page.messages, page.since, now) {
             self.pages.get_or_insert_default().share(page, now);
         }
     }
 
-    /// Lets go of pages that were read a while ago.
+    /// Lets go of what was read, and made, for those who caught up a while ago.
     pub fn expire_pages(&mut self, now: Instant) {
+        self.fanout.forget_herd();
         if self.pages.as_mut().is_some_and(|pages| pages.expire(now)) {
             self.pages = None;
         }

@@ -129,7 +129,7 @@ impl Tail {
     }
 
     /// The messages behind an offset that is not below the floor.
-    pub fn after(&self, offset: u64) -> impl Iterator<Item = &Arc<Message>> {
+    pub fn after(&self, offset: u64) -> impl ExactSizeIterator<Item = &Arc<Message>> {
         let start = self.entries.partition_point(|entry| entry.message.offset <= offset);
         self.entries.range(start..).map(|entry| &entry.message)
     }

@@ -6,7 +6,7 @@ mod histogram;
 
 pub use histogram::{BOUNDS, Histogram, Reading};
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 /// Only ever grows.
 pub struct Counter(AtomicU64);
@@ -46,21 +46,57 @@ impl Gauge {
     }
 }
 
+/// Goes up and down, very often and on all cores at the same time: each thread changes a part of its own, so that no core
+/// waits for a line of memory that another one has just written. Reading costs more.
+pub struct SplitGauge([Part; PARTS]);
+
+#[repr(align(64))]
+struct Part(AtomicI64);
+
+/// More than there are busy threads on most machines; threads may share a part.
+const PARTS: usize = 16;
+
+thread_local! {
+    static PART: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % PARTS
+    };
+}
+
+impl SplitGauge {
+    const fn new() -> Self {
+        Self([const { Part(AtomicI64::new(0)) }; PARTS])
+    }
+
+    pub fn add(&self, n: i64) {
+        // A thread that ends may be past its own variables.
+        let part = PART.try_with(|part| *part).unwrap_or_default();
+        self.0[part].0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> i64 {
+        self.0.iter().map(|part| part.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
 /// One definition per metric: the static, its public name and its meaning.
 macro_rules! metrics {
     ($($kind:ident $ident:ident = $name:literal, $help:literal;)*) => {
         $(
             #[doc = $help]
-            pub static $ident: $kind = $kind(metrics!(@zero $kind));
+            pub static $ident: $kind = metrics!(@zero $kind);
         )*
 
         /// Every metric with its present value, for a page, a log line or a test.
         pub fn snapshot() -> Vec<Sample> {
-            vec![$(Sample { name: $name, help: $help, value: $ident.get() as i64, kind: stringify!($kind), label: None },)*]
+            vec![$(Sample { name: $name, help: $help, value: $ident.get() as i64, kind: metrics!(@kind $kind), label: None },)*]
         }
     };
-    (@zero Counter) => { AtomicU64::new(0) };
-    (@zero Gauge) => { AtomicI64::new(0) };
+    (@zero Counter) => { Counter(AtomicU64::new(0)) };
+    (@zero Gauge) => { Gauge(AtomicI64::new(0)) };
+    (@zero SplitGauge) => { SplitGauge::new() };
+    (@kind SplitGauge) => { "Gauge" };
+    (@kind $kind:ident) => { stringify!($kind) };
 }
 
 /// A metric's name, meaning and value.
@@ -89,7 +125,8 @@ metrics! {
     Counter DATA_SENT = "data_sent_total", "bytes written to clients";
     Counter DATA_RCVD = "data_rcvd_total", "bytes of client messages";
     Counter SLOW_CLIENTS = "disconnected_slow_clients_total", "clients dropped because more than their limit was queued for too long, or far more at once";
-    Gauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
+    SplitGauge PENDING_BYTES = "client_pending_bytes", "bytes of memory that messages queued for clients hold; a message that many clients get counts once";
+    Gauge REPLAY_FRAMES = "replay_frames_bytes", "bytes of memory that finished messages hold which are kept for a moment for clients that catch up together; part of client_pending_bytes";
     Counter PACED = "paced_total", "times that a client's stored messages began to wait in the log because enough was queued for it";
     Counter UNSTORED_DROPPED = "unstored_dropped_total", "whispers and other unstored messages that a client missed because it did not keep up";
     Counter WHISPERS_DROPPED = "whispers_dropped_total", "whispers of clients that sent more than max_whisper_rate";
@@ -125,6 +162,7 @@ metrics! {
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";
     Counter FAREWELLS_DROPPED = "disconnects_dropped_total", "application calls about left or restored clients that were dropped because too many waited";
     Counter FAREWELLS_SPARED = "disconnects_spared_total", "Disconnect calls that were not made because the session was restored within the grace period";
+    Counter MEMORY_GIVEN_BACK = "given_back_memory_bytes_total", "bytes of memory that were given back to the system because a burst was over";
     Gauge OPEN_FILES = "open_files_num", "open file descriptors of the process";
     Gauge OPEN_FILES_LIMIT = "open_files_limit_num", "file descriptors that the process may have open";
     Gauge CONNECTIONS = "connections_num", "open connections of clients, publishers and others, of all listeners";

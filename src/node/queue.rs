@@ -13,11 +13,16 @@ use crate::session::{CommandRate, Timers};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-pub(super) struct Commands {
+/// A handle: it is moved from one future to the next, and each of them has room for it as long as it lives.
+pub(super) struct Commands(Box<Waiting>);
+
+struct Waiting {
     frames: Backlog,
     /// Decoded, and next after those that execute now.
     ahead: Option<Command>,
     rate: CommandRate,
+    /// Too many came: the connection is not read before then.
+    paced: Option<Instant>,
 }
 
 /// Commands that may come at once: a page that comes back anew subscribes to everything and asks for its history.
@@ -28,34 +33,43 @@ fn burst(config: &NodeConfig) -> u32 {
 impl Commands {
     pub fn new(node: &Node) -> Self {
         let rate = CommandRate::new(node.config.max_commands_rate, burst(&node.config), Instant::now());
-        Self { frames: Backlog::new(node.config.max_queued, node.queued.clone()), ahead: None, rate }
+        let frames = Backlog::new(node.config.max_queued, node.queued.clone());
+        Self(Box::new(Waiting { frames, ahead: None, rate, paced: None }))
     }
 
     pub fn push(&mut self, frame: String) {
-        metrics::COMMANDS_PACED.add(u64::from(self.rate.take(Instant::now())));
-        self.frames.push(frame);
+        let now = Instant::now();
+        if self.0.rate.take(now) {
+            metrics::COMMANDS_PACED.inc();
+            self.0.paced = self.0.rate.wait_until(now);
+        }
+        self.0.frames.push(frame);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty() && self.ahead.is_none()
+        self.0.frames.is_empty() && self.0.ahead.is_none()
     }
 
     /// The connection may be read now. `let_in`: see [`Backlog::wants_more`].
     pub fn has_room(&mut self, let_in: bool) -> bool {
-        self.paced_until().is_none() && self.frames.wants_more(let_in)
+        self.paced_until().is_none() && self.0.frames.wants_more(let_in)
     }
 
     /// Too many came: the connection is not read before then.
-    pub fn paced_until(&self) -> Option<Instant> {
-        self.rate.wait_until(Instant::now())
+    pub fn paced_until(&mut self) -> Option<Instant> {
+        // Asked each time that a connection does anything: the clock only where it matters.
+        if self.0.paced.is_some_and(|until| until <= Instant::now()) {
+            self.0.paced = None;
+        }
+        self.0.paced
     }
 
     /// The next command, pongs and faulty frames left out.
     fn next(&mut self, client: &Client, timers: &mut Timers) -> Option<Command> {
-        if let Some(command) = self.ahead.take() {
+        if let Some(command) = self.0.ahead.take() {
             return Some(command);
         }
-        while let Some(frame) = self.frames.pop() {
+        while let Some(frame) = self.0.frames.pop() {
             let Some(command) = client.decode(&frame) else { continue };
             timers.on_command();
             // Who may have been disconnected remotely does nothing any more.
@@ -74,7 +88,7 @@ impl Commands {
             match client.joined(command) {
                 Ok(next) if joined.iter().all(|one| one.identifier() != next.identifier()) => joined.push(next),
                 Ok(next) => {
-                    self.ahead = Some(next.into());
+                    self.0.ahead = Some(next.into());
                     break;
                 }
                 Err(command) if joined.is_empty() => {
@@ -82,7 +96,7 @@ impl Commands {
                     return Some(Box::pin(async move { client.execute(command).await }));
                 }
                 Err(command) => {
-                    self.ahead = Some(command);
+                    self.0.ahead = Some(command);
                     break;
                 }
             }

@@ -29,45 +29,50 @@ impl Encoding {
         payload: &Payload,
         position: Option<EncodedPosition<'_>>,
     ) -> Bytes {
-        let room = identifier_json.len() + payload.json().len() + 160 + broadcast_type.map_or(0, str::len);
-        let mut body = BytesMut::with_capacity(room + 10);
-        // Room for the longest header; the real one is placed right before the body.
-        body.put_bytes(0, MAX_HEADER);
-        body.put_slice(b"{\"identifier\":");
-        body.put_slice(identifier_json.as_bytes());
-        if let Some(kind) = broadcast_type {
-            body.put_slice(b",\"type\":");
-            body.put_slice(json_text(kind).as_bytes());
-        }
-        body.put_slice(b",\"message\":");
-        body.put_slice(payload.json());
-        if let Some(at) = position {
-            body.put_slice(b",\"stream_id\":");
-            body.put_slice(at.stream_json.as_bytes());
-            body.put_slice(b",\"epoch\":");
-            body.put_slice(at.epoch_json.as_bytes());
-            body.put_slice(b",\"offset\":");
-            body.put_slice(at.offset.to_string().as_bytes());
-        }
-        body.put_u8(b'}');
-        self.seal(body)
+        let kind = broadcast_type.map(json_text);
+        let offset = position.map(|at| at.offset.to_string());
+        let kind_parts: [&str; 2] = kind.as_deref().map_or(["", ""], |kind| [",\"type\":", kind]);
+        let position_parts: [&str; 6] = match (&position, &offset) {
+            (Some(at), Some(offset)) => {
+                [",\"stream_id\":", at.stream_json, ",\"epoch\":", at.epoch_json, ",\"offset\":", offset]
+            }
+            _ => [""; 6],
+        };
+        let [type_key, kind] = kind_parts;
+        let [stream_key, stream, epoch_key, epoch, offset_key, offset] = position_parts;
+        self.frame(&[
+            b"{\"identifier\":",
+            identifier_json.as_bytes(),
+            type_key.as_bytes(),
+            kind.as_bytes(),
+            b",\"message\":",
+            payload.json(),
+            stream_key.as_bytes(),
+            stream.as_bytes(),
+            epoch_key.as_bytes(),
+            epoch.as_bytes(),
+            offset_key.as_bytes(),
+            offset.as_bytes(),
+            b"}",
+        ])
     }
 
     /// A whole protocol message (JSON text) as a frame.
     pub fn text(self, json: &str) -> Bytes {
-        let mut body = BytesMut::with_capacity(MAX_HEADER + json.len());
-        body.put_bytes(0, MAX_HEADER);
-        body.put_slice(json.as_bytes());
-        self.seal(body)
+        self.frame(&[json.as_bytes()])
     }
 
-    /// Writes the frame header right before the body.
-    fn seal(self, mut frame: BytesMut) -> Bytes {
+    /// Text in parts as a frame, in memory of just its size.
+    fn frame(self, parts: &[&[u8]]) -> Bytes {
         let Self::Json = self;
-        let (header, len) = frame_header(OPCODE_TEXT, frame.len() - MAX_HEADER);
-        let start = MAX_HEADER - len;
-        frame[start..MAX_HEADER].copy_from_slice(&header[..len]);
-        frame.freeze().slice(start..)
+        let len = parts.iter().map(|part| part.len()).sum();
+        let (header, header_len) = frame_header(OPCODE_TEXT, len);
+        let mut frame = Vec::with_capacity(header_len + len);
+        frame.extend_from_slice(&header[..header_len]);
+        for part in parts {
+            frame.extend_from_slice(part);
+        }
+        frame.into()
     }
 }
 

@@ -6,31 +6,36 @@ use tokio::time::Instant;
 /// So many commands at once, then so many per second.
 #[derive(Debug)]
 pub struct CommandRate {
-    /// Time that one command uses up; zero: no limit.
-    spacing: Duration,
-    /// Time that may be used up in advance.
-    burst: Duration,
     /// Everything before is used up.
     used_until: Instant,
+    /// Commands per second; 0: no limit.
+    per_second: u32,
+    /// Commands that may come at once.
+    burst: u32,
 }
 
 impl CommandRate {
     /// `per_second` 0: no limit.
     pub fn new(per_second: u32, burst: u32, now: Instant) -> Self {
-        let spacing = Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
-        Self { spacing, burst: spacing.saturating_mul(burst), used_until: now }
+        Self { used_until: now, per_second, burst }
+    }
+
+    /// Time that one command uses up; zero: no limit.
+    fn spacing(&self) -> Duration {
+        Duration::from_secs(1).checked_div(self.per_second).unwrap_or_default()
     }
 
     /// A command came. Answers whether the next one has to wait.
     pub fn take(&mut self, now: Instant) -> bool {
-        self.used_until = self.used_until.max(now) + self.spacing;
+        self.used_until = self.used_until.max(now) + self.spacing();
         self.wait_until(now).is_some()
     }
 
     /// Commands that come before this moment have to wait; `None`: the next one may come now.
     pub fn wait_until(&self, now: Instant) -> Option<Instant> {
-        let free_at = (self.used_until + self.spacing).checked_sub(self.burst)?;
-        (!self.spacing.is_zero() && free_at > now).then_some(free_at)
+        let spacing = self.spacing();
+        let free_at = (self.used_until + spacing).checked_sub(spacing.saturating_mul(self.burst))?;
+        (!spacing.is_zero() && free_at > now).then_some(free_at)
     }
 }
 

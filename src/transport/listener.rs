@@ -14,6 +14,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::rt::{Sleep, Timer};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -149,7 +150,7 @@ impl Listener {
         };
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
         for address in addresses {
-            match listen(address).and_then(|tcp| Ok((tcp.local_addr()?, tcp))) {
+            match listen(address, config.keepalive).and_then(|tcp| Ok((tcp.local_addr()?, tcp))) {
                 Ok((addr, tcp)) => {
                     let ListenConfig { write_timeout, keepalive, proxies, .. } = config.clone();
                     return Ok(Self { tcp, addr, tls, write_timeout, keepalive, proxies, connections });
@@ -198,7 +199,9 @@ impl Listener {
                     continue;
                 }
             };
-            self.set_up(&tcp);
+            if !INHERITED {
+                set_up(SockRef::from(&tcp), self.keepalive);
+            }
             let (tls, service, shutdown) = (self.tls.clone(), service.clone(), shutdown.clone());
             let write_timeout = self.write_timeout;
             tracker.spawn(async move {
@@ -224,23 +227,25 @@ impl Listener {
             });
         }
     }
+}
 
-    /// Options of an accepted socket. One that refuses them is closed already, reading will tell.
-    fn set_up(&self, tcp: &TcpStream) {
-        // Small frames must not wait for each other.
-        let _ = tcp.set_nodelay(true);
-        if let Some(silence) = self.keepalive {
-            keep_alive(tcp, silence);
-        }
+/// Accepted sockets have the options of the socket that listens. Elsewhere each one is given them.
+const INHERITED: bool = cfg!(target_os = "linux");
+
+/// Options of accepted sockets. One that refuses them is closed already, reading will tell.
+fn set_up(socket: SockRef<'_>, keepalive: Option<Duration>) {
+    // Small frames must not wait for each other.
+    let _ = socket.set_tcp_nodelay(true);
+    if let Some(silence) = keepalive {
+        keep_alive(&socket, silence);
     }
 }
 
 /// Finds dead peers: after so long a silence the kernel asks, and gives up when four questions, or data, stay unanswered
 /// for as long again.
-fn keep_alive(tcp: &TcpStream, silence: Duration) {
+fn keep_alive(socket: &SockRef<'_>, silence: Duration) {
     // More than the kernel takes.
     let silence = silence.min(LONGEST_KEEPALIVE);
-    let socket = socket2::SockRef::from(tcp);
     let between = (silence / KEEPALIVE_PROBES).max(Duration::from_secs(1));
     let keepalive = socket2::TcpKeepalive::new().with_time(silence).with_interval(between);
     #[cfg(target_os = "linux")]
@@ -308,10 +313,13 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, keepalive: Option<Duration>) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A restart must not wait for connections of the last run to time out.
     socket.set_reuseaddr(true)?;
+    if INHERITED {
+        set_up(SockRef::from(&socket), keepalive);
+    }
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

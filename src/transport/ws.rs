@@ -8,7 +8,7 @@ use super::proxies::TrustedProxies;
 use super::socket::Socket;
 use super::unsent;
 use super::upgrade::handshake;
-use crate::hub::{Outbox, OutboxLimits};
+use crate::hub::{Frame, Outbox, OutboxLimits};
 use crate::log_limit::limited;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
@@ -17,8 +17,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use bytes::{Buf, Bytes};
-use futures_util::{Sink, Stream, StreamExt};
+use bytes::Bytes;
+use futures_util::{FutureExt, Sink, Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
@@ -108,7 +108,7 @@ impl WebSockets {
         let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
             return refuse(StatusCode::BAD_REQUEST);
         };
-        let (this, mut hello) = (self.clone(), accepted.hello);
+        let (this, mut hello) = (self.clone(), Box::new(accepted.hello));
         let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
         let peer = peer.map(|peer| self.config.proxies.client(peer, request.headers()));
         if let (Some(share), Some(address)) = (request.extensions().get::<Arc<Share>>(), peer)
@@ -129,12 +129,8 @@ impl WebSockets {
                 }
             };
             match upgraded.downcast::<TokioIo<Socket>>() {
-                Ok(parts) => {
-                    let mut socket = parts.io.into_inner();
-                    // From here on the outbox judges who is slow.
-                    socket.give_up_after(None);
-                    this.serve(socket, parts.read_buf, hello).await;
-                }
+                // Another task, because a task's memory is what its largest step needs, from its beginning on.
+                Ok(parts) => drop(this.tracker.spawn(this.clone().serve(parts.io.into_inner(), parts.read_buf, hello))),
                 Err(_) => {
                     limited!(ERROR, UnknownConnection, "a WebSocket came over an unknown kind of connection")
                 }
@@ -154,36 +150,45 @@ impl WebSockets {
         response
     }
 
-    async fn serve(self: Arc<Self>, socket: Socket, early: Bytes, hello: Hello) {
-        let encoding = hello.subprotocol.encoding();
+    /// Serves a client to its end. What it needs is made before the future is, and futures are not wrapped in others:
+    /// whatever an asynchronous function is given, or makes, it has room for as long as it runs.
+    fn serve(
+        self: Arc<Self>,
+        mut socket: Socket,
+        early: Bytes,
+        hello: Box<Hello>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // From here on the outbox judges who is slow.
+        socket.give_up_after(None);
+        unsent::bound(socket.tcp().as_fd());
         let node = &self.node.config;
         let limits = OutboxLimits { pending: node.max_pending, total: node.max_pending_total };
-        let outbox = Arc::new(Outbox::within(encoding, limits));
-        unsent::bound(socket.tcp().as_fd());
+        let outbox = Arc::new(Outbox::within(hello.subprotocol.encoding(), limits));
         let (read, mut write) = tokio::io::split(socket);
-        let config = WebSocketConfig::default()
+        let io = Inbound { read, outbox: outbox.clone() };
+        // A copy: hyper's whole read buffer of 8 KiB hangs on it.
+        let first = early.to_vec();
+        async move {
+            let frames = WebSocketStream::from_partially_read(io, first, Role::Server, Some(self.protocol())).await;
+            let mut source = Frames { frames, over: false };
+            let driving = drive(self.node.clone(), *hello, &mut source, outbox.clone()).map(|()| outbox.finish());
+            let writing = write_out(&mut write, &outbox, self.config.write_timeout).map(|written| {
+                if written.is_err() {
+                    outbox.kill();
+                }
+            });
+            futures_util::future::join(driving, writing).await;
+            let _ = write.shutdown().await;
+            let _ = tokio::time::timeout(CLOSE_WAIT, async { while source.next().await.is_some() {} }).await;
+        }
+    }
+
+    fn protocol(&self) -> WebSocketConfig {
+        WebSocketConfig::default()
             .read_buffer_size(self.config.read_buffer_size)
             .write_buffer_size(0)
             .max_message_size(Some(self.config.max_message_size))
-            .max_frame_size(Some(self.config.max_message_size));
-        let io = Inbound { read, outbox: outbox.clone() };
-        let first = early.to_vec();
-        // hyper's whole read buffer of 8 KiB hangs on it.
-        drop(early);
-        let frames = WebSocketStream::from_partially_read(io, first, Role::Server, Some(config)).await;
-        let mut source = Frames { frames, over: false };
-        let driving = async {
-            drive(self.node.clone(), hello, &mut source, outbox.clone()).await;
-            outbox.finish();
-        };
-        let writing = async {
-            if write_out(&mut write, &outbox, self.config.write_timeout).await.is_err() {
-                outbox.kill();
-            }
-        };
-        futures_util::future::join(driving, writing).await;
-        let _ = write.shutdown().await;
-        let _ = tokio::time::timeout(CLOSE_WAIT, async { while source.next().await.is_some() {} }).await;
+            .max_frame_size(Some(self.config.max_message_size))
     }
 }
 
@@ -207,85 +212,106 @@ fn too_many(refusal: Refusal) -> Response {
     response
 }
 
+/// Frames that were taken out of the outbox and are not written yet.
+#[derive(Default)]
+struct Taken {
+    frames: VecDeque<Frame>,
+    /// Bytes of the first one that are on their way: it must be ended before anything else can be said.
+    begun: usize,
+}
+
 /// Writes the outbox to the socket until its end, many frames per system call.
 async fn write_out(socket: &mut WriteHalf<Socket>, outbox: &Outbox, timeout: Duration) -> io::Result<()> {
-    let mut frames: VecDeque<Bytes> = VecDeque::new();
+    let mut taken = Taken::default();
     loop {
         let more = poll_fn(|cx| {
-            let taken = outbox.poll_take(cx, &mut frames, FRAMES_PER_WRITE);
-            if taken.is_pending() {
+            let more = outbox.poll_take(cx, &mut taken.frames, FRAMES_PER_WRITE);
+            if more.is_pending() {
                 // An idle connection holds no buffers.
-                frames = VecDeque::new();
+                taken.frames = VecDeque::new();
             }
-            taken
+            more
         })
         .await;
         if !more {
             return Ok(());
         }
-        metrics::SERVER_MSG.add(frames.len() as u64);
-        // The first frame is on its way: it must be ended before anything else can be said.
-        let mut is_begun = false;
-        while !frames.is_empty() {
-            let tried = poll_fn(|cx| Poll::Ready(poll_write(socket, &frames, cx))).await;
+        metrics::SERVER_MSG.add(taken.frames.len() as u64);
+        while !taken.frames.is_empty() {
+            let tried = poll_fn(|cx| Poll::Ready(taken.poll_write(socket, cx))).await;
             let written = match tried {
                 Poll::Ready(written) => written?,
-                Poll::Pending => {
-                    let begun = usize::from(is_begun);
-                    match write_when_possible(socket, &mut frames, begun, outbox, timeout).await? {
-                        Some(written) => written,
-                        // Told that it is too slow.
-                        None => continue,
-                    }
-                }
+                // Boxed: few connections wait at a time, and the others need not have room for it.
+                Poll::Pending => match Box::pin(write_when_possible(socket, &mut taken, outbox, timeout)).await? {
+                    Some(written) => written,
+                    // Told that it is too slow.
+                    None => continue,
+                },
             };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             metrics::DATA_SENT.add(written as u64);
-            is_begun = consume(&mut frames, written);
+            taken.consume(written);
         }
         socket.flush().await?;
     }
 }
 
-fn poll_write(
-    socket: &mut WriteHalf<Socket>,
-    frames: &VecDeque<Bytes>,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
-    for (slice, frame) in slices.iter_mut().zip(frames) {
-        *slice = IoSlice::new(frame);
+impl Taken {
+    fn poll_write(&self, socket: &mut WriteHalf<Socket>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+        for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+            *slice = IoSlice::new(frame);
+        }
+        let used = self.frames.len().min(FRAMES_PER_WRITE);
+        if let Some(first) = self.frames.front() {
+            slices[0] = IoSlice::new(&first[self.begun..]);
+        }
+        Pin::new(socket).poll_write_vectored(cx, &slices[..used])
     }
-    let used = frames.len().min(FRAMES_PER_WRITE);
-    Pin::new(socket).poll_write_vectored(cx, &slices[..used])
+
+    /// Takes off what was written.
+    fn consume(&mut self, written: usize) {
+        let mut left = self.begun + written;
+        while let Some(first) = self.frames.front()
+            && first.len() <= left
+        {
+            left -= first.len();
+            self.frames.pop_front();
+        }
+        self.begun = left;
+    }
+
+    /// Leaves nothing but the frame that is on its way.
+    fn truncate(&mut self) {
+        self.frames.truncate(usize::from(self.begun > 0));
+    }
 }
 
 /// Writes once the socket takes something, and judges the client that it belongs to meanwhile. `None`: the client was found
-/// too slow; of `frames` only the first `begun` are left, what it is told follows.
+/// too slow; nothing is left but a frame that was begun, what the client is told follows.
 async fn write_when_possible(
     socket: &mut WriteHalf<Socket>,
-    frames: &mut VecDeque<Bytes>,
-    begun: usize,
+    taken: &mut Taken,
     outbox: &Outbox,
     timeout: Duration,
 ) -> io::Result<Option<usize>> {
     let stuck_at = Instant::now() + timeout * STUCK_TIMEOUTS;
     loop {
         let due = outbox.deadline(timeout).map_or(stuck_at, |due| due.min(stuck_at));
-        let writing = poll_fn(|cx| poll_write(socket, frames, cx));
+        let writing = poll_fn(|cx| taken.poll_write(socket, cx));
         if let Ok(written) = tokio::time::timeout_at(due, writing).await {
             return written.map(Some);
         }
         // It may have been this process that had no time: the socket is asked once more.
         tokio::task::yield_now().await;
-        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(poll_write(socket, frames, cx))).await {
+        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(taken.poll_write(socket, cx))).await {
             return written.map(Some);
         }
         let now = Instant::now();
         if outbox.judge(now, timeout) {
-            frames.truncate(begun);
+            taken.truncate();
             return Ok(None);
         }
         let is_overdue = outbox.closing().is_some() && outbox.deadline(timeout).is_some_and(|due| due <= now);
@@ -294,20 +320,6 @@ async fn write_when_possible(
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
-}
-
-/// Takes off what was written. Returns whether the first frame that is left has been begun.
-fn consume(frames: &mut VecDeque<Bytes>, mut written: usize) -> bool {
-    while written > 0 {
-        let Some(first) = frames.front_mut() else { return false };
-        if first.len() > written {
-            first.advance(written);
-            return true;
-        }
-        written -= first.len();
-        frames.pop_front();
-    }
-    false
 }
 
 /// A whole pong and nothing else (RFC 6455 §5.5: control frames are short and not fragmented).

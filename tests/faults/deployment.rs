@@ -1,6 +1,6 @@
 //! Deployments of real processes, one per set-up of the table.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Kind};
 use crate::harness::carrick::Builder;
 use crate::harness::nats;
 use crate::harness::proxy::NatsProxy;
@@ -8,12 +8,14 @@ use crate::harness::{Backend, Server, free_port};
 use crate::jetstream::JetStream;
 use crate::nats_cluster::NatsCluster;
 use crate::network::Network;
+use crate::paths::{self, Paths, WAYS};
 use crate::{counters, proc};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// User and password of the embedded servers, so that the tests can ask them.
@@ -22,6 +24,8 @@ const PASSWORD: &str = "for-tests-only";
 
 /// More than any client misses.
 pub const HISTORY_LIMIT: u64 = 10_000;
+/// `dedup_window` by default, in seconds.
+const WINDOW: u64 = 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
@@ -69,6 +73,9 @@ pub struct Deployment {
     jetstream: Arc<JetStream>,
     /// Between embedded servers, if it can be cut.
     network: Option<Network>,
+    /// Between nodes or members, if packets can vanish on them.
+    paths: Option<Paths>,
+    window: u64,
     /// The program that nodes run, by a link that an upgrade changes.
     program: PathBuf,
     _folder: TempDir,
@@ -89,6 +96,25 @@ pub struct Variant {
     pub split: bool,
     /// The disks of the nats-servers can be filled.
     pub small_disks: bool,
+    /// They can be slowed down, too; each message is flushed to them.
+    pub slow_disks: bool,
+    /// Packets can vanish: between the first node and NATS, or between the members of an embedded cluster.
+    pub paths: bool,
+}
+
+impl Variant {
+    fn disks(&self) -> Option<Kind> {
+        match self {
+            Self { slow_disks: true, .. } => Some(Kind::File),
+            Self { small_disks: true, .. } => Some(Kind::Memory),
+            _ => None,
+        }
+    }
+
+    fn window(&self) -> u64 {
+        let set = self.settings.iter().find(|(name, _)| *name == "dedup_window");
+        set.map_or(WINDOW, |(_, value)| value.parse().expect("a number of seconds"))
+    }
 }
 
 /// The program under test: the one that `CARRICK_BIN` names, else the one that was built with the tests.
@@ -118,22 +144,40 @@ impl Deployment {
 
     fn embedded(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
         let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
-        let listeners: Vec<SocketAddr> = ports.iter().map(|(_, port)| local(*port)).collect();
+        let apart = variant.paths && size > 1;
+        let paths = variant.paths.then(|| match apart {
+            true => Paths::between_members(u8::try_from(size).expect("few members")),
+            false => Paths::by_address(),
+        });
+        // Of the nats-servers, and of the Carricks.
+        let hosts: Vec<Ipv4Addr> = match (variant.paths, apart) {
+            (_, true) => (0..size).map(paths::address_of).collect(),
+            (true, false) => vec![WAYS[0]],
+            (false, false) => vec![Ipv4Addr::LOCALHOST; size],
+        };
+        let places = ports.iter().zip(&hosts);
+        let listeners: Vec<SocketAddr> = places.clone().map(|((_, port), host)| (*host, *port).into()).collect();
         let network = variant.split.then(|| {
             let servers = listeners.iter().enumerate().map(|(number, address)| (format!("n{number}"), *address));
             Network::between(&servers.collect::<Vec<_>>())
         });
         let mut disks = Vec::new();
-        let builders = ports.iter().enumerate().map(|(number, (client, route))| {
+        let builders = places.clone().enumerate().map(|(number, ((client, route), host))| {
             let mut builder = Backend::EmbeddedNats
                 .builder()
-                .replace("enats_addr", format!("nats://{USER}:{PASSWORD}@127.0.0.1:{client}"))
+                .replace("enats_addr", format!("nats://{USER}:{PASSWORD}@{host}:{client}"))
                 .option("enats_server_name", format!("n{number}"));
-            if variant.small_disks {
+            if let Some(kind) = variant.disks() {
                 let store = folder.path().join(format!("store-{number}"));
                 std::fs::create_dir(&store).expect("a folder can be created");
-                disks.push(Disk::mount(&store).unwrap_or_else(|error| panic!("{error}")));
+                disks.push(Disk::mount(&store, kind).unwrap_or_else(|error| panic!("{error}")));
                 builder = builder.replace("enats_store_dir", store.display());
+            }
+            if variant.slow_disks {
+                builder = builder.option("enats_sync", "always");
+            }
+            if let Some(paths) = paths.as_ref().filter(|_| apart) {
+                builder = builder.replace("host", host).namespace(paths.namespace(number));
             }
             if let Some(network) = &network {
                 let advertised = network.addresses[number];
@@ -144,30 +188,37 @@ impl Deployment {
                 let routes = reachable.iter().enumerate().filter(|(other, _)| network.is_none() || *other != number);
                 let routes: Vec<String> = routes.map(|(_, address)| format!("nats://{address}")).collect();
                 builder = builder
-                    .option("enats_cluster", format!("nats://127.0.0.1:{route}"))
+                    .option("enats_cluster", format!("nats://{host}:{route}"))
                     .option("enats_cluster_name", "c")
                     .option("enats_cluster_routes", routes.join(","));
             }
             builder
         });
         let nodes = start_all(builders.collect(), variant, &program);
-        let addresses = ports.iter().map(|(client, _)| local(*client)).collect();
+        let addresses = places.map(|((client, _), host)| (*host, *client).into()).collect();
         let jetstream = Arc::new(JetStream::new(addresses, Some((USER.to_owned(), PASSWORD.to_owned()))));
-        Self { disks, nodes, proxies: Vec::new(), nats: None, jetstream, network, program, _folder: folder }
+        let (proxies, window) = (Vec::new(), variant.window());
+        Self { disks, nodes, proxies, nats: None, jetstream, network, paths, window, program, _folder: folder }
     }
 
     fn external(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
-        let nats = NatsCluster::start(size, variant.split, variant.small_disks);
+        // What a server does that never gives up a silent client is the kernel's business, and ours.
+        let nats = NatsCluster::start(size, variant.split, variant.disks(), !variant.paths);
         let addresses: Vec<SocketAddr> = nats.members.iter().map(|member| member.address).collect();
-        let proxies: Vec<Arc<NatsProxy>> =
-            addresses.iter().map(|address| Arc::new(NatsProxy::start(*address))).collect();
+        let paths = variant.paths.then(Paths::by_address);
+        let ways = if variant.paths { &WAYS[..] } else { &[Ipv4Addr::LOCALHOST] };
+        let proxies: Vec<Arc<NatsProxy>> = addresses
+            .iter()
+            .flat_map(|server| ways.iter().map(|way| Arc::new(NatsProxy::start_at(*way, *server))))
+            .collect();
         let direct: Vec<String> = addresses.iter().map(|address| format!("nats://{address}")).collect();
         let through: Vec<String> = proxies.iter().map(|proxy| proxy.url()).collect();
         let node = |urls: &[String]| Backend::on_nats(&urls.join(","), "t").option("nats_replicas", size);
         let nodes = start_all(vec![node(&through), node(&direct)], variant, &program);
         let jetstream = Arc::new(JetStream::new(addresses, None));
-        let disks = Vec::new();
-        Self { disks, nodes, proxies, nats: Some(nats), jetstream, network: None, program, _folder: folder }
+        let (disks, window) = (Vec::new(), variant.window());
+        let (nats, network) = (Some(nats), None);
+        Self { disks, nodes, proxies, nats, jetstream, network, paths, window, program, _folder: folder }
     }
 
     pub fn nodes(&self) -> &[Server] {
@@ -197,13 +248,23 @@ impl Deployment {
         network.as_ref().expect("the variant has a network that can be cut")
     }
 
+    /// On which packets can vanish; only in a deployment with [`Variant::paths`].
+    pub fn paths(&self) -> &Paths {
+        self.paths.as_ref().expect("the variant has paths on which packets can vanish")
+    }
+
+    /// How long a retry is known for one.
+    pub fn window(&self) -> Duration {
+        Duration::from_secs(self.window)
+    }
+
     /// Where an embedded server keeps its data.
     pub fn embedded_store(&self, number: usize) -> PathBuf {
         let disk = self.disks.get(number).map(|disk| disk.path().to_owned());
         disk.unwrap_or_else(|| self.nodes[number].folder().join("store"))
     }
 
-    /// Of this nats-server; only in a deployment with [`Variant::small_disks`].
+    /// Of this nats-server; only in a deployment with disks.
     pub fn disk(&self, number: usize) -> &Disk {
         match &self.nats {
             Some(nats) => nats.members[number].disk.as_ref().expect("the variant has disks that can be filled"),
@@ -266,10 +327,6 @@ impl Deployment {
 pub fn number_of(name: &str) -> usize {
     let digits: String = name.chars().filter(char::is_ascii_digit).collect();
     digits.parse().expect("servers are named n0, n1, …")
-}
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// The pinned nats-server, told to advertise another route listener than its own. Carrick has no option for that: in

@@ -1,5 +1,7 @@
-//! A small disk of its own for a store, so that it can be filled: a file system in memory, where mounting is permitted.
+//! A small disk of its own for a store, where mounting is permitted. A file system in memory can be filled; one in a file
+//! can be filled and slowed down, see [`crate::slow`].
 
+use crate::slow::Device;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,8 +10,17 @@ use std::process::{Child, Command, Stdio};
 /// Room for a run's log and for the unpacked nats-server.
 const SIZE: &str = "192m";
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It can be filled.
+    Memory,
+    /// It can be slowed down, too.
+    File,
+}
+
 pub struct Disk {
     path: PathBuf,
+    device: Option<Device>,
     /// Unmounts it when this process ends in whatever way: it waits for the end of a pipe that we hold.
     leash: Child,
 }
@@ -19,23 +30,33 @@ impl Disk {
     ///
     /// # Errors
     /// Mounting is not permitted here.
-    pub fn mount(path: &Path) -> Result<Self, String> {
+    pub fn mount(path: &Path, kind: Kind) -> Result<Self, String> {
         let size = format!("size={SIZE}");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "carrick-test"]).arg(path).output();
-        let output = mount.map_err(|error| format!("mount cannot be run: {error}"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("a small disk needs the permission to mount one: {}", said.trim()));
-        }
+        let device = match kind {
+            Kind::Memory => {
+                run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "carrick-test"]).arg(path))?;
+                None
+            }
+            Kind::File => Some(Device::mount(path, SIZE)?),
+        };
+        let group = device.as_ref().and_then(Device::group);
+        let undo = "read -r _; fsfreeze -u \"$1\"; umount -l \"$1\"; test -z \"$2\" && exit; \
+                    while read -r pid; do echo \"$pid\" >\"${2%/*}/cgroup.procs\"; done <\"$2/cgroup.procs\"; rmdir \"$2\"";
         let leash = Command::new("sh")
-            .args(["-c", "read -r _; umount -l \"$1\"", "leash"])
+            .args(["-c", undo, "leash"])
             .arg(path)
+            .arg(group.unwrap_or(Path::new("")))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("sh cannot be started: {error}"))?;
-        Ok(Self { path: path.to_owned(), leash })
+        Ok(Self { path: path.to_owned(), device, leash })
+    }
+
+    /// What slows it down; only of a [`Kind::File`].
+    pub fn device(&self) -> &Device {
+        self.device.as_ref().expect("the variant has disks that can be slowed down")
     }
 
     pub fn path(&self) -> &Path {
@@ -76,6 +97,16 @@ impl Drop for Disk {
         // Whoever cannot be waited for is gone.
         let _ = self.leash.wait();
     }
+}
+
+/// Runs what needs permissions.
+pub fn run(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?} cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("a small disk needs the permission to mount one: {command:?}: {}", said.trim()))
 }
 
 /// Deletes everything in a folder; the folder itself may be a disk. Answers with the number of files.

@@ -4,6 +4,7 @@ use crate::checker::Checked;
 use crate::deployment::{Setup, Variant};
 use crate::old_build;
 use crate::proof::Proof;
+use crate::{apart, slow};
 use std::fmt;
 
 /// Clocks of clients go wrong by so many seconds.
@@ -25,6 +26,11 @@ pub enum Fault {
     FreezeNodeExpiry,
     /// No connection between one Carrick and NATS.
     CutNode,
+    /// Packets between one Carrick and NATS vanish for a while, or those between a member of an embedded cluster and the
+    /// others; within the window in which retries are known.
+    SilentPath,
+    /// For longer than that.
+    SilentPathBeyond,
     /// Live messages that never reach one Carrick.
     DropLive,
     /// The leader reaches no other nats-server, and none reaches it.
@@ -38,6 +44,8 @@ pub enum Fault {
     LongOutage,
     /// The disk of the log's leader is full.
     FillDisk,
+    /// It takes few writes in a second, and then none for a while, again and again.
+    SlowDisk,
     /// Two clients in three have a wrong clock from one moment on.
     JumpClocks,
     /// SIGTERM and start of each Carrick, one after the other.
@@ -69,11 +77,18 @@ pub enum Expected {
 /// How long sessions live and retries are known under [`Fault::LongOutage`], in seconds.
 const SHORT_SESSIONS: u64 = 5;
 const SHORT_WINDOW: u64 = 8;
+/// How long retries are known and tried under [`Fault::SilentPathBeyond`], in seconds.
+const SILENT_WINDOW: u64 = 8;
+const SILENT_PUBLISH: u64 = 2;
 /// How long messages live under [`Fault::FreezeNodeExpiry`], in seconds.
 const SHORT_LIFE: u64 = 2;
+/// `history_ttl` by default, in seconds.
+const LIFE: u64 = 300;
+/// Where nothing is wrong, a message is not on its way for longer, in seconds.
+const LIVE: u64 = 2;
 
 impl Fault {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::None,
         Self::KillNode,
         Self::KillLeader,
@@ -82,6 +97,8 @@ impl Fault {
         Self::FreezeNode,
         Self::FreezeNodeExpiry,
         Self::CutNode,
+        Self::SilentPath,
+        Self::SilentPathBeyond,
         Self::DropLive,
         Self::IsolateLeader,
         Self::IsolateFollower,
@@ -89,6 +106,7 @@ impl Fault {
         Self::LoseQuorum,
         Self::LongOutage,
         Self::FillDisk,
+        Self::SlowDisk,
         Self::JumpClocks,
         Self::RollingRestart,
         Self::RollingNats,
@@ -115,6 +133,27 @@ impl Fault {
     /// Needs a network between nats-servers that can be cut.
     pub fn variant_is_split(self) -> bool {
         matches!(self, Self::IsolateLeader | Self::IsolateFollower)
+    }
+
+    /// Needs paths on which packets can vanish.
+    pub fn is_silence(self) -> bool {
+        matches!(self, Self::SilentPath | Self::SilentPathBeyond)
+    }
+
+    /// Why it cannot be done here.
+    pub fn impossible(self) -> Option<String> {
+        match self {
+            Self::SilentPath | Self::SilentPathBeyond if !apart::is_apart() => apart::impossible(),
+            Self::SlowDisk => slow::impossible(),
+            _ => None,
+        }
+    }
+
+    /// Both can be done to one deployment. What stands between the members of an embedded cluster either cuts routes or
+    /// passes packets on.
+    pub fn goes_with(self, other: Self, setup: Setup) -> bool {
+        let differ = |one: Self, two: Self| one.is_silence() && two.variant_is_split();
+        setup != Setup::EmbeddedR3 || !(differ(self, other) || differ(other, self))
     }
 
     /// The log begins anew.
@@ -149,10 +188,15 @@ impl Fault {
             program: (self == Self::RollingUpgrade).then(old_build::path),
             split: self.variant_is_split(),
             small_disks: self == Self::FillDisk,
+            slow_disks: self == Self::SlowDisk,
+            paths: self.is_silence(),
             settings: match self {
                 Self::FreezeNodeExpiry => vec![("history_ttl", SHORT_LIFE.to_string())],
                 Self::LongOutage => {
                     vec![("sessions_ttl", SHORT_SESSIONS.to_string()), ("dedup_window", SHORT_WINDOW.to_string())]
+                }
+                Self::SilentPathBeyond => {
+                    vec![("dedup_window", SILENT_WINDOW.to_string()), ("publish_timeout", SILENT_PUBLISH.to_string())]
                 }
                 _ => Vec::new(),
             },
@@ -171,7 +215,7 @@ impl Fault {
 
     /// It lasts longer than publications may be retried: some are not accepted.
     pub fn refuses_publications(self) -> bool {
-        matches!(self, Self::FreezeNodeExpiry | Self::LongOutage)
+        matches!(self, Self::FreezeNodeExpiry | Self::LongOutage | Self::SilentPathBeyond)
     }
 
     /// Nobody publishes through the node that it harms, where there is another: what waits in a stopped process is
@@ -183,6 +227,12 @@ impl Fault {
     /// No client may have to subscribe anew: sessions outlive it.
     pub fn keeps_sessions(self) -> bool {
         matches!(self, Self::None | Self::RollingRestart | Self::RollingUpgrade | Self::RollingNats)
+    }
+
+    /// Messages per second that the deployment can bear beside it: stores that flush each message are slow by themselves,
+    /// three on one disk all the more.
+    pub fn bearable(self) -> u32 {
+        if self == Self::SlowDisk { 100 } else { u32::MAX }
     }
 
     /// Options of the checker.
@@ -199,8 +249,18 @@ impl Fault {
             // `publish_timeout` is half the window.
             all.push(format!("--retry-for={}", SHORT_WINDOW / 2 - 1));
         }
+        if self == Self::SilentPathBeyond {
+            // A last attempt ends within the window.
+            all.push(format!("--retry-for={}", SILENT_WINDOW - SILENT_PUBLISH - 1));
+        }
         if matches!(self.expected(), Expected::Signalled(_)) {
+            // With the limits known, who is told without having lost anything is found.
             all.push("--allow-rejects".to_owned());
+            all.push(format!("--history-limit={}", crate::deployment::HISTORY_LIMIT));
+            all.push(format!("--history-ttl={LIFE}"));
+        }
+        if self == Self::None {
+            all.push(format!("--live-within={LIVE}"));
         }
         if self == Self::JumpClocks {
             all.push(format!("--clock-jump={CLOCK_JUMP}"));
@@ -212,6 +272,14 @@ impl Fault {
     pub fn prove_by_report(self, checked: &Checked, proof: &mut Proof) {
         let count = |name: &str| checked.count(name);
         match self {
+            Self::None => {
+                for (name, what) in [("transient", "transient messages"), ("whispers", "whispers")] {
+                    let passing = &checked.report[name];
+                    let (expected, lost) = (&passing["expected"], &passing["lost"]);
+                    let all = expected.as_u64() > Some(0) && lost.as_u64() == Some(0);
+                    proof.require(all, format!("{lost} of {expected} {what} lost"));
+                }
+            }
             Self::KillNode | Self::RollingRestart | Self::RollingUpgrade => {
                 let lost = count("connections_lost");
                 proof.require(lost > 0, format!("{lost} connections lost"));
@@ -240,6 +308,8 @@ impl fmt::Display for Fault {
             Self::FreezeNode => "node frozen",
             Self::FreezeNodeExpiry => "node frozen longer than messages live",
             Self::CutNode => "node cut off from NATS",
+            Self::SilentPath => "path silent within the window",
+            Self::SilentPathBeyond => "path silent beyond the window",
             Self::DropLive => "live messages dropped",
             Self::IsolateLeader => "leader cut off from the other servers",
             Self::IsolateFollower => "follower cut off from the other servers",
@@ -247,6 +317,7 @@ impl fmt::Display for Fault {
             Self::LoseQuorum => "two of three servers down",
             Self::LongOutage => "NATS away longer than sessions live",
             Self::FillDisk => "disk of the log full",
+            Self::SlowDisk => "disk of the log slow",
             Self::JumpClocks => "clients' clocks jump",
             Self::RollingRestart => "rolling restart",
             Self::RollingNats => "rolling restart of nats-server",

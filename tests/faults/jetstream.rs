@@ -13,6 +13,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// An election, or a member that has come back, takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A member that was cut off has been seen to need half of it on a busy machine.
+const WHOLE: Duration = Duration::from_secs(120);
 /// How often it is asked who leads.
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks in a row that must show all copies up to date: a member that has just come back is not taken for granted.
@@ -104,10 +106,13 @@ impl JetStream {
 
     /// Waits for a leader that is not this one.
     pub fn wait_leader(&self, not: Option<&str>) -> String {
-        let other = |streams: Vec<Value>| leadership_in(&streams).filter(|(name, _)| Some(name.as_str()) != not);
-        let (name, _) = eventually(PATIENCE, "a leader of the log", || self.of_streams(other))
-            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()));
-        name
+        eventually(PATIENCE, "a leader of the log", || self.leadership_besides(not.unwrap_or_default()))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.streams()))
+    }
+
+    /// Who leads instead of this one, if somebody does.
+    pub fn leadership_besides(&self, not: &str) -> Option<String> {
+        self.of_streams(|streams| leadership_in(&streams).map(|(name, _)| name).filter(|name| name != not))
     }
 
     /// Waits for a leadership that is not this one: another server's, or the same server's once more.
@@ -139,7 +144,7 @@ impl JetStream {
             copies == 1 || cluster["leader"].is_string() && current as u64 + 1 == copies
         };
         let mut steady = 0;
-        eventually(PATIENCE, "all copies up to date", || {
+        eventually(WHOLE, "all copies up to date", || {
             let whole = self.streams().is_some_and(|all| !all.is_empty() && all.iter().all(is_whole));
             steady = if whole { steady + 1 } else { 0 };
             std::thread::sleep(LOOK);

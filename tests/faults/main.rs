@@ -6,6 +6,7 @@
 //! Reading order: [`deployment`] (set-ups), [`fault`] (what is done where, and what is expected), [`strike`] (doing it),
 //! [`proof`] (that it acted), [`table`] (rows).
 
+mod apart;
 mod checker;
 mod counters;
 mod credentials;
@@ -22,6 +23,7 @@ mod jetstream;
 mod nats_cluster;
 mod network;
 mod old_build;
+mod paths;
 #[path = "../kill/proc.rs"]
 #[allow(dead_code, reason = "shared with the kill tests; not all of it is needed here")]
 mod proc;
@@ -30,10 +32,12 @@ mod pulse;
 mod random;
 mod returning;
 mod sabotage;
+mod slow;
 mod strike;
 mod table;
 mod unable;
 
+use apart::Place;
 use deployment::{Deployment, Setup};
 use fault::Fault;
 use std::io::Write;
@@ -50,6 +54,44 @@ fn survives(setup: Setup, fault: Fault) {
     let row = table::cell(setup, fault, &Size::short());
     println!("{}\n{row}", table::HEADER);
     assert!(row.passed(), "{row}\n{}", row.details());
+}
+
+/// The same with packets that vanish: in a network of its own.
+fn survives_silence(test: &str, setup: Setup, fault: Fault) {
+    let lane = if setup.is_embedded() { &EMBEDDED } else { &EXTERNAL };
+    // This process waits for the one that does it.
+    let turn = lane.lock().unwrap_or_else(PoisonError::into_inner);
+    if matches!(apart::run(test, true), Place::Apart) {
+        drop(turn);
+        survives(setup, fault);
+    }
+}
+
+/// Unless it cannot be done here, which CI does not accept.
+fn survives_if_possible(setup: Setup, fault: Fault) {
+    match fault.impossible() {
+        None => survives(setup, fault),
+        Some(why) => {
+            assert!(std::env::var_os("CI").is_none(), "CI must be able to run this: {why}");
+            eprintln!("NOT RUN: {why}");
+        }
+    }
+}
+
+#[test]
+fn row_01_a_path_silent_beyond_the_window_delivers_nothing_twice() {
+    let test = "row_01_a_path_silent_beyond_the_window_delivers_nothing_twice";
+    survives_silence(test, Setup::ExternalSingle, Fault::SilentPathBeyond);
+}
+
+#[test]
+fn a_silent_path_between_members_loses_nothing() {
+    survives_silence("a_silent_path_between_members_loses_nothing", Setup::EmbeddedR3, Fault::SilentPath);
+}
+
+#[test]
+fn a_slow_disk_loses_nothing() {
+    survives_if_possible(Setup::EmbeddedSingle, Fault::SlowDisk);
 }
 
 #[test]
@@ -111,6 +153,9 @@ fn what_one_embedded_node_takes_all_others_deliver() {
 #[test]
 #[ignore = "the long form: scripts/faults"]
 fn long_table() {
+    if matches!(apart::run("long_table", false), Place::Done) {
+        return;
+    }
     let size = Size::from_environment();
     let only = std::env::var("CARRICK_FAULTS_ONLY").unwrap_or_default();
     let mut page = Page::open();
@@ -120,6 +165,13 @@ fn long_table() {
     for setup in Setup::ALL {
         for fault in Fault::ALL.into_iter().filter(|fault| fault.applies_to(setup)) {
             if !format!("{setup}, {fault}").contains(&only) {
+                continue;
+            }
+            if let Some(why) = fault.impossible() {
+                page.line(&format!("| {setup} | {fault} | **not run**: {} |", why.replace('\n', " ")));
+                if std::env::var_os("CI").is_some() {
+                    failed.push(format!("{setup}, {fault}: CI must be able to run this: {why}"));
+                }
                 continue;
             }
             // A cell that could not be run does not end the table.
@@ -232,6 +284,10 @@ fn a_random_schedule_on_an_embedded_cluster() {
 #[test]
 #[ignore = "hours: scripts/faults --random"]
 fn random_schedules() {
+    // Silent paths come up in them.
+    if matches!(apart::run("random_schedules", false), Place::Done) {
+        return;
+    }
     let only = std::env::var("CARRICK_FAULTS_SETUP").unwrap_or_default();
     let setups: Vec<Setup> = Setup::ALL.into_iter().filter(|setup| setup.to_string().contains(&only)).collect();
     assert!(

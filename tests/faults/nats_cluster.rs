@@ -1,6 +1,6 @@
 //! nats-servers of the tests' own: one, or three that keep three copies of everything.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Kind};
 use crate::harness::free_port;
 use crate::harness::nats::binary;
 use crate::harness::process::Process;
@@ -25,14 +25,19 @@ pub struct Member {
     folder: TempDir,
     name: String,
     pub address: SocketAddr,
+    /// Each message is flushed to the disk.
+    syncs: bool,
+    /// It asks soon whether a client is there, and else ends the connection.
+    pings: bool,
     /// Its cluster block; empty for a server that is alone, which would wait for a majority for ever.
     cluster: String,
     process: Option<Process>,
 }
 
 impl NatsCluster {
-    /// `split`: the network between them can be cut; `small_disks`: their disks can be filled.
-    pub fn start(size: usize, split: bool, small_disks: bool) -> Self {
+    /// `split`: the network between them can be cut; `disks`: they have disks of their own; `pings`: they soon give up
+    /// clients that are silent.
+    pub fn start(size: usize, split: bool, disks: Option<Kind>, pings: bool) -> Self {
         let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
         let listeners: Vec<SocketAddr> =
             ports.iter().map(|(_, port)| SocketAddr::from(([127, 0, 0, 1], *port))).collect();
@@ -46,7 +51,7 @@ impl NatsCluster {
             let folder = folder.expect("a folder can be created");
             let store = folder.path().join("store");
             std::fs::create_dir(&store).expect("a folder can be created");
-            let disk = small_disks.then(|| Disk::mount(&store).unwrap_or_else(|error| panic!("{error}")));
+            let disk = disks.map(|kind| Disk::mount(&store, kind).unwrap_or_else(|error| panic!("{error}")));
             let routes = reachable.iter().enumerate().filter(|(other, _)| *other != number);
             let routes: Vec<String> = routes.map(|(_, address)| format!("\"nats://{address}\"")).collect();
             let cluster = if size == 1 {
@@ -61,7 +66,9 @@ impl NatsCluster {
                 )
             };
             let address = SocketAddr::from(([127, 0, 0, 1], *client));
-            let mut member = Member { disk, folder, name: format!("n{number}"), address, cluster, process: None };
+            let syncs = disks == Some(Kind::File);
+            let name = format!("n{number}");
+            let mut member = Member { disk, folder, name, address, syncs, pings, cluster, process: None };
             member.start();
             member
         });
@@ -74,9 +81,11 @@ impl Member {
     pub fn start(&mut self) {
         let Self { name, address, cluster, .. } = &*self;
         let (user, password) = SYSTEM;
+        let pings = if self.pings { "ping_interval: \"2s\"\n" } else { "" };
+        let sync = if self.syncs { ", sync_interval: always" } else { "" };
         let config = format!(
-            "server_name: {name}\nlisten: \"{address}\"\nping_interval: \"2s\"\n\
-             jetstream {{ store_dir: {:?} }}\n\
+            "server_name: {name}\nlisten: \"{address}\"\n{pings}\
+             jetstream {{ store_dir: {:?}{sync} }}\n\
              accounts {{ APP {{ jetstream: enabled, users: [{{user: app, password: app}}] }}, \
              $SYS {{ users: [{{user: {user}, password: {password:?}}}] }} }}\nno_auth_user: app\n{cluster}",
             self.store()

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 /// Between two messages, and before another node is asked.
 const REST: Duration = Duration::from_millis(10);
 
+/// Begun, and acknowledged.
+type Ack = (Instant, Instant);
+
 pub struct Pulse {
-    acks: Arc<Mutex<Vec<Instant>>>,
+    acks: Arc<Mutex<Vec<Ack>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -23,7 +26,7 @@ impl Pulse {
     pub fn start(deployment: &Deployment) -> Self {
         let urls: Vec<String> =
             deployment.nodes().iter().map(|node| format!("http://{}/_broadcast", node.broadcast_address())).collect();
-        let (acks, stop) = (Arc::<Mutex<Vec<Instant>>>::default(), Arc::<AtomicBool>::default());
+        let (acks, stop) = (Arc::<Mutex<Vec<Ack>>>::default(), Arc::<AtomicBool>::default());
         let (noted, stopped) = (acks.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -35,11 +38,21 @@ impl Pulse {
     /// The longest time without an acknowledgement that began or ended between these moments.
     pub fn longest_pause(&self, from: Instant, to: Instant) -> Duration {
         let acks = self.acks.lock().expect("the publisher does not panic");
-        let before = acks.iter().rev().find(|at| **at < from).copied().unwrap_or(from);
-        let after = acks.iter().find(|at| **at > to).copied().unwrap_or(to);
-        let within = acks.iter().filter(|at| (from..=to).contains(*at)).copied();
+        let times = || acks.iter().map(|(_, at)| *at);
+        let before = times().rev().find(|at| *at < from).unwrap_or(from);
+        let after = times().find(|at| *at > to).unwrap_or(to);
+        let within = times().filter(|at| (from..=to).contains(at));
         let times: Vec<Instant> = std::iter::once(before).chain(within).chain([after]).collect();
         times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// What half of the messages acknowledged between these moments took at most; `None` if there are none.
+    pub fn median(&self, from: Instant, to: Instant) -> Option<Duration> {
+        let acks = self.acks.lock().expect("the publisher does not panic");
+        let within = acks.iter().filter(|(_, at)| (from..=to).contains(at));
+        let mut times: Vec<Duration> = within.map(|(begun, at)| *at - *begun).collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied()
     }
 
     /// Waits until a message is acknowledged that was begun after now.
@@ -62,7 +75,7 @@ impl Drop for Pulse {
     }
 }
 
-async fn beat(urls: &[String], acks: &Mutex<Vec<Instant>>, stop: &AtomicBool) {
+async fn beat(urls: &[String], acks: &Mutex<Vec<Ack>>, stop: &AtomicBool) {
     let publisher = |url: &String| Publisher::new(url, Some(BROADCAST_KEY), Duration::ZERO);
     let all: Result<Vec<_>, _> = urls.iter().map(publisher).collect();
     let mut all = all.expect("addresses are good");
@@ -70,6 +83,7 @@ async fn beat(urls: &[String], acks: &Mutex<Vec<Instant>>, stop: &AtomicBool) {
     let mut turn = 0;
     for number in 0_u64.. {
         let key = format!("pulse-{number}");
+        let begun = Instant::now();
         loop {
             if stop.load(Ordering::Relaxed) {
                 return;
@@ -81,7 +95,7 @@ async fn beat(urls: &[String], acks: &Mutex<Vec<Instant>>, stop: &AtomicBool) {
             turn += 1;
             tokio::time::sleep(REST).await;
         }
-        acks.lock().expect("nobody panics with the lock").push(Instant::now());
+        acks.lock().expect("nobody panics with the lock").push((begun, Instant::now()));
         tokio::time::sleep(REST).await;
     }
 }

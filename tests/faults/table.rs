@@ -66,7 +66,7 @@ pub fn cell(setup: Setup, fault: Fault, size: &Size) -> Row {
     let mut arguments = vec![
         format!("--duration={}", DURATION.as_secs()),
         format!("--clients={}", size.clients),
-        format!("--rate={}", size.rate),
+        format!("--rate={}", size.rate.min(fault.bearable())),
         format!("--seed={}", size.seed),
         "--away=0.1-2".to_owned(),
     ];

@@ -56,6 +56,7 @@ fn a_server_without_a_broker() {
     let connected = against(&server, &[&key, "--public-streams", "--drop=none"]);
     assert_eq!(connected.status, Some(0), "{connected:?}");
     assert_eq!(connected.report["features"]["history"], false);
+    assert_eq!(connected.count("removals"), 0, "nobody is thrown out where that costs messages: {connected:?}");
     assert!(connected.count("delivered") > 0 && connected.count("lost") == 0, "{connected:?}");
 }
 

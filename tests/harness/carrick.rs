@@ -19,6 +19,8 @@ pub struct Builder {
     options: Vec<String>,
     env: Vec<(String, String)>,
     open_files: Option<u32>,
+    /// Process whose network namespace it enters.
+    namespace: Option<u32>,
     binary: PathBuf,
 }
 
@@ -34,7 +36,7 @@ impl Builder {
         // Another build, to see what a test says of it.
         let other = std::env::var_os("CARRICK_BIN").map(PathBuf::from);
         let binary = other.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_carrick")));
-        Self { options: Vec::new(), env: Vec::new(), open_files: None, binary }
+        Self { options: Vec::new(), env: Vec::new(), open_files: None, namespace: None, binary }
             .option("host", "127.0.0.1")
             .option("norpc", "true")
     }
@@ -62,6 +64,13 @@ impl Builder {
     #[allow(dead_code, reason = "the suites that share this file do not all need it")]
     pub fn open_files(mut self, limit: u32) -> Self {
         self.open_files = Some(limit);
+        self
+    }
+
+    /// Runs it in the network namespace of this process.
+    #[allow(dead_code, reason = "only the fault suite, which shares this file, has several")]
+    pub fn namespace(mut self, pid: u32) -> Self {
+        self.namespace = Some(pid);
         self
     }
 
@@ -181,9 +190,15 @@ impl Server {
     }
 
     fn bare_command(&self) -> Command {
-        let mut command = match self.builder.open_files {
-            None => Command::new(&self.builder.binary),
-            Some(limit) => {
+        let mut command = match (self.builder.open_files, self.builder.namespace) {
+            (None, None) => Command::new(&self.builder.binary),
+            (None, Some(pid)) => {
+                // It becomes the program: the process id stays.
+                let mut entered = Command::new("nsenter");
+                entered.args(["-t", &pid.to_string(), "--net", "--"]).arg(&self.builder.binary);
+                entered
+            }
+            (Some(limit), _) => {
                 let mut limited = Command::new("sh");
                 limited.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &limit.to_string()]).arg(&self.builder.binary);
                 limited

@@ -7,7 +7,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -39,7 +39,12 @@ struct Loss {
 
 impl NatsProxy {
     pub fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
+        Self::start_at(Ipv4Addr::LOCALHOST, to)
+    }
+
+    /// Starts one that is called at this address.
+    pub fn start_at(address: Ipv4Addr, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a port can be bound");
         let address = listener.local_addr().expect("a bound port has an address");
         let connections = Mutex::new(Vec::new());
         let (closed, lose_stored) = (AtomicBool::new(false), AtomicBool::new(false));

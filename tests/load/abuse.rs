@@ -85,7 +85,10 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
 
     let peak = Peak::watch(&target);
     let honest = Honest::start(&runtime, &target, "during", clients, rate)?;
-    let attack = Attackers::start(target.http(), target.broadcast(), attackers);
+    let only = options.get_one::<String>("only");
+    let tactics: Vec<Tactic> =
+        Tactic::ALL.into_iter().filter(|tactic| only.is_none_or(|only| only == tactic.key())).collect();
+    let attack = Attackers::start(target.http(), target.broadcast(), attackers, &tactics);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut highest = before.nats;
     while Instant::now() < until {
@@ -96,8 +99,10 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
     let ended = Instant::now();
     let loud = honest.finish()?;
 
+    // Memory is compared under the same conditions: so many clients, for so long, with so much history.
+    std::thread::sleep((ended + rest.saturating_sub(calm)).saturating_duration_since(Instant::now()));
     let honest = Honest::start(&runtime, &target, "after", clients, rate)?;
-    std::thread::sleep((ended + rest.max(calm)).saturating_duration_since(Instant::now()));
+    std::thread::sleep(calm);
     let after = Memory::of(&target);
     let last = honest.finish()?;
     let reached = peak.reached();
@@ -113,7 +118,7 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
             report.broken(format!("{name}: {failure}"));
         }
     }
-    for (tactic, count) in Tactic::ALL.iter().zip(acts) {
+    for (tactic, count) in Tactic::ALL.iter().zip(acts).filter(|(tactic, _)| tactics.contains(tactic)) {
         report.count(tactic.key(), &format!("attackers: {}", tactic.name()), count);
         if count == 0 {
             report.broken(format!("the attackers did not act: {}", tactic.name()));

@@ -92,7 +92,8 @@ pub struct Attackers {
 }
 
 impl Attackers {
-    pub fn start(address: &str, broadcast: &str, count: usize) -> Self {
+    /// `tactics`: what they do, in turn.
+    pub fn start(address: &str, broadcast: &str, count: usize, tactics: &[Tactic]) -> Self {
         let (stop, acts) = (Arc::<AtomicBool>::default(), Arc::<[AtomicU64; 12]>::default());
         let thread = |number: usize| {
             let attacker = Attacker {
@@ -102,7 +103,8 @@ impl Attackers {
                 stop: Arc::clone(&stop),
                 acts: Arc::clone(&acts),
             };
-            std::thread::spawn(move || attacker.run(Tactic::ALL[number % Tactic::ALL.len()]))
+            let tactic = tactics[number % tactics.len()];
+            std::thread::spawn(move || attacker.run(tactic))
         };
         let threads = (0..count).map(thread).collect();
         Self { stop, acts, threads }

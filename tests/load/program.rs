@@ -158,7 +158,14 @@ fn command() -> Command {
                 .arg(number("rate", "200", "Messages per second to them"))
                 .arg(number("attackers", "50", "Attackers, of twelve kinds"))
                 .arg(seconds("60"))
-                .arg(number("rest", "60", "Seconds after the attack until memory is read")),
+                .arg(number("rest", "60", "Seconds after the attack until memory is read"))
+                .arg(
+                    Arg::new("only")
+                        .long("only")
+                        .value_name("KIND")
+                        .value_parser(attack::Tactic::ALL.map(attack::Tactic::key))
+                        .help("Attackers of this kind alone, to see what it costs"),
+                ),
         )
 }
 

@@ -98,11 +98,15 @@ impl Core {
             let subject = self.names.log_subject(&log.policy, &token.text);
             let (api, name) = (generation.api(), &log.name);
             let asked = async {
-                let first = |seq: u64| json!({"next_by_subj": subject, "seq": seq.max(1)});
-                let at = api.message(name, &first(x)).await?.map(|at| at.seq);
+                let first = async |seq: u64| {
+                    let which = json!({"next_by_subj": subject, "seq": seq.max(1)});
+                    Ok::<_, ApiError>(api.message(name, &which).await?.map(|at| at.seq))
+                };
+                // Nearly always the message is kept: what follows it is asked for at the same time.
+                let (at, next) = futures_util::future::try_join(first(x), first(x.saturating_add(1))).await?;
                 let kept = at == Some(x);
                 let (next, after) = if kept {
-                    (api.message(name, &first(x + 1)).await?.map(|at| at.seq), 0)
+                    (next, 0)
                 } else {
                     let which = json!({"subjects_filter": subject});
                     let info: StreamInfo = api.call(&format!("STREAM.INFO.{name}"), &which).await?;

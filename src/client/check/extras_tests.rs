@@ -156,6 +156,12 @@ fn a_base_client_gets_what_is_published_while_its_connection_stands() {
     assert_eq!(judged(&[1, 2, 3], SECOND * 60).failures(), Vec::<String>::new());
     assert_eq!(judged(&[1, 3], SECOND * 60).base_missing.count, 1);
     assert_eq!(judged(&[1], SECOND * 3 / 2).base_missing.count, 0, "it was away");
+    assert_eq!(
+        judged(&[1, 3], SECOND * 4).base_missing.count,
+        1,
+        "it was overtaken, however soon the connection ended"
+    );
+    assert_eq!(judged(&[1, 2], SECOND * 4).base_missing.count, 0, "it may have been on its way");
     assert_eq!(judged(&[1, 2, 2, 3], SECOND * 60).doubled.count, 1);
     assert_eq!(judged(&[2, 1, 3], SECOND * 60).disordered.count, 1);
 }

@@ -281,7 +281,7 @@ type Turn = (Vec<Published>, Vec<Removal>, Option<String>);
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub verdict: Verdict,
-    /// Longest time without any acknowledgement.
+    /// Longest time in which nothing that is to be stored was acknowledged.
     pub longest_ack_gap: Duration,
     /// How long coming back took.
     pub resumes: Times,
@@ -293,7 +293,9 @@ pub struct Outcome {
 impl Outcome {
     fn add(&mut self, published: &[Published], records: &[Record], removals: &[Removal], rules: &Rules) {
         self.verdict.merge(judge(published, records, removals, rules));
-        let mut times: Vec<_> = published.iter().flat_map(|source| &source.acks).map(|ack| ack.at).collect();
+        // What is not stored is acknowledged also while nothing can be stored.
+        let stored = published.iter().filter(|source| source.is_stored());
+        let mut times: Vec<_> = stored.flat_map(|source| &source.acks).map(|ack| ack.at).collect();
         times.sort_unstable();
         let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
         self.longest_ack_gap = self.longest_ack_gap.max(gap);

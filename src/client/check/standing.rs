@@ -1,4 +1,5 @@
-//! Clients of the base protocol: each connection by itself must bring everything that was published while it stood.
+//! Clients of the base protocol: each connection by itself must bring everything that was published while it stood. It has
+//! no more time for that than until something later comes: on a connection nothing is overtaken.
 
 use super::alarms::StreamLog;
 use super::judge::Rules;
@@ -6,6 +7,7 @@ use super::member::Record;
 use super::source::{Ack, Id};
 use super::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules: &Rules, verdict: &mut Verdict) {
     let client = record.follower.id;
@@ -13,6 +15,8 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
     // Connection ⇒ what it brought.
     let mut brought: HashMap<u32, HashSet<Id>> = HashMap::new();
     let mut last: HashMap<(u32, u16), u64> = HashMap::new();
+    // Connection and epoch ⇒ the highest offset, as publishers know it.
+    let mut highest: HashMap<(u32, Arc<str>), u64> = HashMap::new();
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.is_stored()) {
         let (id, connection) = (arrival.id, arrival.connection);
         let describe = || format!("base client {client} {identifier} {id:?} on connection {connection}");
@@ -29,14 +33,25 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
             verdict.disordered.add(|| format!("{} after {before}", describe()));
         }
         *before = id.n.max(*before);
+        if let Some((epoch, offset)) = log.acks.get(&id).and_then(|ack| ack.position.as_ref()) {
+            let before = highest.entry((connection, Arc::clone(epoch))).or_default();
+            *before = (*offset).max(*before);
+        }
     }
     let none = HashSet::new();
     for (connection, stay) in (1_u32..).zip(&record.stays) {
         let Some(stood) = stay.stood else { continue };
         let had = brought.get(&connection).unwrap_or(&none);
+        let is_overtaken = |ack: &Ack| {
+            let by_lane = last.get(&(connection, ack.id.lane)).is_some_and(|last| ack.id.n < *last);
+            by_lane
+                || ack.position.as_ref().is_some_and(|(epoch, offset)| {
+                    highest.get(&(connection, Arc::clone(epoch))).is_some_and(|highest| offset < highest)
+                })
+        };
         let due = |ack: &&Ack| {
-            let during = stood < ack.begun && ack.at + rules.live_within < stay.ended;
-            during && ack.excluded.is_none_or(|(excluded, _)| excluded != client)
+            let in_time = ack.at + rules.live_within < stay.ended || is_overtaken(ack);
+            stood < ack.begun && in_time && ack.excluded.is_none_or(|(excluded, _)| excluded != client)
         };
         for ack in log.acks.values().filter(due).filter(|ack| !had.contains(&ack.id)) {
             // What the limits remove before a failing feed is repaired cannot be had, and this protocol cannot tell.

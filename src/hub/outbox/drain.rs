@@ -1,8 +1,8 @@
 //! The connection's side of an outbox: what its tasks wait for, take, and conclude from how long it lies there.
 
 use super::{Outbox, Signal};
+use crate::hub::Frame;
 use crate::metrics;
-use bytes::Bytes;
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -53,36 +53,45 @@ impl Outbox {
     /// Ready when fewer than `bytes` wait, or nothing more can be sent.
     pub fn poll_below(&self, cx: &mut Context<'_>, bytes: usize) -> Poll<()> {
         self.pacer.register(cx.waker());
-        let queue = self.queue();
-        if queue.frames.bytes < bytes || queue.is_over() { Poll::Ready(()) } else { Poll::Pending }
+        let mut queue = self.queue();
+        if queue.frames.bytes < bytes || queue.is_over() {
+            return Poll::Ready(());
+        }
+        queue.pacing = true;
+        Poll::Pending
     }
 
     /// Takes up to `most` frames into `into`, about [`BYTES_PER_TAKE`]. Ready with `true` when some were taken, with `false`
     /// when the end was reached (closing and drained, or dead).
-    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Bytes>, most: usize) -> Poll<bool> {
+    pub fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Frame>, most: usize) -> Poll<bool> {
         self.writer.register(cx.waker());
         let mut queue = self.queue();
         if queue.dead {
             return Poll::Ready(false);
         }
-        let before = into.len();
-        let mut bytes = 0;
-        into.extend(queue.pong.take());
-        while into.len() - before < most && bytes < BYTES_PER_TAKE {
-            let Some(frame) = queue.frames.pop() else { break };
-            bytes += frame.len();
-            into.push_back(frame);
-        }
-        if into.len() == before {
+        if queue.is_empty() {
+            queue.frames.give_back_places();
             return if queue.closing.is_some() { Poll::Ready(false) } else { Poll::Pending };
         }
-        if queue.closing.is_none() && queue.total() < self.limits.pending {
+        let before = into.len();
+        into.extend(queue.pong.take().map(|pong| Frame::new(*pong)));
+        if !queue.frames.take_all(into, most, BYTES_PER_TAKE) {
+            let mut bytes = 0;
+            while into.len() - before < most && bytes < BYTES_PER_TAKE {
+                let Some(frame) = queue.frames.pop() else { break };
+                bytes += frame.len();
+                into.push_back(frame);
+            }
+        }
+        if queue.since.is_some() && queue.closing.is_none() && queue.total() < self.limits.pending {
             queue.since = None;
             queue.strict = false;
         }
-        queue.frames.give_back_places();
+        let pacing = std::mem::take(&mut queue.pacing);
         drop(queue);
-        self.pacer.wake();
+        if pacing {
+            self.pacer.wake();
+        }
         Poll::Ready(true)
     }
 

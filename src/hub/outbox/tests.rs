@@ -6,11 +6,15 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn frame(bytes: usize) -> Bytes {
-    counted(Bytes::from(vec![b'x'; bytes]))
+fn bytes(number: usize) -> Bytes {
+    Bytes::from(vec![b'x'; number])
 }
 
-fn take_frames(outbox: &Outbox, most: usize) -> Vec<Bytes> {
+fn frame(number: usize) -> Frame {
+    Frame::new(bytes(number))
+}
+
+fn take_frames(outbox: &Outbox, most: usize) -> Vec<Frame> {
     let mut frames = VecDeque::new();
     let _ = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, most);
     frames.into()
@@ -45,7 +49,7 @@ fn a_farewell_follows_what_was_queued() {
 fn row_04_what_one_step_queues_makes_nobody_slow() {
     let outbox = Outbox::new(Encoding::Json, 10_000);
     for _ in 0..50 {
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
     }
     assert_eq!(outbox.closing(), None);
     assert_eq!(take_frames(&outbox, 100).len(), 50);
@@ -55,7 +59,7 @@ fn row_04_what_one_step_queues_makes_nobody_slow() {
 fn row_04_eight_times_the_limit_is_too_much_at_once() {
     let outbox = Outbox::new(Encoding::Json, 10_000);
     for _ in 0..100 {
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
     }
     assert_eq!(outbox.closing(), Some(Close::TooSlow));
     let frames = take(&outbox);
@@ -68,7 +72,7 @@ async fn row_04_slow_is_who_stays_over_the_limit() {
     let outbox = Outbox::new(Encoding::Json, 10_000);
     let start = Instant::now();
     for _ in 0..20 {
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
     }
     assert_eq!(outbox.deadline(PATIENCE), Some(start + PATIENCE));
     assert!(!outbox.judge(start + PATIENCE - Duration::from_millis(1), PATIENCE));
@@ -80,7 +84,7 @@ async fn row_04_slow_is_who_stays_over_the_limit() {
     assert_eq!(outbox.deadline(PATIENCE), None);
     tokio::time::advance(PATIENCE).await;
     for _ in 0..10 {
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
     }
     assert_eq!(outbox.deadline(PATIENCE), Some(Instant::now() + PATIENCE));
     assert!(outbox.judge(Instant::now() + PATIENCE, PATIENCE));
@@ -94,7 +98,7 @@ fn row_04_stored_messages_stay_where_they_are() {
     assert_eq!(taken, 9, "of 1,128 bytes each, over the limit by less than one");
     assert_eq!((signal(&outbox), signal(&outbox)), (Some(Signal::Stalled), None));
     // Replies still find their way.
-    outbox.push(frame(10));
+    outbox.push(bytes(10));
     take_frames(&outbox, 2);
     assert!(outbox.push_stored(frame(1_000)));
     assert_eq!(outbox.closing(), None);
@@ -103,7 +107,7 @@ fn row_04_stored_messages_stay_where_they_are() {
 #[test]
 fn row_04_frames_count_with_their_overhead() {
     let outbox = Outbox::new(Encoding::Json, 0);
-    outbox.push(frame(2));
+    outbox.push(bytes(2));
     assert_eq!(outbox.pending(), 2 + crate::hub::frames::FRAME_OVERHEAD);
     take_frames(&outbox, 1);
     assert_eq!(outbox.pending(), 0);
@@ -118,7 +122,7 @@ fn row_04_one_pong_waits_the_newest() {
     }
     let frames = take_frames(&outbox, 100);
     assert_eq!(frames.len(), 2);
-    assert_eq!(frames[0], pong_frame(&9_999u32.to_be_bytes()));
+    assert_eq!(*frames[0], *pong_frame(&9_999u32.to_be_bytes()));
 }
 
 #[test]
@@ -158,12 +162,12 @@ fn where_the_process_holds_too_much_whoever_is_over_its_limit_goes_first() {
     let limits = OutboxLimits { pending: 10_000, total: 1 };
     let outbox = Outbox::within(Encoding::Json, limits);
     while outbox.pending() < 10_000 {
-        outbox.push(frame(1_000));
+        outbox.push(bytes(1_000));
     }
     assert_eq!(outbox.closing(), None, "it was not over its own limit");
     outbox.push_unstored(frame(1_000), Overflow::Drop);
     assert_eq!(outbox.closing(), None, "that one was left out");
-    outbox.push(frame(1_000));
+    outbox.push(bytes(1_000));
     assert_eq!(outbox.closing(), Some(Close::TooSlow));
     let unlimited = Outbox::within(Encoding::Json, OutboxLimits { pending: 0, ..limits });
     let taken = (0..100).filter(|_| unlimited.push_stored(frame(10_000))).count();

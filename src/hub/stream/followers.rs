@@ -2,6 +2,7 @@
 
 use super::{CursorId, Pump, Stream, Which};
 use crate::hub::cursor::{Cursor, Start};
+use crate::hub::fanout::insert_tightly;
 use crate::hub::pages::SharedPage;
 use crate::hub::receiver::{HistoryJob, Identifier, Receiver};
 use crate::hub::sabotage::{Safeguard, off};
@@ -21,7 +22,7 @@ impl Stream {
     ) -> CursorId {
         let held = held && !off(Safeguard::Barrier);
         let group = self.fanout.join(identifier, receiver.encoding());
-        let id = cursor.unwrap_or_else(|| self.cursors.insert(Cursor::new(receiver.clone())));
+        let id = cursor.unwrap_or_else(|| insert_tightly(&mut self.cursors, Cursor::new(receiver.clone())));
         let cursor = &mut self.cursors[id];
         cursor.pause(self.complete_to);
         // The log may have begun a new life since the caller opened the stream: what it has had of that life is nothing.
@@ -118,6 +119,15 @@ impl Stream {
         if cursor.is_held() || !self.opened || (which == Which::Paced && !cursor.is_paced()) {
             return Pump::Held;
         }
+        self.fanout.begin_replay(id);
+        let pumped = self.catch_up(id, budget);
+        self.fanout.end_replay();
+        pumped
+    }
+
+    /// See [`Self::pump`].
+    fn catch_up(&mut self, id: CursorId, budget: usize) -> Pump {
+        let Some(cursor) = self.cursors.get_mut(id) else { return Pump::Live };
         if !cursor.send_backlog(budget, &mut self.fanout) {
             return Pump::Paced { within_page: true };
         }
@@ -132,15 +142,10 @@ impl Stream {
             }
             return Pump::NeedPage { after: Position { epoch: self.epoch.clone(), offset: after } };
         }
-        for message in self.tail.after(after) {
-            if cursor.outbox().pending() >= budget {
-                return PACED;
-            }
-            let all = cursor.deliver_replay(message, &mut self.fanout);
-            self.fanout.end();
-            if !all {
-                return PACED;
-            }
+        let behind = self.tail.after(after);
+        let wanted = behind.len();
+        if cursor.replay(behind.map(|message| &**message), budget, &mut self.fanout) < wanted {
+            return PACED;
         }
         cursor.advance(self.complete_to);
         cursor.go_live();
@@ -151,7 +156,7 @@ impl Stream {
     pub fn supply_shared(&mut self, id: CursorId, after: u64) -> bool {
         let Some(page) = self.shared(after).cloned() else { return false };
         if let Some(cursor) = self.asking(id, after) {
-            cursor.set_backlog(page.after(after).iter().cloned().collect(), page.to);
+            cursor.set_backlog(page, after);
         }
         true
     }
@@ -166,12 +171,12 @@ impl Stream {
     }
 
     /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
-    pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: &SharedPage) {
+    pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: Arc<SharedPage>) {
         let Some(cursor) = self.asking(id, after) else { return };
         if !complete {
             cursor.hole_in_replay(after);
         }
-        cursor.set_backlog(page.messages.iter().cloned().collect(), page.to);
+        cursor.set_backlog(page, after);
     }
 }
 
@@ -179,7 +184,7 @@ impl Stream {
 mod tests {
     use super::*;
     use crate::broker::{Facts, Head, LogState, Logs, Looked, StoreTime, Table};
-    use crate::hub::Outbox;
+    use crate::hub::{Frame, Outbox};
     use crate::protocol::{Encoding, Message, Meta, Payload};
     use bytes::Bytes;
     use std::task::{Context, Waker};
@@ -216,7 +221,7 @@ mod tests {
     fn read(outbox: &Outbox, most: usize) -> Vec<(String, Option<u64>)> {
         let mut frames = std::collections::VecDeque::new();
         let _ = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, most);
-        let text = |frame: &Bytes| {
+        let text = |frame: &Frame| {
             let start = frame.iter().position(|byte| *byte == b'{').unwrap();
             serde_json::from_slice::<serde_json::Value>(&frame[start..]).unwrap()
         };
@@ -342,7 +347,7 @@ mod tests {
         // Meanwhile the client asks for more.
         stream.history(cursor, "i", at(&stream, 5), job());
         let page = SharedPage { from: 10, to: 20, messages: vec![message(15)], since: None };
-        stream.supply(cursor, 10, true, &page);
+        stream.supply(cursor, 10, true, page.into());
         assert_eq!(
             stream.pump(cursor, 1_000, Which::All),
             Pump::NeedPage { after: stream.position(5) },

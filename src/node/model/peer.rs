@@ -1,10 +1,9 @@
 //! A stock client and what it may expect.
 
 use crate::client::stock::{StockClient, StockEvent};
-use crate::hub::Outbox;
+use crate::hub::{Frame, Outbox};
 use crate::node::{Hello, Incoming, Node, drive};
 use crate::protocol::{Encoding, Sid, Subprotocol};
-use bytes::Bytes;
 use futures_util::Stream;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
@@ -173,7 +172,7 @@ impl Peer {
     /// Reads frames. `published`: the newest number of a stream. Returns how many frames came.
     pub fn read(&mut self, count: usize, published: impl Fn(&str) -> u64) -> usize {
         let Some(connection) = &self.connection else { return 0 };
-        let mut frames: VecDeque<Bytes> = VecDeque::new();
+        let mut frames: VecDeque<Frame> = VecDeque::new();
         let _ = connection.outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, count);
         let commands = connection.commands.clone();
         let now = self.now();

@@ -17,7 +17,7 @@ use super::*;
 use crate::auth::StreamsConfig;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, Feed, Limits, Overflow, RemoteDisconnect};
-use crate::hub::{HubConfig, HubFeed, Outbox};
+use crate::hub::{Frame, HubConfig, HubFeed, Outbox};
 use crate::protocol::{Encoding, Message, MessageId, Meta, Publication, Sid, StreamName, Subprotocol};
 use crate::rpc::*;
 use async_trait::async_trait;
@@ -402,7 +402,7 @@ impl Stream for Source {
 pub struct Browser {
     pub outbox: Arc<Outbox>,
     commands: mpsc::UnboundedSender<Incoming>,
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Frame>,
 }
 
 impl Browser {

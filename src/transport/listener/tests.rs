@@ -6,6 +6,7 @@ use http::StatusCode;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// Patience with things that must happen.
@@ -204,7 +205,7 @@ async fn row_14_accepted_sockets_are_kept_alive() {
     stream.write_all(UPGRADE).await.unwrap();
     let (socket, _) = soon(upgraded.recv()).await.unwrap();
     let accepted = socket2::SockRef::from(socket.tcp());
-    assert!(accepted.keepalive().unwrap());
+    assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
     assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
     #[cfg(target_os = "linux")]
     {

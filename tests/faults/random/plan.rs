@@ -5,6 +5,7 @@ use crate::fault::Fault;
 use crate::old_build;
 use carrick::client::check::Dice;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// The longest stop of a Carrick.
@@ -12,6 +13,8 @@ pub const LONGEST_STOP: Duration = Duration::from_secs(8);
 /// A nats-server or a path that stands still for seconds and then delivers what it held: only a window that is longer
 /// than that knows it for a retry.
 const WINDOW_FOR_FROZEN_NATS: u64 = 20;
+/// Within a shorter one no connection is given up; beyond a longer one a path would be silent for most of a run.
+const WINDOWS_FOR_SILENCE: RangeInclusive<u64> = 10..=20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -107,6 +110,7 @@ impl Plan {
         // Large messages reach the limits of tails, pages and outboxes; few of them are enough.
         let loads = [(400, "100"), (150, "100-2000"), (50, "100-2000"), (50, "100-60000")];
         let (rate, payload) = choose(dice, &loads);
+        let rate = steps.iter().map(|step| step.fault.bearable()).fold(rate, u32::min);
         arguments.push(format!("--rate={rate}"));
         arguments.push(format!("--payload={payload}"));
         if dice.below(4) == 0 {
@@ -122,9 +126,16 @@ impl Plan {
             program: has(|fault| fault == Fault::RollingUpgrade).then(old_build::path),
             split: has(|fault| fault.variant_is_split()),
             small_disks: has(|fault| fault == Fault::FillDisk),
+            slow_disks: has(|fault| fault == Fault::SlowDisk),
+            paths: has(Fault::is_silence),
             settings: self.settings.clone(),
             ..Variant::default()
         }
+    }
+
+    /// Why it cannot be played here.
+    pub fn impossible(&self) -> Option<String> {
+        self.steps.iter().find_map(|step| step.fault.impossible())
     }
 
     /// The log's life may end.
@@ -143,18 +154,22 @@ fn steps(dice: &mut Dice, setup: Setup, length: Length, window: u64) -> Vec<Step
         fault.applies_to(setup)
             && *fault != Fault::JumpClocks
             && (window >= WINDOW_FOR_FROZEN_NATS || !fault.holds_publications_back())
+            && (window >= *WINDOWS_FOR_SILENCE.start() || *fault != Fault::SilentPath)
+            && (window <= *WINDOWS_FOR_SILENCE.end() || *fault != Fault::SilentPathBeyond)
     };
     let faults: Vec<Fault> = faults.iter().copied().filter(fits).collect();
-    (0..count)
-        .map(|_| {
-            let fault = choose(dice, &faults);
-            Step {
-                pause: dice.within(&(Duration::ZERO..Duration::from_secs(3))),
-                fault,
-                beside: beside(dice, setup, fault),
-            }
-        })
-        .collect()
+    let mut steps: Vec<Step> = Vec::new();
+    for _ in 0..count {
+        let goes = |fault: &Fault| steps.iter().all(|step| step.fault.goes_with(*fault, setup));
+        let faults: Vec<Fault> = faults.iter().copied().filter(goes).collect();
+        let fault = choose(dice, &faults);
+        steps.push(Step {
+            pause: dice.within(&(Duration::ZERO..Duration::from_secs(3))),
+            fault,
+            beside: beside(dice, setup, fault),
+        });
+    }
+    steps
 }
 
 fn beside(dice: &mut Dice, setup: Setup, fault: Fault) -> Option<Beside> {

@@ -5,6 +5,8 @@ mod frozen;
 mod operator;
 mod process;
 mod restart;
+mod silent;
+mod slow;
 mod store;
 
 pub(crate) use frozen::freeze_process;
@@ -81,6 +83,8 @@ impl Scene<'_> {
             Fault::FreezeNode => self.freeze_node(),
             Fault::FreezeNodeExpiry => self.freeze_node_again_and_again(),
             Fault::CutNode => self.cut_node(),
+            Fault::SilentPath => self.silence_within(),
+            Fault::SilentPathBeyond => self.silence_beyond(),
             Fault::DropLive => self.drop_live(),
             Fault::IsolateLeader => self.isolate_leader(),
             Fault::IsolateFollower => self.isolate_follower(),
@@ -88,6 +92,7 @@ impl Scene<'_> {
             Fault::LoseQuorum => self.lose_quorum(),
             Fault::LongOutage => self.long_outage(),
             Fault::FillDisk => self.fill_disk(),
+            Fault::SlowDisk => self.slow_disk(),
             // The checker's own clients jump; some returns must follow.
             Fault::JumpClocks => {
                 sleep(FREEZE);
