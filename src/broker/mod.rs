@@ -309,6 +309,9 @@ pub enum SaveError {
     /// The sessions' share of the store is full.
     #[error("no room for saved sessions: {0}")]
     Full(String),
+    /// Trying again does not help.
+    #[error("larger than the store takes")]
+    TooLarge,
     /// The entry was written or deleted by somebody else since `revision`.
     #[error("the saved session was changed or deleted meanwhile")]
     Conflict,

@@ -155,7 +155,7 @@ async fn restore(
             }
             Err(SaveError::Unavailable(error)) => return Err(error),
             // It lives on a while, no more.
-            Err(SaveError::Full(_) | SaveError::Conflict) => {}
+            Err(SaveError::Full(_) | SaveError::TooLarge | SaveError::Conflict) => {}
         }
     }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
@@ -236,7 +236,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             client.withdraw();
             return Resumed::Closed;
         }
-        Ok(false) | Err(SaveError::Full(_)) => {
+        Ok(false) | Err(SaveError::Full(_) | SaveError::TooLarge) => {
             client.withdraw();
             if let Some(new) = client.saver.key() {
                 save::forget(node, new.clone());

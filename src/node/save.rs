@@ -159,7 +159,9 @@ impl Client {
             && !matches!(error, NotSaved::Revoked)
         {
             match error {
-                NotSaved::TooLarge { .. } | NotSaved::Outgrown => metrics::SESSIONS_TOO_LARGE.inc(),
+                NotSaved::TooLarge { .. } | NotSaved::Outgrown | NotSaved::Store(SaveError::TooLarge) => {
+                    metrics::SESSIONS_TOO_LARGE.inc()
+                }
                 NotSaved::Store(SaveError::Full(_)) => metrics::SESSIONS_FULL.inc(),
                 _ => metrics::SESSION_SAVE_FAILED.inc(),
             }

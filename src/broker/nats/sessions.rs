@@ -146,7 +146,7 @@ impl From<WriteError> for SaveError {
             WriteError::Conflict => Self::Conflict,
             WriteError::StorageFull(reason) => Self::Full(reason),
             WriteError::NotStored(reason) | WriteError::Unknown(reason) => Unavailable(reason).into(),
-            WriteError::TooLarge => Unavailable("a saved session larger than the store takes".into()).into(),
+            WriteError::TooLarge => Self::TooLarge,
         }
     }
 }

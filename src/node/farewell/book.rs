@@ -131,17 +131,22 @@ impl Book {
                 };
             }
             let body = serde_json::to_vec(&page).expect("maps with text keys are always JSON");
-            if room && body.len() > PAGE_BYTES {
-                limited!(
-                    WARN,
-                    DisconnectPageFull,
-                    "a page of waiting calls is full; what does not fit is lost if this node dies"
-                );
-                room = false;
-                continue;
-            }
-            match broker.save_session(&key(number), Bytes::from(body), Some(revision)).await {
+            let saved = match room && body.len() > PAGE_BYTES {
+                true => Err(SaveError::TooLarge),
+                false => broker.save_session(&key(number), Bytes::from(body), Some(revision)).await,
+            };
+            match saved {
                 Ok(_) => return Ok(()),
+                // What was done must leave the page in any case.
+                Err(SaveError::TooLarge) if room => {
+                    limited!(
+                        WARN,
+                        DisconnectPageFull,
+                        "a page of waiting calls is full; what does not fit is lost if this node dies"
+                    );
+                    room = false;
+                }
+                Err(error @ SaveError::TooLarge) => return Err(Unavailable(error.to_string())),
                 Err(SaveError::Conflict) => tokio::task::yield_now().await,
                 Err(SaveError::Unavailable(error)) => return Err(error),
                 Err(SaveError::Full(reason)) => return Err(Unavailable(reason)),
