@@ -7,8 +7,8 @@ use crate::auth::jwt::{Jwt, JwtConfig};
 use crate::auth::{Access, Authenticator, Secrets, StreamsConfig};
 use crate::broker::{Broker, Limits, Policy, Storage, Table};
 use crate::config::{
-    self, BroadcastAdapter, BroadcastListener, Config, HistoryPolicy, HistoryStorage, Network, ShutdownMode,
-    TimePrecision,
+    self, BroadcastAdapter, BroadcastListener, BrokerKind, Config, HistoryPolicy, HistoryStorage, Network,
+    ShutdownMode, TimePrecision,
 };
 use crate::critical::critical;
 use crate::hub::{Hub, HubConfig, HubFeed};
@@ -245,6 +245,9 @@ fn write_port_file(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Bytes of saved sessions in memory, unless another limit is given.
+const SESSIONS_IN_MEMORY: u64 = 256 << 20;
+
 fn limits(config: &Config) -> Limits {
     let broker = &config.broker;
     let policy = |history: &HistoryPolicy| Policy {
@@ -259,7 +262,14 @@ fn limits(config: &Config) -> Limits {
         replicas: usize::from(history.replicas),
     };
     let policies = config.history.0.iter().map(policy).collect();
-    Limits { table: Table::new(policies, broker.history_limit, broker.history_ttl), sessions_ttl: broker.sessions_ttl }
+    Limits {
+        table: Table::new(policies, broker.history_limit, broker.history_ttl),
+        sessions_ttl: broker.sessions_ttl,
+        sessions_budget: match (broker.adapter, broker.sessions_budget) {
+            (BrokerKind::Memory, 0) => SESSIONS_IN_MEMORY,
+            (_, budget) => budget,
+        },
+    }
 }
 
 fn hub_config(config: &Config) -> HubConfig {
@@ -296,6 +306,7 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
             number: config.ws.max_subscriptions,
             identifier: config.ws.max_identifier_size,
         },
+        max_session_size: config.broker.max_session_size,
         max_commands_rate: config.ws.max_commands_rate,
         handover: match config.app.shutdown_mode {
             ShutdownMode::Auto => features.shared && features.sessions,

@@ -151,7 +151,7 @@ async fn start_nats(
     addr: SocketAddr,
 ) -> anyhow::Result<Arc<dyn Broker>> {
     let mut client = nats_client(config)?;
-    let (mut witness_file, mut store_mark) = (None, None);
+    let (mut witness_file, mut store_mark, mut store_size) = (None, None, None);
     if let Some(embedded) = &store.embedded {
         let credentials = embedded.credentials();
         client.servers = vec![Secret::from(format!("nats://{}", embedded.addr()))];
@@ -159,6 +159,7 @@ async fn start_nats(
         client.password = Some(credentials.password.clone());
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
         store_mark = Some(embedded.mark().clone());
+        store_size = Some(crate::nats::embedded::store_limit(&config.embedded_nats.jetstream_store_dir)?);
     }
     let servers: Vec<_> = config.nats.servers.iter().map(|server| bare_url(server)).collect();
     let servers = match &store.embedded {
@@ -166,7 +167,7 @@ async fn start_nats(
         None => servers.join(","),
     };
     let node = node_name(config, store.embedded.as_ref(), addr);
-    let broker = NatsBrokerConfig { witness_file, store_mark, ..broker_config(config, client, node) };
+    let broker = NatsBrokerConfig { witness_file, store_mark, store_size, ..broker_config(config, client, node) };
     if store.embedded.is_none() {
         let window = broker.shortest_window();
         tracing::info!(
@@ -214,6 +215,7 @@ pub(super) fn broker_config(config: &Config, client: ClientConfig, node: String)
         dedup_window: config.broker.dedup_window,
         node,
         witness_file: None,
+        store_size: None,
         store_mark: None,
     }
 }

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 pub struct MemoryBroker {
     table: Arc<Table>,
     sessions_ttl: Duration,
+    sessions_budget: u64,
     feed: Arc<dyn Feed>,
     status: watch::Sender<Status>,
     clock: Clock,
@@ -52,7 +53,65 @@ impl Clock {
 struct Sessions {
     revision: u64,
     entries: HashMap<SessionKey, (StoredSession, Instant)>,
+    /// Of all entries, with their overhead.
+    bytes: u64,
     marks: HashMap<String, (u64, Instant)>,
+}
+
+/// What an entry costs besides its body: key, revision, deadline and their places in a table.
+const ENTRY_OVERHEAD: u64 = 200;
+
+fn cost(stored: &StoredSession) -> u64 {
+    stored.body.len() as u64 + ENTRY_OVERHEAD
+}
+
+impl Sessions {
+    fn save(
+        &mut self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Duration,
+        budget: u64,
+    ) -> Result<u64, SaveError> {
+        let now = Instant::now();
+        let last = self.entries.get(key).filter(|(_, until)| *until > now).map_or(0, |(stored, _)| stored.revision);
+        if revision.is_some_and(|revision| revision != last) {
+            return Err(SaveError::Conflict);
+        }
+        let stored = StoredSession { body, revision: self.revision + 1 };
+        let before = self.entries.get(key).map_or(0, |(before, _)| cost(before));
+        let bytes = self.bytes - before + cost(&stored);
+        // What does not grow always fits: something that is taken away can be written.
+        if budget > 0 && bytes > budget && bytes > self.bytes {
+            return Err(SaveError::Full(format!("{budget} bytes of memory, see sessions_budget")));
+        }
+        self.bytes = bytes;
+        self.revision = stored.revision;
+        let revision = stored.revision;
+        self.entries.insert(key.clone(), (stored, now + life));
+        Ok(revision)
+    }
+
+    fn delete(&mut self, key: &SessionKey, revision: Option<u64>) -> bool {
+        let Some((stored, _)) = self.entries.get(key) else { return true };
+        if revision.is_some_and(|revision| revision != stored.revision) {
+            return false;
+        }
+        self.bytes -= cost(stored);
+        self.entries.remove(key);
+        true
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let bytes = &mut self.bytes;
+        self.entries.retain(|_, (stored, until)| {
+            let lives = *until > now;
+            *bytes -= if lives { 0 } else { cost(stored) };
+            lives
+        });
+        self.marks.retain(|_, (_, until)| *until > now);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,7 +126,7 @@ impl MemoryBroker {
 
     /// `history_size`: bytes of memory for the history of all streams, overhead included; 0: no limit.
     pub fn within(history_size: usize, limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
-        let Limits { table, sessions_ttl } = limits;
+        let Limits { table, sessions_ttl, sessions_budget } = limits;
         let room = Arc::new(Room::new(history_size));
         let logs: Vec<Log> =
             table.policies().iter().map(|policy| Log::new(policy, dedup_window, room.clone())).collect();
@@ -78,6 +137,7 @@ impl MemoryBroker {
         Arc::new(Self {
             table,
             sessions_ttl,
+            sessions_budget,
             feed,
             status: watch::Sender::new(status),
             clock: Clock(SystemTime::now(), Instant::now()),
@@ -123,10 +183,7 @@ impl MemoryBroker {
             let Some(broker) = broker.upgrade() else { return };
             broker.expire();
             broker.room.note_room();
-            let now = Instant::now();
-            let mut sessions = lock(&broker.sessions);
-            sessions.entries.retain(|_, (_, until)| *until > now);
-            sessions.marks.retain(|_, (_, until)| *until > now);
+            lock(&broker.sessions).expire(Instant::now());
         }
     }
 }
@@ -258,22 +315,19 @@ impl Broker for MemoryBroker {
     }
 
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        let now = Instant::now();
-        let mut sessions = lock(&self.sessions);
-        let last = sessions.entries.get(key).filter(|(_, until)| *until > now).map_or(0, |(stored, _)| stored.revision);
-        if revision.is_some_and(|revision| revision != last) {
-            return Err(SaveError::Conflict);
-        }
-        sessions.revision += 1;
-        let stored = StoredSession { body, revision: sessions.revision };
-        let revision = stored.revision;
-        sessions.entries.insert(key.clone(), (stored, now + self.sessions_ttl));
-        Ok(revision)
+        lock(&self.sessions).save(key, body, revision, self.sessions_ttl, self.sessions_budget)
     }
 
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        lock(&self.sessions).entries.remove(key);
-        Ok(())
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        lock(&self.sessions).save(key, body, revision, self.sessions_ttl * 2, self.sessions_budget)
+    }
+
+    async fn announce_superseded(&self, key: &SessionKey) {
+        self.feed.superseded(key);
+    }
+
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        Ok(lock(&self.sessions).delete(key, revision))
     }
 
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

@@ -45,12 +45,14 @@ pub struct Limits {
     pub table: Arc<Table>,
     /// Life of a saved session after its last write. Zero: sessions are not saved.
     pub sessions_ttl: Duration,
+    /// Bytes that all saved sessions may take; 0: no limit of their own.
+    pub sessions_budget: u64,
 }
 
 impl Limits {
     /// The same history for all streams.
     pub fn plain(history_limit: u64, history_ttl: Duration, sessions_ttl: Duration) -> Self {
-        Self { table: Table::new(Vec::new(), history_limit, history_ttl), sessions_ttl }
+        Self { table: Table::new(Vec::new(), history_limit, history_ttl), sessions_ttl, sessions_budget: 0 }
     }
 }
 
@@ -280,6 +282,16 @@ impl SessionKey {
         let digest = Sha256::new().chain_update(b"carrick-session:").chain_update(sid).finalize();
         Self(digest.iter().map(|b| format!("{b:02x}")).collect())
     }
+
+    /// Key of something that belongs to this session.
+    pub fn derived(&self, what: &str) -> Self {
+        Self::of(&format!("{}/{what}", self.0))
+    }
+
+    /// Half of its hash, enough to find it among those of a process.
+    pub fn short(&self) -> u128 {
+        self.0.get(..32).and_then(|half| u128::from_str_radix(half, 16).ok()).unwrap_or_default()
+    }
 }
 
 /// A saved session as the store keeps it.
@@ -294,6 +306,9 @@ pub struct StoredSession {
 pub enum SaveError {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    /// The sessions' share of the store is full.
+    #[error("no room for saved sessions: {0}")]
+    Full(String),
     /// The entry was written or deleted by somebody else since `revision`.
     #[error("the saved session was changed or deleted meanwhile")]
     Conflict,
@@ -330,6 +345,8 @@ pub trait Feed: Send + Sync + 'static {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect);
     /// Remote commands may have been missed and cannot be read again: authenticate sessions anew.
     fn commands_lost(&self);
+    /// Another connection has taken the place of the session with this key. A hint: it may be missed.
+    fn superseded(&self, _key: &SessionKey) {}
 }
 
 #[async_trait]
@@ -406,8 +423,16 @@ pub trait Broker: Send + Sync + 'static {
     /// (0: only if there is no entry). Answers with the new revision.
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
 
-    /// Removes a saved session, whatever its revision. Succeeds if there is none.
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable>;
+    /// Writes what belongs to a session, with twice its life: it outlives the session. Conditions as with
+    /// [`Self::save_session`].
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
+
+    /// Tells all nodes, this one included, through [`Feed::superseded`]; unstored.
+    async fn announce_superseded(&self, key: &SessionKey);
+
+    /// Removes a saved session, or what belongs to one: with a `revision` only if it is the last one. False: it is not.
+    /// Succeeds if there is none.
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable>;
 
     /// Stores a remote disconnect; every node hears of it through [`Feed::disconnect`]. Answers, once it is stored, with
     /// its mark.

@@ -239,6 +239,10 @@ options! {
         history_ttl: Duration [ANY_TIME] = "300", "history_ttl", Broker;
         /// How long a session can be resumed after its connection is gone; 0: sessions are not saved
         sessions_ttl: Duration [ANY_TIME] = "300", "sessions_ttl", Broker;
+        /// Bytes that are saved of one session, of a subscription 200 and its identifier three times or less; a larger one cannot be resumed
+        max_session_size: usize [BYTES] = "2097152", "max_session_size", Broker;
+        /// Bytes of the store that all saved sessions may take; when they do further ones cannot be resumed and publishing goes on. 0: 268435456 in memory; in NATS an eighth of what the embedded store (or the account, if it has a limit) may take when their bucket is made, and kept from then on; no limit of their own in an account without one
+        sessions_budget: u64 [BYTES_OR_NONE] = "0", "sessions_budget", Broker;
         /// How long a presence record outlives its connection
         presence_ttl: Duration [ANY_TIME] = "15", "presence_ttl", Broker;
         /// How long a publisher waits for the store's acknowledgement; half the dedup window at most

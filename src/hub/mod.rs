@@ -44,7 +44,7 @@ pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream, Which};
 
-use crate::broker::{Broker, Overflow, RemoteDisconnect, Status, Table, Unavailable};
+use crate::broker::{Broker, Overflow, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
 use crate::metrics;
 use crate::protocol::{Message, StreamName};
@@ -126,6 +126,8 @@ impl Drop for Open {
 pub trait Commands: Send + Sync + 'static {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect);
     fn commands_lost(&self);
+    /// Another connection has taken the place of this session.
+    fn superseded(&self, _key: &SessionKey) {}
 }
 
 const SHARDS: usize = 64;
@@ -353,6 +355,12 @@ impl crate::broker::Feed for HubFeed {
     fn commands_lost(&self) {
         if let Some(commands) = self.0.commands.get() {
             commands.commands_lost();
+        }
+    }
+
+    fn superseded(&self, key: &SessionKey) {
+        if let Some(commands) = self.0.commands.get() {
+            commands.superseded(key);
         }
     }
 }

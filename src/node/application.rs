@@ -86,7 +86,8 @@ impl Client {
             }
         }
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
         Ok(())
     }
@@ -104,7 +105,8 @@ impl Client {
         }
         self.transmit(&transmissions);
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
     }
 
@@ -145,7 +147,8 @@ impl Client {
         }
         self.keep_presence(text, effects.presence);
         if disconnect {
-            self.close(Close::CommandFailed);
+            // It has ended the session, not the connection alone.
+            self.handle.revoke(Close::CommandFailed);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::disconnect::{Handle, Registration};
 use super::save::Saver;
+use super::supersede::Predecessor;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};
 use crate::hub::{Cell, CursorId, Identifier, Outbox, Receiver, SavedProof};
@@ -37,6 +38,25 @@ pub struct State {
     pub whispers: CommandRate,
 }
 
+impl State {
+    /// The session, and how to find what is known of the head of a stream that it follows: by this connection, or else by
+    /// the one before.
+    pub fn to_save(&mut self) -> (&mut Session, impl Fn(&StreamName, &Identifier) -> Option<SavedProof>) {
+        let Self { session, cursors, saved_proofs, .. } = self;
+        let look = |stream: &StreamName, identifier: &Identifier| {
+            let held = cursors.get(&Client::key(stream, identifier)).map(|following| {
+                let core = following.cell.lock();
+                SavedProof { epoch: core.epoch().clone(), proof: core.proof() }
+            });
+            match held {
+                Some(held) if held.proof.revision > 0 => Some(held),
+                held => saved_proofs.get(stream).cloned().or(held),
+            }
+        };
+        (session, look)
+    }
+}
+
 pub struct Client {
     pub node: Arc<Node>,
     pub receiver: Arc<Receiver>,
@@ -46,6 +66,8 @@ pub struct Client {
     /// What the application is told of the connection's request.
     pub asked: Option<Arc<Asked>>,
     state: Mutex<State>,
+    /// The session that this one was restored from, until that is over.
+    predecessor: Mutex<Option<Box<Predecessor>>>,
     /// Some cursor has something to send, once the commands that have come are executed.
     replay: AtomicBool,
     /// They are: cursors that catch up may go on.
@@ -76,6 +98,7 @@ impl Client {
             saver: Saver::new(&session.sid, resumable),
             asked: hello.asked.clone(),
             state: Mutex::new(State { session, cursors: HashMap::new(), saved_proofs, whispers }),
+            predecessor: Mutex::new(None),
             replay: AtomicBool::new(false),
             due: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
@@ -85,6 +108,10 @@ impl Client {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn predecessor(&self) -> MutexGuard<'_, Option<Box<Predecessor>>> {
+        self.predecessor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn outbox(&self) -> &Outbox {
@@ -170,6 +197,8 @@ impl Client {
     /// The connection is over: nothing is delivered any more, nobody can reach it, and the application is told. Once.
     pub fn depart(&self) {
         if self.withdraw()
+            // It goes on elsewhere: nobody has left.
+            && !self.handle.is_superseded()
             && let Some(farewells) = &self.node.farewells
         {
             farewells.left(self);

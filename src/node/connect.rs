@@ -1,18 +1,18 @@
 //! Letting a client in: resuming its session, or authenticating it.
 
-use super::Node;
-use super::admit::{Admitted, admit, may_go_on};
+use super::admit::{Admitted, Verdict, admit, may_go_on};
 use super::client::Client;
 use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
+use super::supersede::{Known, Predecessor};
+use super::{Node, save, supersede};
 use crate::auth::jwt::Token;
-use crate::broker::{SessionKey, Unavailable};
+use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
-use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, Position, Sid, StreamName, Subprotocol, random_text, reply};
 use crate::rpc::Env;
-use crate::session::{SavedSession, Session};
+use crate::session::Session;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -62,6 +62,17 @@ struct Restored {
     session: Session,
     proofs: HashMap<StreamName, SavedProof>,
     registration: Registration,
+    before: Predecessor,
+    /// How often it was restored.
+    known: Known,
+}
+
+/// How going on with a session ended.
+enum Resumed {
+    Client(Arc<Client>),
+    Closed,
+    /// Somebody else goes on with it.
+    Refused,
 }
 
 /// Lets a client in and queues its `welcome`, or closes it. `None`: it was closed.
@@ -81,15 +92,21 @@ pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> O
         }
         _ => None,
     };
-    match restored {
-        Some(restored) => {
-            let client = resume(node, hello, restored, outbox).await?;
-            if let (Some(farewells), Some(old_sid)) = (&node.farewells, &hello.restore) {
-                farewells.restored(old_sid, &client).await;
+    let Some(restored) = restored else { return authenticate(node, hello, &sid, outbox).await };
+    let before = restored.before.key.clone();
+    match resume(node, hello, restored, outbox).await {
+        Resumed::Client(client) => {
+            if let Some(farewells) = &node.farewells {
+                farewells.restored(&before, &client).await;
             }
             Some(client)
         }
-        None => authenticate(node, hello, &sid, outbox).await,
+        Resumed::Closed => None,
+        Resumed::Refused => {
+            supersede::refused();
+            // What may be stored under the other one is being deleted.
+            authenticate(node, hello, &random_text(SID_LENGTH).into(), outbox).await
+        }
     }
 }
 
@@ -101,42 +118,67 @@ async fn restore(
     outbox: &Arc<Outbox>,
 ) -> Result<Option<Restored>, Unavailable> {
     let broker = node.hub.broker();
-    let Some(stored) = broker.load_session(&SessionKey::of(old_sid.expose())).await? else {
+    let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
+    let (stored, known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
+    let Some(stored) = stored else {
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
-    let mut saved = match SavedSession::decode(&stored.body) {
-        Ok(saved) => saved,
-        Err(error) => {
+    if !known.succession.may_restore() {
+        supersede::refused();
+        return Ok(None);
+    }
+    let Some(mut saved) = save::complete(node, &old, stored).await? else {
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
+    };
+    let before = Predecessor { key: old.clone(), open: saved.was_open() };
+    match may_go_on(node, hello, &mut saved) {
+        Verdict::GoesOn => {}
+        Verdict::Expired => {
             metrics::SESSIONS_NOT_RESTORED.inc();
-            limited!(WARN, UnusableSession, %error, "a saved session cannot be used; the client authenticates");
+            supersede::clear(node, before);
             return Ok(None);
         }
-    };
-    if !may_go_on(node, hello, &mut saved) {
-        metrics::SESSIONS_NOT_RESTORED.inc();
-        return Ok(None);
+        Verdict::Another => {
+            metrics::SESSIONS_NOT_RESTORED.inc();
+            return Ok(None);
+        }
+    }
+    // Who knows this sid has received the welcome that named it: the session before it is over.
+    if let Some(earlier) = saved.take_unproved().map(SessionKey) {
+        match supersede::end(node, &earlier, &old).await {
+            Ok(true) => supersede::clear(node, Predecessor { key: earlier, open: true }),
+            Ok(false) => {
+                supersede::refused();
+                return Ok(None);
+            }
+            Err(SaveError::Unavailable(error)) => return Err(error),
+            // It lives on a while, no more.
+            Err(SaveError::Full(_) | SaveError::Conflict) => {}
+        }
     }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
-    let registration = node.registry.add(Handle::new(saved.identifiers().into(), outbox.clone(), true));
+    let registration = node.registry.add(Handle::new(saved.identifiers().into(), outbox.clone(), Some(&new)));
     let mark = broker.mark(saved.identifiers()).await?;
-    if mark > saved.mark {
+    if mark > saved.mark() {
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     }
-    registration.handle.set_mark(saved.mark);
+    registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
     // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
     let longest = node.hub.table().longest_ttl() + node.config.sessions_ttl;
     let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
-    let session = saved.restore(sid.clone(), hello.subprotocol, oldest);
-    Ok(Some(Restored { session, proofs, registration }))
+    let mut session = saved.restore(sid.clone(), hello.subprotocol, oldest);
+    session.unproved = Some(old.0);
+    Ok(Some(Restored { session, proofs, registration, before, known }))
 }
 
 /// Goes on with a session: streams open, state committed under the new sid, `welcome` queued, and only then followed —
 /// stored messages wait for the client's history commands.
-async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let Restored { session, proofs, registration } = restored;
+async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Resumed {
+    let Restored { session, proofs, registration, before, known } = restored;
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
     let client = Client::new(node, hello, session, proofs, receiver, registration);
@@ -155,7 +197,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             Err(_) => {
                 outbox.close(Close::StoreUnavailable);
                 client.withdraw();
-                return None;
+                return Resumed::Closed;
             }
         };
     }
@@ -168,10 +210,40 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         // It would wait for its welcome until its turn to authenticate anew comes.
         outbox.close(Close::StoreUnavailable);
         client.withdraw();
-        return None;
+        return Resumed::Closed;
     }
-    // If this fails the new sid cannot be resumed; the old one still can.
-    let _ = client.commit().await;
+    if outbox.is_over() {
+        // It may be back already, on another connection: that one must not be taken for the older one.
+        client.withdraw();
+        return Resumed::Closed;
+    }
+    // If the commit fails the new sid cannot be resumed; the old one still can, also after the client has spoken.
+    let claiming = async {
+        match client.saver.key() {
+            Some(new) => supersede::claim(node, &before.key, new, known).await,
+            None => Ok(true),
+        }
+    };
+    let (claimed, _) = tokio::join!(claiming, client.commit());
+    match claimed {
+        Ok(true) => *client.predecessor() = Some(Box::new(before)),
+        // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
+        Err(SaveError::Unavailable(_) | SaveError::Conflict) => {
+            if let Some(new) = client.saver.key() {
+                save::forget(node, new.clone());
+            }
+            outbox.close(Close::StoreUnavailable);
+            client.withdraw();
+            return Resumed::Closed;
+        }
+        Ok(false) | Err(SaveError::Full(_)) => {
+            client.withdraw();
+            if let Some(new) = client.saver.key() {
+                save::forget(node, new.clone());
+            }
+            return Resumed::Refused;
+        }
+    }
     {
         let state = client.state();
         let ids = state.session.identifiers_of_subscriptions();
@@ -182,7 +254,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     }
     client.receiver.set_welcomed();
     metrics::SESSIONS_RESTORED.inc();
-    Some(client)
+    Resumed::Client(client)
 }
 
 async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Sid, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
@@ -190,7 +262,8 @@ async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Sid, outbox: &Arc<O
     let Admitted { identifiers, exp, cstate, transmissions } = admit(node, hello, sid, outbox).await?;
     let identifiers: Arc<str> = identifiers.into();
     let resumable = hello.subprotocol.extended() && node.hub.broker().features().sessions;
-    let registration = node.registry.add(Handle::new(identifiers.clone(), outbox.clone(), resumable));
+    let key = resumable.then(|| SessionKey::of(sid.expose()));
+    let registration = node.registry.add(Handle::new(identifiers.clone(), outbox.clone(), key.as_ref()));
     let mark = mark_of(node, &identifiers, sid, resumable).await;
     registration.handle.set_mark(*mark.as_ref().unwrap_or(&0));
     let mut session = Session::new(sid.clone(), identifiers.clone(), hello.subprotocol, *mark.as_ref().unwrap_or(&0));

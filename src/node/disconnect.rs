@@ -1,7 +1,7 @@
 //! Remote disconnects: every session of some identifiers, on this node, is closed and cannot be resumed.
 
 use super::save::unix_ms;
-use crate::broker::RemoteDisconnect;
+use crate::broker::{RemoteDisconnect, SessionKey};
 use crate::critical::critical;
 use crate::hub::{self, Outbox};
 use crate::metrics;
@@ -22,21 +22,25 @@ pub struct Handle {
     mark: AtomicU64,
     /// Closed remotely: what is saved of it must be deleted.
     revoked: AtomicBool,
-    /// What is saved of it can be resumed.
-    resumable: bool,
+    /// Half of the hash that its saved session is found by; `None`: nothing is saved of it.
+    key: Option<u128>,
+    /// Another connection has gone on with its session.
+    superseded: AtomicBool,
     /// Since when remote disconnects may have been missed (Unix milliseconds), 0: they were not. It is told nothing more
     /// until it is closed.
     suspended_since: AtomicU64,
 }
 
 impl Handle {
-    pub fn new(identifiers: Arc<str>, outbox: Arc<Outbox>, resumable: bool) -> Arc<Self> {
+    /// `key`: of what is saved of the client, if it can be resumed.
+    pub fn new(identifiers: Arc<str>, outbox: Arc<Outbox>, key: Option<&SessionKey>) -> Arc<Self> {
         Arc::new(Self {
             identifiers,
             outbox,
             mark: AtomicU64::new(0),
             revoked: AtomicBool::new(false),
-            resumable,
+            key: key.map(SessionKey::short),
+            superseded: AtomicBool::new(false),
             suspended_since: AtomicU64::new(0),
         })
     }
@@ -47,12 +51,23 @@ impl Handle {
 
     /// The client's session survives its connection.
     pub fn is_resumable(&self) -> bool {
-        self.resumable && !self.is_revoked()
+        self.key.is_some() && !self.is_revoked()
     }
 
-    /// What is saved of it must not be resumed: it was disconnected remotely, or may have been.
+    /// What is saved of it must not be resumed: it was ended, or may have been, or goes on elsewhere.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire) || self.suspended_since().is_some()
+        self.revoked.load(Ordering::Acquire) || self.is_superseded() || self.suspended_since().is_some()
+    }
+
+    /// Another connection has gone on with its session: it has not ended.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire)
+    }
+
+    /// Closes the client because another connection has gone on with its session.
+    pub fn supersede(&self) {
+        metrics::SESSIONS_SUPERSEDED.add(u64::from(!self.superseded.swap(true, Ordering::AcqRel)));
+        self.outbox.close(Close::Superseded);
     }
 
     /// Since when remote disconnects may have been missed, Unix milliseconds.
@@ -96,6 +111,8 @@ pub struct Heard {
 /// The connected clients of this node by their connection identifiers.
 pub struct Registry {
     clients: Mutex<HashMap<Arc<str>, Vec<Arc<Handle>>>>,
+    /// Those that can be resumed, by half the hash of their saved session's key.
+    resumable: Mutex<HashMap<u128, Arc<Handle>>>,
     /// For clients that are being let in: who they are is known only when the application has answered.
     recent: Mutex<Recent>,
     /// Time over which clients are spread that must authenticate anew.
@@ -121,6 +138,7 @@ impl Registry {
     pub fn new(reauth_spread: Duration) -> Arc<Self> {
         Arc::new(Self {
             clients: Mutex::default(),
+            resumable: Mutex::default(),
             recent: Mutex::default(),
             reauth_spread,
             tasks: TaskTracker::new(),
@@ -139,14 +157,24 @@ impl Registry {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn resumable(&self) -> MutexGuard<'_, HashMap<u128, Arc<Handle>>> {
+        self.resumable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From here on remote disconnects reach the client. Must precede the reading of the identifiers' mark.
     pub fn add(self: &Arc<Self>, handle: Arc<Handle>) -> Registration {
+        if let Some(key) = handle.key {
+            self.resumable().insert(key, handle.clone());
+        }
         self.clients().entry(handle.identifiers.clone()).or_insert_with(|| Vec::with_capacity(1)).push(handle.clone());
         metrics::CLIENTS.add(1);
         Registration { registry: self.clone(), handle }
     }
 
     pub fn remove(&self, handle: &Arc<Handle>) {
+        if let Some(key) = &handle.key {
+            self.resumable().remove(key);
+        }
         let mut clients = self.clients();
         let Some(handles) = clients.get_mut(&handle.identifiers) else { return };
         let before = handles.len();
@@ -182,6 +210,12 @@ impl Registry {
         recent.commands.push_back(command.clone());
     }
 
+    /// Another connection has gone on with this session. False: its own is not here.
+    pub fn supersede(&self, key: &SessionKey) -> bool {
+        let found = self.resumable().get(&key.short()).cloned();
+        found.inspect(|handle| handle.supersede()).is_some()
+    }
+
     /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
     pub fn heard(&self) -> Heard {
         self.recent().heard
@@ -200,7 +234,7 @@ impl Registry {
 
     pub fn close_all(&self, handover: bool) {
         for handle in self.all() {
-            let close = if handover && handle.resumable { Close::Handover } else { Close::Restart };
+            let close = if handover && handle.key.is_some() { Close::Handover } else { Close::Restart };
             handle.outbox.close(close);
         }
     }
@@ -217,6 +251,10 @@ impl hub::Commands for Registry {
                 handle.revoke(Close::Remote { reconnect: command.reconnect });
             }
         }
+    }
+
+    fn superseded(&self, key: &SessionKey) {
+        self.supersede(key);
     }
 
     /// Everybody authenticates anew, but not at the same time: the application that lets them in would not bear it. Who is

@@ -136,11 +136,12 @@ where
     let outbox = client.outbox();
     let mut timers = timers(node, hello);
     // The hold starts when `welcome` is written: a client cannot answer what it has not been sent.
-    let mut welcome_unwritten = hello.restore.is_some() && client.state().session.subscriptions().next().is_some();
+    let mut welcome_unwritten = client.is_unproved();
     let mut executing: Option<Work<Result<(), Unavailable>>> = None;
     let mut replaying: Option<Work<Result<(), Unavailable>>> = None;
     let mut touching: Option<Work<()>> = None;
     let mut stalled = false;
+    let mut proving: Option<Work<()>> = None;
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
@@ -163,6 +164,7 @@ where
             None if sleep.is_elapsed() => sleep.as_mut().reset(far_future()),
             _ => {}
         }
+        let mut spoke = false;
         tokio::select! {
             biased;
             signal = poll_fn(|cx| outbox.poll_signal(cx)) => match signal {
@@ -173,8 +175,14 @@ where
                 }
             },
             incoming = read(source, &mut commands, true) => match incoming {
-                Some(Incoming::Text(frame)) => commands.push(frame),
-                Some(Incoming::NativePong) => timers.on_native_pong(Instant::now()),
+                Some(Incoming::Text(frame)) => {
+                    commands.push(frame);
+                    spoke = true;
+                }
+                Some(Incoming::NativePong) => {
+                    timers.on_native_pong(Instant::now());
+                    spoke = true;
+                }
                 Some(Incoming::TooBig) => {
                     outbox.close(Close::TooBig);
                     break;
@@ -185,10 +193,7 @@ where
                 }
                 Some(Incoming::Closed) | None => break,
             },
-            () = poll_fn(|cx| outbox.poll_below(cx, 1)), if welcome_unwritten => {
-                welcome_unwritten = false;
-                timers.hold(Instant::now() + node.config.history_hold);
-            }
+            () = poll_fn(|cx| outbox.poll_below(cx, 1)), if welcome_unwritten => {}
             result = poll_work(&mut executing) => {
                 executing = None;
                 if result.is_err() {
@@ -203,6 +208,7 @@ where
             }
             () = poll_work(&mut touching) => touching = None,
             () = poll_fn(|cx| outbox.poll_room(cx)), if executing.is_none() && !commands.is_empty() => {}
+            () = poll_work(&mut proving) => proving = None,
             () = &mut sleep => {
                 // What a client sends that is read more slowly, or that does not read its answers, may wait unread.
                 let busy = executing.is_some() || paced.is_some() || !commands.is_empty();
@@ -221,6 +227,15 @@ where
                     }
                 }
             }
+        }
+        if welcome_unwritten && outbox.pending() == 0 {
+            welcome_unwritten = false;
+            timers.hold(Instant::now() + node.config.history_hold);
+        }
+        // What it sends after its welcome was written says that it knows its new sid.
+        if spoke && !welcome_unwritten && proving.is_none() && client.is_unproved() {
+            let client = client.clone();
+            proving = Some(Box::pin(async move { client.prove().await }));
         }
     }
     // An answer of the application that is already there counts: it is told of the end of what it has granted.

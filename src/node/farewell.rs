@@ -176,16 +176,21 @@ impl Farewells {
     }
 
     /// A session goes on under a new sid. Returns when every node can see it, or after a bounded wait.
-    pub async fn restored(&self, old_sid: &Sid, client: &Client) {
+    pub async fn restored(&self, old: &SessionKey, client: &Client) {
         if self.config.tell_restores && !self.knows_no_restores.load(Ordering::Relaxed) {
             let (sid, call) = about(client);
             self.push(Notice { kind: Kind::Restored, sid, call });
         }
+        self.goes_on(old).await;
+    }
+
+    /// A session whose connection has left, or will leave, goes on under another sid.
+    pub async fn goes_on(&self, session: &SessionKey) {
         if self.config.grace.is_zero() {
             return;
         }
         // Whoever saw the old connection end may be another node, and may not have seen it end yet.
-        let key = note(old_sid);
+        let key = end_of(session);
         let noting = self.hub.broker().save_session(&key, Bytes::from_static(b"restored"), None);
         match tokio::time::timeout(NOTE_WAIT, noting).await {
             Ok(Ok(_)) => {}
@@ -365,8 +370,12 @@ const NO_CLAIM: u64 = 0;
 const LEFT: &[u8] = b"left";
 
 /// Where it is noted that a session ended or was restored: an entry beside the saved session, with the same life.
+fn end_of(session: &SessionKey) -> SessionKey {
+    session.derived("end")
+}
+
 fn note(sid: &Sid) -> SessionKey {
-    SessionKey::of(&format!("{}/end", sid.expose()))
+    end_of(&SessionKey::of(sid.expose()))
 }
 
 fn about(client: &Client) -> (Sid, DisconnectCall) {

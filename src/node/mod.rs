@@ -22,6 +22,7 @@ mod model;
 pub mod publish;
 mod queue;
 mod save;
+mod supersede;
 #[cfg(test)]
 mod tests;
 
@@ -77,6 +78,8 @@ pub struct NodeConfig {
     pub max_queued_all: usize,
     /// How long a connection may wait to be let in; zero: no limit.
     pub auth_timeout: Duration,
+    /// Bytes that are saved of one session; a larger one cannot be resumed.
+    pub max_session_size: usize,
     pub subscriptions: SubscriptionLimits,
     /// Commands per second of a connection, beyond those that may come at once; 0: no limit.
     pub max_commands_rate: u32,

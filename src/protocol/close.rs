@@ -25,6 +25,8 @@ pub enum Close {
     NoPong,
     /// The client reads more slowly than it is sent to.
     TooSlow,
+    /// Another connection has gone on with its session.
+    Superseded,
     /// A client message over the size limit.
     TooBig,
     /// The client broke the rules of WebSocket.
@@ -50,6 +52,7 @@ impl Close {
             | Self::CommandFailed
             | Self::Handover
             | Self::StoreUnavailable
+            | Self::Superseded
             | Self::TooBig
             | Self::ProtocolError
             | Self::InvalidText
@@ -68,6 +71,7 @@ impl Close {
             Self::StoreUnavailable => (1013, "Store unavailable"),
             Self::NoPong => (1000, "No Pong"),
             Self::TooSlow => (1000, ""),
+            Self::Superseded => (1000, "Session resumed elsewhere"),
             Self::TooBig => (1009, ""),
             Self::ProtocolError => (1002, "Protocol error"),
             Self::InvalidText => (1007, "Invalid text"),

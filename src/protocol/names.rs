@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Name of an application's topic (`chat/42`): any UTF-8 text, compared byte for byte. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct StreamName(Arc<str>);
 
 impl StreamName {

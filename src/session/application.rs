@@ -45,7 +45,10 @@ impl Session {
     /// Merges into the state of one subscription, if there is one.
     pub fn merge_istate(&mut self, identifier: &str, changes: State) {
         let Some(subscription) = self.subscriptions.get_mut(identifier) else { return };
-        self.version += u64::from(merge(&mut subscription.istate, changes));
+        if merge(&mut subscription.istate, changes) {
+            let text = subscription.identifier.text.clone();
+            self.note_changed(&text);
+        }
     }
 
     /// The application has granted a subscription, with this state.
@@ -70,7 +73,8 @@ impl Session {
         };
         let stopped: Vec<_> = subscription.streams.extract_if(.., stopped).map(|followed| followed.stream).collect();
         if !stopped.is_empty() {
-            self.version += 1;
+            let text = subscription.identifier.text.clone();
+            self.note_changed(&text);
             self.shrunk = self.version;
         }
         stopped
@@ -88,18 +92,26 @@ impl Session {
                 began: Position { epoch: Epoch::from(""), offset: 0 },
             }),
         );
-        self.version += u64::from(!fresh.is_empty());
+        if !fresh.is_empty() {
+            let text = subscription.identifier.text.clone();
+            self.note_changed(&text);
+        }
         fresh
     }
 
     /// Streams of a subscription are open now, and begin there.
     pub fn opened(&mut self, identifier: &str, streams: Vec<Followed>) {
         let Some(subscription) = self.subscriptions.get_mut(identifier) else { return };
+        let mut changed = false;
         for opened in streams {
             if let Some(followed) = subscription.streams.iter_mut().find(|one| one.stream == opened.stream) {
                 *followed = opened;
-                self.version += 1;
+                changed = true;
             }
+        }
+        if changed {
+            let text = subscription.identifier.text.clone();
+            self.note_changed(&text);
         }
     }
 
@@ -205,7 +217,7 @@ mod tests {
         let told = session.call_about_all(Env::default());
         assert_eq!(told.subscriptions, ["chat", "lounge"]);
         assert_eq!(told.env.istate["lounge"], r#"{"seat":"4"}"#);
-        let saved = session.save(std::iter::empty(), 0);
+        let saved = session.save_whole(&|_, _| None, 0);
         assert!(!String::from_utf8_lossy(&saved).contains("lounge"));
         session.subscribed_as_granted(&identifier, vec![]);
         assert_eq!(session.subscription("lounge").unwrap().istate, state(&[("seat", "4")]));

@@ -2,13 +2,17 @@
 //! The session decides, the node carries out.
 
 mod application;
+mod parts;
 pub mod rate;
 pub mod saved;
+mod succession;
 pub mod timers;
 
 pub use application::Stop;
+pub use parts::SavePlan;
 pub use rate::CommandRate;
-pub use saved::SavedSession;
+pub use saved::{SavedSession, Unusable};
+pub use succession::Succession;
 pub use timers::{Due, TimerConfig, Timers};
 
 use crate::hub::{From, Identifier};
@@ -125,6 +129,10 @@ pub struct Session {
     /// A subscription that the application has granted and that is not recorded yet, with its state: the application
     /// counts it in, also if the connection ends before its streams are open. Not saved: the client asks for it again.
     granted: Option<(Arc<str>, State)>,
+    /// Key of the saved session that this one was restored from, as long as that is not over.
+    pub unproved: Option<String>,
+    /// Where the subscriptions are stored, once that takes more than one entry.
+    parts: Option<Box<parts::Parts>>,
     /// Counts changes of what is saved.
     version: u64,
     /// The version in which something was taken away last.
@@ -144,6 +152,8 @@ impl Session {
             interest: false,
             subscriptions: HashMap::new(),
             granted: None,
+            unproved: None,
+            parts: None,
             version: 1,
             shrunk: 0,
         }
@@ -201,14 +211,14 @@ impl Session {
             presence: None,
         };
         self.subscriptions.insert(identifier.text.clone(), subscription);
-        self.version += 1;
+        self.note_changed(&identifier.text);
     }
 
     /// Takes a subscription back: the client left it, or it could not be carried out.
     pub fn unsubscribe(&mut self, identifier: &str) -> Option<Subscription> {
         let removed = self.subscriptions.remove(identifier);
         if removed.is_some() {
-            self.version += 1;
+            self.note_removed(identifier);
             self.shrunk = self.version;
         }
         removed

@@ -1,51 +1,123 @@
-//! A session as it is stored: what is needed to go on with a client after its socket is gone.
+//! A session as it is stored: what is needed to go on with a client after its socket is gone. One entry, the head, holds
+//! it; of many subscriptions most are in [parts](super::parts) that the head names.
 
 use super::{Followed, Session, State, Subscription};
+use crate::broker::StoreTime;
 use crate::hub::{Identifier, Proof, SavedProof};
 use crate::protocol::{Epoch, Position, Sid, StreamName, Subprotocol};
 use crate::secret::json_fault;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use serde_json::value::RawValue;
+use std::collections::HashMap;
 
 /// Version of the stored form. Another one cannot be read: the client authenticates.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
+/// Sids by which messages may exclude a session; of a client that comes back more often the oldest are forgotten.
+const MAX_SIDS: usize = 100;
+
+/// `S`: a subscription, as it is read or as it is written.
 #[derive(Serialize, Deserialize)]
-pub struct SavedSession {
+struct Head<S> {
     version: u32,
     /// Connection identifiers.
     ids: String,
-    subs: BTreeMap<String, SavedSubscription>,
     cstate: State,
-    /// When the token that the session was authenticated by expires (Unix seconds). Absent in older entries.
-    #[serde(default)]
-    pub exp: Option<u64>,
-    /// The application wants to hear when the client leaves. Absent in older entries.
-    #[serde(default)]
+    /// When the token that the session was authenticated by expires (Unix seconds).
+    exp: Option<u64>,
+    /// The application wants to hear when the client leaves.
     interest: bool,
+    /// The connection that wrote this was there. Not in its last write.
+    open: bool,
+    /// Key of the session that this one was restored from, unless that is over.
+    unproved: Option<String>,
     /// Newest remote disconnect of the identifiers at authentication; a newer one voids the session.
-    pub mark: u64,
+    mark: u64,
     /// Sids by which messages may exclude this session, and when each was last in use (Unix milliseconds).
     sids: Vec<(String, u64)>,
-    /// Per stream: what was known of its head.
-    proofs: BTreeMap<String, StoredProof>,
+    /// Subscriptions that are in no part.
+    subs: Vec<S>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartName>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct StoredProof {
-    #[serde(flatten)]
-    proof: Proof,
-    /// Life of the log that the proof is about. Absent in older entries.
-    #[serde(default)]
-    epoch: Option<String>,
+/// A part of which the session still consists. Nothing counts that the head does not name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartName {
+    /// Never given twice within a session.
+    #[serde(rename = "n")]
+    pub number: u64,
+    /// The revision that it was written with.
+    #[serde(rename = "r")]
+    pub revision: u64,
+    /// Which of its subscriptions have left or changed since: one bit each in hexadecimal digits, the lowest first.
+    #[serde(rename = "g", default, skip_serializing_if = "String::is_empty")]
+    pub gone: String,
+}
+
+impl PartName {
+    fn is_gone(&self, slot: usize) -> bool {
+        let digit = self.gone.as_bytes().get(slot / 4).and_then(|digit| char::from(*digit).to_digit(16));
+        digit.is_some_and(|digit| digit >> (slot % 4) & 1 == 1)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedSubscription {
-    /// Stream, epoch, offset that the subscription began from.
-    streams: Vec<(String, String, u64)>,
+    id: String,
+    #[serde(rename = "s")]
+    streams: Vec<SavedStream>,
+    #[serde(rename = "i", default, skip_serializing_if = "State::is_empty")]
     istate: State,
+}
+
+/// A stream, the epoch and offset that the subscription began from, and what was known of its head.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedStream(StreamName, String, u64, Option<StoredProof>);
+
+/// Head, last sequence, revision, time and its clock; and the epoch, unless the subscription began in it.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredProof(u64, u64, u64, u64, u64, Option<String>);
+
+impl SavedStream {
+    fn of(followed: &Followed, proof: Option<SavedProof>) -> Self {
+        let Followed { stream, began } = followed;
+        let proof = proof.map(|SavedProof { epoch, proof: Proof { head, last, revision, time } }| {
+            let other = (epoch != began.epoch).then(|| epoch.as_str().to_owned());
+            StoredProof(head, last, revision, time.millis, time.clock, other)
+        });
+        Self(stream.clone(), began.epoch.as_str().to_owned(), began.offset, proof)
+    }
+
+    fn proof(&self) -> Option<SavedProof> {
+        let Self(_, began, _, Some(StoredProof(head, last, revision, millis, clock, epoch))) = self else {
+            return None;
+        };
+        let time = StoreTime { millis: *millis, clock: *clock };
+        let proof = Proof { head: *head, last: *last, revision: *revision, time };
+        Some(SavedProof { epoch: Epoch::from(epoch.as_deref().unwrap_or(began)), proof })
+    }
+
+    fn followed(self) -> Followed {
+        let Self(stream, epoch, offset, _) = self;
+        Followed { stream, began: Position { epoch: Epoch::from(epoch.as_str()), offset } }
+    }
+}
+
+/// Finds what is known of the head of a stream that a subscription follows.
+pub type Look<'a> = &'a dyn Fn(&StreamName, &Identifier) -> Option<SavedProof>;
+
+/// A subscription in its stored form.
+pub(super) fn record(subscription: &Subscription, look: Look<'_>) -> Box<RawValue> {
+    let identifier = &subscription.identifier;
+    let stream = |followed: &Followed| SavedStream::of(followed, look(&followed.stream, identifier));
+    let saved = SavedSubscription {
+        id: identifier.text.to_string(),
+        streams: subscription.streams.iter().map(stream).collect(),
+        istate: subscription.istate.clone(),
+    };
+    serde_json::value::to_raw_value(&saved).expect("maps with text keys are always JSON")
 }
 
 /// Why a stored session cannot be used.
@@ -57,50 +129,90 @@ pub enum Unusable {
     Version(u32),
 }
 
+/// A saved session that was read.
+pub struct SavedSession(Head<SavedSubscription>);
+
 impl SavedSession {
     pub fn decode(body: &[u8]) -> Result<Self, Unusable> {
-        let saved: Self = serde_json::from_slice(body).map_err(Unusable::Unreadable)?;
-        if saved.version == VERSION { Ok(saved) } else { Err(Unusable::Version(saved.version)) }
+        let head: Head<SavedSubscription> = serde_json::from_slice(body).map_err(Unusable::Unreadable)?;
+        if head.version == VERSION { Ok(Self(head)) } else { Err(Unusable::Version(head.version)) }
     }
 
     pub fn identifiers(&self) -> &str {
-        &self.ids
+        &self.0.ids
     }
 
-    /// The proof of a stream's head, taken when the session was last saved.
+    /// When the token that the session was authenticated by expires (Unix seconds).
+    pub fn exp(&self) -> Option<u64> {
+        self.0.exp
+    }
+
+    pub fn set_exp(&mut self, exp: Option<u64>) {
+        self.0.exp = exp;
+    }
+
+    /// Newest remote disconnect of the identifiers at authentication.
+    pub fn mark(&self) -> u64 {
+        self.0.mark
+    }
+
+    /// The connection that wrote this was there.
+    pub fn was_open(&self) -> bool {
+        self.0.open
+    }
+
+    /// Key of the session that this one was restored from, unless that is over.
+    pub fn take_unproved(&mut self) -> Option<String> {
+        self.0.unproved.take()
+    }
+
+    /// The parts that belong to it.
+    pub fn parts(&self) -> &[PartName] {
+        &self.0.parts
+    }
+
+    /// Takes in what a part holds of it.
+    pub fn join(&mut self, name: &PartName, body: &[u8]) -> Result<(), Unusable> {
+        let part: Vec<SavedSubscription> = serde_json::from_slice(body).map_err(Unusable::Unreadable)?;
+        let left = part.into_iter().enumerate().filter(|(slot, _)| !name.is_gone(*slot));
+        self.0.subs.extend(left.map(|(_, subscription)| subscription));
+        Ok(())
+    }
+
+    /// The proof of each stream's head, taken when the session was last saved.
     pub fn proofs(&self) -> HashMap<StreamName, SavedProof> {
-        let proof = |(stream, stored): (&String, &StoredProof)| {
-            // An older entry's proof is of the time when its subscription began, or later.
-            let epoch = stored.epoch.as_deref().or_else(|| self.began_in(stream)).unwrap_or_default();
-            (StreamName::from(stream.as_str()), SavedProof { epoch: Epoch::from(epoch), proof: stored.proof })
-        };
-        self.proofs.iter().map(proof).collect()
-    }
-
-    /// The epoch in which a subscription to this stream began.
-    fn began_in(&self, stream: &str) -> Option<&str> {
-        let mut followed = self.subs.values().flat_map(|saved| &saved.streams);
-        followed.find(|(name, ..)| name == stream).map(|(_, epoch, _)| epoch.as_str())
+        let mut proofs: HashMap<StreamName, SavedProof> = HashMap::new();
+        for stream in self.0.subs.iter().flat_map(|subscription| &subscription.streams) {
+            let Some(proof) = stream.proof() else { continue };
+            let known = proofs.entry(stream.0.clone()).or_insert_with(|| proof.clone());
+            // Parts are not written at the same time.
+            if proof.proof.time.millis > known.proof.time.millis {
+                *known = proof;
+            }
+        }
+        proofs
     }
 
     /// Goes on with the session on a new connection. Sids that were left before `oldest` (Unix milliseconds) are
     /// forgotten: no message that is still kept can exclude them.
     pub fn restore(self, sid: Sid, subprotocol: Subprotocol, oldest: u64) -> Session {
-        let mut session = Session::new(sid, self.ids.into(), subprotocol, self.mark);
-        session.cstate = self.cstate;
-        session.exp = self.exp;
-        session.interest = self.interest;
-        session.earlier_sids =
-            self.sids.into_iter().filter(|(_, left)| *left >= oldest).map(|(sid, left)| (sid.into(), left)).collect();
-        for (text, saved) in self.subs {
-            let identifier = Identifier::new(text.into());
-            let followed = |(stream, epoch, offset): (String, String, u64)| Followed {
-                stream: stream.into(),
-                began: Position { epoch: Epoch::from(epoch.as_str()), offset },
-            };
+        let saved = self.0;
+        let mut session = Session::new(sid, saved.ids.into(), subprotocol, saved.mark);
+        session.cstate = saved.cstate;
+        session.exp = saved.exp;
+        session.interest = saved.interest;
+        session.earlier_sids = saved
+            .sids
+            .into_iter()
+            .filter(|(_, left)| *left >= oldest)
+            .take(MAX_SIDS)
+            .map(|(sid, left)| (sid.into(), left))
+            .collect();
+        for saved in saved.subs {
+            let identifier = Identifier::new(saved.id.into());
             let subscription = Subscription {
                 identifier: identifier.clone(),
-                streams: saved.streams.into_iter().map(followed).collect(),
+                streams: saved.streams.into_iter().map(SavedStream::followed).collect(),
                 istate: saved.istate,
                 confirmed: false,
                 awaits_history: true,
@@ -113,39 +225,34 @@ impl SavedSession {
 }
 
 impl Session {
-    /// What is stored of the session. `now`: Unix milliseconds.
-    pub fn save(&self, proofs: impl Iterator<Item = (StreamName, SavedProof)>, now: u64) -> Bytes {
-        let subscription = |subscription: &Subscription| SavedSubscription {
-            streams: subscription
-                .streams
-                .iter()
-                .map(|Followed { stream, began }| {
-                    (stream.as_str().to_owned(), began.epoch.as_str().to_owned(), began.offset)
-                })
-                .collect(),
-            istate: subscription.istate.clone(),
-        };
-        let stored = |saved: SavedProof| StoredProof { proof: saved.proof, epoch: Some(saved.epoch.as_str().into()) };
+    /// The head: what is stored of the session but for what is in parts. `now`: Unix milliseconds. `open`: its connection
+    /// goes on.
+    pub(super) fn head(&self, subs: Vec<Box<RawValue>>, parts: Vec<PartName>, now: u64, open: bool) -> Bytes {
         let earlier = self.earlier_sids.iter().map(|(sid, left)| (sid.expose().to_owned(), *left));
-        let saved = SavedSession {
+        let head = Head {
             version: VERSION,
             ids: self.identifiers.to_string(),
-            subs: self.subscriptions.iter().map(|(text, one)| (text.to_string(), subscription(one))).collect(),
             cstate: self.cstate.clone(),
             exp: self.exp,
             interest: self.interest,
+            open,
+            unproved: self.unproved.clone(),
             mark: self.mark,
             sids: std::iter::once((self.sid.expose().to_owned(), now)).chain(earlier).collect(),
-            proofs: proofs.map(|(stream, saved)| (stream.as_str().to_owned(), stored(saved))).collect(),
+            subs,
+            parts,
         };
-        Bytes::from(serde_json::to_vec(&saved).expect("maps with text keys are always JSON"))
+        Bytes::from(serde_json::to_vec(&head).expect("maps with text keys are always JSON"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::StoreTime;
+
+    fn no_proof(_: &StreamName, _: &Identifier) -> Option<SavedProof> {
+        None
+    }
 
     #[test]
     fn a_saved_session_restores_everything_but_confirmations() {
@@ -154,54 +261,69 @@ mod tests {
         let began = Position { epoch: "e".into(), offset: 12 };
         let followed = Followed { stream: "chat/7".into(), began };
         session.subscribed(&identifier, vec![followed.clone()], State::from([("$w".into(), "chat/7".into())]));
-        let proof = SavedProof {
-            epoch: "f".into(),
-            proof: Proof { head: 3, last: 12, revision: 1, time: StoreTime { millis: 5, clock: 9 } },
-        };
+        for epoch in ["e", "f"] {
+            let proof = SavedProof {
+                epoch: epoch.into(),
+                proof: Proof { head: 3, last: 12, revision: 1, time: StoreTime { millis: 5, clock: 9 } },
+            };
 
-        let body = session.save([("chat/7".into(), proof.clone())].into_iter(), 1_000);
-        let saved = SavedSession::decode(&body).unwrap();
-        assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
-        let older = String::from_utf8(body.to_vec()).unwrap().replace(r#","epoch":"f""#, "");
-        let older = SavedSession::decode(older.as_bytes()).unwrap();
-        assert_eq!(older.proofs()[&StreamName::from("chat/7")].epoch, "e".into(), "as its subscription");
-        let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
+            let body = session.save_whole(&|_, _| Some(proof.clone()), 1_000);
+            let saved = SavedSession::decode(&body).unwrap();
+            assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
+            let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
 
-        assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
-        assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
-        let subscription = restored.subscription("chat").unwrap();
-        assert_eq!(subscription.streams, [followed]);
-        assert!(!subscription.confirmed && subscription.awaits_history);
-        assert_eq!(restored.whisper_stream("chat"), Some("chat/7".into()));
+            assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
+            assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
+            let subscription = restored.subscription("chat").unwrap();
+            assert_eq!(subscription.streams, std::slice::from_ref(&followed));
+            assert!(!subscription.confirmed && subscription.awaits_history);
+            assert_eq!(restored.whisper_stream("chat"), Some("chat/7".into()));
+        }
     }
 
     #[test]
-    fn expiry_and_interest_are_inherited_and_older_entries_have_neither() {
+    fn expiry_and_interest_are_inherited() {
         let mut session = Session::new("s1".into(), "i".into(), Subprotocol::ExtJson, 0);
         session.exp = Some(77);
         session.express_interest();
-        let body = session.save(std::iter::empty(), 1_000);
+        let body = session.save_whole(&no_proof, 1_000);
         let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 0);
         assert_eq!((restored.exp, restored.interest()), (Some(77), true));
-
-        let older = r#"{"version":1,"ids":"i","subs":{},"cstate":{},"mark":0,"sids":[],"proofs":{}}"#;
-        let restored = SavedSession::decode(older.as_bytes()).unwrap().restore("s3".into(), Subprotocol::ExtJson, 0);
-        assert_eq!((restored.exp, restored.interest()), (None, false));
     }
 
     #[test]
     fn sids_older_than_the_history_are_forgotten() {
-        let session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
-        let saved = SavedSession::decode(&session.save(std::iter::empty(), 1_000)).unwrap();
+        let mut session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
+        let saved = SavedSession::decode(&session.save_whole(&no_proof, 1_000)).unwrap();
         assert_eq!(saved.restore("new".into(), Subprotocol::ExtJson, 1_001).sids().len(), 1);
     }
 
     #[test]
     fn an_unknown_version_or_garbage_is_refused() {
         assert!(SavedSession::decode(b"{}").is_err());
-        let session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
-        let body = String::from_utf8(session.save(std::iter::empty(), 1).to_vec()).unwrap();
-        let newer = body.replace("\"version\":1", "\"version\":2");
-        assert!(matches!(SavedSession::decode(newer.as_bytes()), Err(Unusable::Version(2))));
+        let mut session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
+        let body = String::from_utf8(session.save_whole(&no_proof, 1).to_vec()).unwrap();
+        let newer = body.replace("\"version\":2", "\"version\":3");
+        assert!(matches!(SavedSession::decode(newer.as_bytes()), Err(Unusable::Version(3))));
+    }
+
+    #[test]
+    fn of_two_proofs_of_a_stream_the_newer_counts() {
+        let mut session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
+        for text in ["a", "b"] {
+            let began = Position { epoch: "e".into(), offset: 1 };
+            session.subscribed(
+                &Identifier::new(text.into()),
+                vec![Followed { stream: "x".into(), began }],
+                State::new(),
+            );
+        }
+        let look = |_: &StreamName, identifier: &Identifier| {
+            let millis = if &*identifier.text == "a" { 7 } else { 5 };
+            let proof = Proof { head: millis, last: millis, revision: 1, time: StoreTime { millis, clock: 1 } };
+            Some(SavedProof { epoch: "e".into(), proof })
+        };
+        let saved = SavedSession::decode(&session.save_whole(&look, 1)).unwrap();
+        assert_eq!(saved.proofs()[&StreamName::from("x")].proof.head, 7);
     }
 }

@@ -91,7 +91,7 @@ async fn an_application_that_stays_away_is_given_up(wire: Wire) {
 
 async fn an_application_that_hangs_is_given_up(wire: Wire) {
     let app = Application::usual(wire);
-    let server = app.server().option("rpc_command_timeout", 300).start();
+    let server = app.server().option("rpc_command_timeout", 2_000).start();
     let mut client = server.connect().await;
     app.answer(|_| Fault::Hang.into());
     client.send(subscribe()).await;
@@ -105,7 +105,7 @@ async fn an_application_that_hangs_is_given_up(wire: Wire) {
 /// Its connections stand, so nothing fails but the time limit.
 async fn a_frozen_application_is_given_up_and_taken_up_again(wire: Wire) {
     let app = Application::usual(wire);
-    let server = app.server().option("rpc_command_timeout", 300).start();
+    let server = app.server().option("rpc_command_timeout", 2_000).start();
     let mut client = server.connect().await;
     app.freeze();
     client.send(subscribe()).await;
@@ -341,7 +341,7 @@ async fn slow_calls_delay_only_their_own_connection(wire: Wire) {
         "slow" => Reply::success().say(call, json!("at last")).after(Duration::from_secs(2)),
         _ => echo(call),
     });
-    let server = app.server().start();
+    let server = app.server().option("rpc_command_timeout", 20_000).start();
     let (mut slow, mut quick) = (server.dial().query("pi=1").connect().await, server.connect().await);
     slow.subscribe(&channel()).await;
     quick.subscribe(&channel()).await;

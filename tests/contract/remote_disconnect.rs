@@ -47,10 +47,10 @@ async fn an_offline_clients_session_is_dead(server: SharedServer) {
 
 async fn every_session_with_the_identifiers_is_closed(server: SharedServer) {
     let mut first = server.subscriber(&stream("chat")).await;
+    // It has not spoken yet: the connection before it is still there.
     let mut second = server.resume(&first.sid).await;
-    let mut third = server.resume(&second.sid).await;
     server.disconnect(&first.identifiers(), true).await;
-    for client in [&mut first, &mut second, &mut third] {
+    for client in [&mut first, &mut second] {
         client.expect(disconnect("remote", true)).await;
         client.expect_close(1000, "Closed remotely").await;
     }

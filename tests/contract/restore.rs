@@ -13,7 +13,7 @@ on_every_backend!(
     the_header_wins_over_the_query,
     the_base_protocol_ignores_sids,
     one_sid_restores_many_times,
-    a_half_open_connection_and_its_successor_are_independent,
+    a_half_open_connection_lives_until_its_successor_has_spoken,
     what_was_missed_comes_after_the_welcome,
     several_subscriptions_come_back_together,
     whispers_reach_restored_clients,
@@ -89,19 +89,20 @@ async fn one_sid_restores_many_times(server: SharedServer) {
     assert_eq!(sids.len(), 4, "each connection has a sid of its own");
 }
 
-/// Half-open sockets are the normal case: the server has not yet noticed that the first connection is dead.
-async fn a_half_open_connection_and_its_successor_are_independent(server: SharedServer) {
+/// Half-open sockets are the normal case: the server has not yet noticed that the first connection is dead. It lives until
+/// the client has spoken on the second one.
+async fn a_half_open_connection_lives_until_its_successor_has_spoken(server: SharedServer) {
     let stream = stream("chat");
     let mut old = server.subscriber(&stream).await;
     let mut new = server.resume(&old.sid).await;
-    new.subscribe(&public(&stream)).await;
     server.publish(&stream, json!(1)).await;
     old.expect_message(&public(&stream), json!(1)).await;
     assert_eq!(new.next().await["message"], 1);
-    new.unsubscribe(&public(&stream)).await;
+    new.subscribe(&public(&stream)).await;
+    old.expect_close(1000, "Session resumed elsewhere").await;
+    assert!(!server.resume(&old.sid).await.is_restored());
     server.publish(&stream, json!(2)).await;
-    old.expect_message(&public(&stream), json!(2)).await;
-    new.expect_silence().await;
+    new.expect_message(&public(&stream), json!(2)).await;
 }
 
 async fn what_was_missed_comes_after_the_welcome(server: SharedServer) {

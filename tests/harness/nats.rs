@@ -204,6 +204,24 @@ impl NatsServer {
         self.monitored("/varz", "in_msgs").await
     }
 
+    /// Bytes that its clients have sent it in messages.
+    #[allow(dead_code, reason = "not every suite that shares this file counts them")]
+    pub async fn received_bytes(&self) -> u64 {
+        self.monitored("/varz", "in_bytes").await
+    }
+
+    /// Bytes that JetStream keeps.
+    #[allow(dead_code, reason = "not every suite that shares this file counts them")]
+    pub async fn stored_bytes(&self) -> u64 {
+        self.monitored("/jsz", "storage").await
+    }
+
+    /// Bytes of memory that the server has in use.
+    #[allow(dead_code, reason = "not every suite that shares this file counts them")]
+    pub async fn memory(&self) -> u64 {
+        self.monitored("/varz", "mem").await
+    }
+
     async fn monitored(&self, page: &str, field: &str) -> u64 {
         // In words of HTTP/1.0, so that the answer comes whole.
         let mut connection = tokio::net::TcpStream::connect(self.monitor).await.expect("it is monitored");

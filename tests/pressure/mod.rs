@@ -3,6 +3,7 @@
 
 mod bursts;
 mod memory;
+mod sessions;
 mod whispers;
 
 use crate::harness::carrick::Server;

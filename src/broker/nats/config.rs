@@ -42,6 +42,8 @@ pub struct NatsBrokerConfig {
     pub node: String,
     /// Where to keep the witness (see `witness.rs`) beside an embedded store.
     pub witness_file: Option<PathBuf>,
+    /// Bytes that the embedded store may take; `None`: it is not ours to know.
+    pub store_size: Option<u64>,
     /// How the embedded store was left; `None`: it is not ours to judge.
     pub store_mark: Option<Arc<StoreMark>>,
 }
@@ -64,6 +66,7 @@ impl NatsBrokerConfig {
             dedup_window: Duration::from_secs(30),
             node: crate::protocol::names::random_text(8),
             witness_file: None,
+            store_size: None,
             store_mark: None,
         }
     }
@@ -216,6 +219,11 @@ impl Names {
     /// Where starting nodes ask for witnesses.
     pub fn witness_subject(&self) -> String {
         format!("{}.peer.witness", self.subjects)
+    }
+
+    /// Where nodes tell each other whose session was restored.
+    pub fn superseded_subject(&self) -> String {
+        format!("{}.peer.superseded", self.subjects)
     }
 
     pub fn meta_bucket(&self) -> String {

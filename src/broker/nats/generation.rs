@@ -386,6 +386,7 @@ impl Core {
         let commands = commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote);
         self.tasks.spawn(critical("broker.commands", commands));
         self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
+        self.tasks.spawn(critical("broker.restores", self.clone().hear_of_superseded(connection.clone())));
         Ok(generation)
     }
 }

@@ -89,6 +89,9 @@ pub(super) struct Prepared {
     pub commands: String,
 }
 
+/// The part of the store that saved sessions may take, unless another limit is given.
+const SESSIONS_SHARE: i64 = 8;
+
 /// What a look at an existing log may change of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum May {
@@ -108,7 +111,7 @@ impl Core {
         // Before the policies are read: whoever changes them either sees this node, or is seen by it.
         self.renew_lease(connection).await?;
         if self.config.sessions() {
-            self.ensure(connection, &self.bucket(&self.names.sessions_bucket(), replicas)).await?;
+            self.ensure_sessions_bucket(connection, replicas).await?;
         }
         // First, because an unreadable one says that a newer version was here.
         read_record(connection, &self.names.meta_bucket(), COMMANDS_KEY).await?;
@@ -174,6 +177,40 @@ impl Core {
             );
         }
         self.ensure(connection, &self.bucket(&bucket, self.replicas(connection))).await
+    }
+
+    /// Saved sessions have a share of the store. Unless it is given it is decided once, when their bucket is made: nodes
+    /// with disks of different sizes must not change it in turns.
+    async fn ensure_sessions_bucket(&self, connection: &Connection, replicas: usize) -> Result<(), SetupError> {
+        let mut want = self.bucket(&self.names.sessions_bucket(), replicas);
+        let name = bucket_stream(&self.names.sessions_bucket());
+        if self.config.limits.sessions_budget > 0 {
+            want["max_bytes"] = json!(self.config.limits.sessions_budget);
+        } else if self.settings(connection, &name).await?.is_none() {
+            want["max_bytes"] = json!(self.sessions_share(connection).await?);
+            self.create(connection, &want).await?;
+        }
+        if let (0, Some(have)) = (self.config.limits.sessions_budget, self.settings(connection, &name).await?) {
+            want["max_bytes"] = have.get("max_bytes").cloned().unwrap_or(json!(-1));
+        }
+        self.ensure(connection, &want).await
+    }
+
+    /// An eighth of what the store may take, where that is known; -1: no limit.
+    async fn sessions_share(&self, connection: &Connection) -> Result<i64, SetupError> {
+        #[derive(Deserialize)]
+        struct Account {
+            limits: AccountLimits,
+        }
+        #[derive(Deserialize)]
+        struct AccountLimits {
+            max_storage: i64,
+        }
+        let size = match self.config.store_size {
+            Some(size) => i64::try_from(size).unwrap_or(i64::MAX),
+            None => connection.api.call::<Account>("INFO", &Value::Null).await?.limits.max_storage,
+        };
+        Ok(if size > 0 { size / SESSIONS_SHARE } else { -1 })
     }
 
     fn bucket(&self, bucket: &str, replicas: usize) -> Value {
@@ -289,7 +326,11 @@ impl Core {
         // Copies that nobody named are only ever added.
         changes
             .retain(|(setting, found, wanted)| setting != "num_replicas" || lower || found.as_u64() < wanted.as_u64());
-        if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| FIXED.contains(&setting.as_str())) {
+        let fixed = |setting: &str| {
+            let is_share = setting == "max_bytes" && name == bucket_stream(&self.names.sessions_bucket());
+            FIXED.contains(&setting) && !is_share
+        };
+        if let Some((setting, found, wanted)) = changes.iter().find(|(setting, ..)| fixed(setting)) {
             return Err(misfit(&name, setting, found, wanted));
         }
         if changes.is_empty() {

@@ -517,14 +517,25 @@ impl Broker for NatsBroker {
         if !self.core.config.sessions() {
             return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
         }
-        self.core.save(key, body, revision).await
+        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl).await
     }
 
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         if !self.core.config.sessions() {
-            return Ok(());
+            return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
         }
-        self.core.delete(key).await
+        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl * 2).await
+    }
+
+    async fn announce_superseded(&self, key: &SessionKey) {
+        self.core.announce_superseded(key).await;
+    }
+
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        if !self.core.config.sessions() {
+            return Ok(true);
+        }
+        self.core.delete(key, revision).await
     }
 
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

@@ -70,6 +70,8 @@ pub(super) struct Write<'a> {
     reason: String,
     /// How long NATS may have been away for the write still to wait for it.
     patience: Duration,
+    /// It goes to a share of the store that may be full while there is room for publications.
+    own_share: bool,
 }
 
 impl<'a> Write<'a> {
@@ -77,12 +79,17 @@ impl<'a> Write<'a> {
     pub fn new(core: &'a Core, budget: Duration) -> Self {
         let reason = String::from("NATS is not available");
         let ends = core.clocks.own().saturating_add(i64::try_from(budget.as_millis()).unwrap_or(i64::MAX));
-        Self { core, ends, pause: PAUSE, unknown: false, reason, patience: PATIENCE_WHEN_AWAY }
+        Self { core, ends, pause: PAUSE, unknown: false, reason, patience: PATIENCE_WHEN_AWAY, own_share: false }
     }
 
     /// A write that waits for NATS as long as its budget allows.
     pub fn patient(core: &'a Core, budget: Duration) -> Self {
         Self { patience: Duration::MAX, ..Self::new(core, budget) }
+    }
+
+    /// A write into the sessions' bucket.
+    pub fn of_sessions(self) -> Self {
+        Self { own_share: true, ..self }
     }
 
     pub fn end(self) -> WriteError {
@@ -141,8 +148,10 @@ impl<'a> Write<'a> {
                 Verdict::Retry => {}
                 Verdict::RetryUnknown => self.unknown = true,
                 Verdict::StorageFull => {
-                    self.core.storage_full.store(true, Ordering::Relaxed);
-                    self.core.nudge.notify_one();
+                    if !self.own_share {
+                        self.core.storage_full.store(true, Ordering::Relaxed);
+                        self.core.nudge.notify_one();
+                    }
                     if !self.unknown {
                         return Err(WriteError::StorageFull(description));
                     }

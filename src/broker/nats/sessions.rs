@@ -1,13 +1,17 @@
 //! Saved sessions: one key each in a bucket, with a life of its own.
 
-use super::api::{is_marker, marker_headers};
+use super::api::{ATTEMPT, is_marker, marker_headers};
 use super::config::{bucket_stream, key_subject};
+use super::generation::Connection;
 use super::publish::{Write, WriteError};
 use super::{Attempts, Core};
 use crate::broker::{SaveError, SessionKey, StoredSession, Unavailable};
 use crate::protocol::MessageId;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A deletion's marker only has to outlive writes that were under way.
@@ -26,10 +30,16 @@ impl Core {
         }
     }
 
-    pub(super) async fn save(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+    pub(super) async fn save(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Duration,
+    ) -> Result<u64, SaveError> {
         let mut headers = HeaderMap::new();
         // Whole seconds; a write without a life would live for ever.
-        let seconds = self.config.limits.sessions_ttl.as_millis().div_ceil(1000).max(1);
+        let seconds = life.as_millis().div_ceil(1000).max(1);
         headers.insert(header::NATS_MESSAGE_TTL, seconds.to_string());
         if let Some(revision) = revision {
             headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
@@ -61,13 +71,54 @@ impl Core {
         }
     }
 
-    pub(super) async fn delete(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        match self.write_key(key, marker_headers(MARKER_LIFE), Bytes::new()).await {
-            Ok(_) => Ok(()),
-            Err(WriteError::NotStored(reason) | WriteError::Unknown(reason) | WriteError::StorageFull(reason)) => {
-                Err(Unavailable(reason))
-            }
+    pub(super) async fn delete(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        let mut headers = marker_headers(MARKER_LIFE);
+        if let Some(revision) = revision {
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+        }
+        match self.write_key(key, headers, Bytes::new()).await {
+            Ok(_) => Ok(true),
+            // A marker takes room, too.
+            Err(WriteError::StorageFull(_)) => self.purge(key).await.map(|()| true),
+            Err(WriteError::Conflict) if revision.is_some() => Ok(self.load(key).await?.is_none()),
+            Err(WriteError::NotStored(reason) | WriteError::Unknown(reason)) => Err(Unavailable(reason)),
             Err(WriteError::Conflict | WriteError::TooLarge) => Err(Unavailable("the deletion was refused".into())),
+        }
+    }
+
+    /// Removes a key without writing anything.
+    async fn purge(&self, key: &SessionKey) -> Result<(), Unavailable> {
+        let bucket = self.names.sessions_bucket();
+        let which = json!({"filter": key_subject(&bucket, &key.0)});
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        loop {
+            let generation = attempts.next().await?;
+            let what = format!("STREAM.PURGE.{}", bucket_stream(&bucket));
+            match generation.api().call::<serde_json::Value>(&what, &which).await {
+                Ok(_) => return Ok(()),
+                Err(error) => attempts.failed(error),
+            }
+        }
+    }
+
+    /// Tells the nodes that another connection has taken a session's place. Whoever does not hear it finds out when it
+    /// writes its session the next time.
+    pub(super) async fn announce_superseded(&self, key: &SessionKey) {
+        let Some(generation) = self.generation() else { return };
+        let (subject, key) = (self.names.superseded_subject(), Bytes::from(key.0.clone()));
+        let sent = generation.api().mux.publish(subject, HeaderMap::new(), key, ATTEMPT).await;
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a restore was not announced");
+        }
+    }
+
+    /// Hears of restores on all nodes until the connection ends.
+    pub(super) async fn hear_of_superseded(self: Arc<Self>, connection: Arc<Connection>) {
+        let Ok(mut messages) = connection.subscribe(self.names.superseded_subject()).await else { return };
+        while let Some(Some(message)) = connection.link.dead.run_until_cancelled(messages.next()).await {
+            if let Ok(key) = String::from_utf8(message.payload.to_vec()) {
+                self.feed.superseded(&SessionKey(key));
+            }
         }
     }
 
@@ -77,7 +128,7 @@ impl Core {
         headers.insert(header::NATS_MESSAGE_ID, MessageId::random().to_hex());
         headers.insert(header::NATS_EXPECTED_STREAM, bucket_stream(&bucket));
         let subject = key_subject(&bucket, &key.0);
-        let mut write = Write::patient(self, self.config.session_budget());
+        let mut write = Write::patient(self, self.config.session_budget()).of_sessions();
         loop {
             let Some(generation) = write.connection().await else { return Err(write.end()) };
             let timeout = write.attempt();
@@ -93,9 +144,8 @@ impl From<WriteError> for SaveError {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Conflict => Self::Conflict,
-            WriteError::NotStored(reason) | WriteError::Unknown(reason) | WriteError::StorageFull(reason) => {
-                Unavailable(reason).into()
-            }
+            WriteError::StorageFull(reason) => Self::Full(reason),
+            WriteError::NotStored(reason) | WriteError::Unknown(reason) => Unavailable(reason).into(),
             WriteError::TooLarge => Unavailable("a saved session larger than the store takes".into()).into(),
         }
     }

@@ -115,7 +115,13 @@ impl Broker for Store {
     async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
         unreachable!("there are no sessions")
     }
-    async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
+    async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+        unreachable!("there are no sessions")
+    }
+    async fn announce_superseded(&self, _: &SessionKey) {
+        unreachable!("there are no sessions")
+    }
+    async fn delete_session(&self, _: &SessionKey, _: Option<u64>) -> Result<bool, Unavailable> {
         unreachable!("there are no sessions")
     }
     async fn disconnect(&self, _: &RemoteDisconnect) -> Result<u64, AppendError> {

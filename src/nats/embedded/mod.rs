@@ -108,3 +108,24 @@ async fn a_build_without_the_server_says_what_to_do() {
     let error = EmbeddedServer::start(config).await.unwrap_err().to_string();
     assert!(error.contains("--enats_bin") && error.contains("--nats_servers"), "{error}");
 }
+
+/// Bytes that an embedded store may take: what it takes now, and what is free on its disk but for a rest, so that the
+/// server refuses messages before writing fails. Other users of the disk keep what they have.
+pub fn store_limit(store: &std::path::Path) -> std::io::Result<u64> {
+    let disk = rustix::fs::statvfs(store)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    Ok(size_of_tree(store)?.saturating_add(free / 100 * 95))
+}
+
+fn size_of_tree(directory: &std::path::Path) -> std::io::Result<u64> {
+    let mut size: u64 = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        size = size.saturating_add(match kind.is_dir() {
+            true => size_of_tree(&entry.path())?,
+            false => entry.metadata()?.len(),
+        });
+    }
+    Ok(size)
+}

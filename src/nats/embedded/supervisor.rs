@@ -121,7 +121,7 @@ impl Supervisor {
     async fn launch(&mut self) -> Result<Process, EmbeddedError> {
         let store = &self.config.store_dir;
         let run = own::fresh_run_dir(store)?;
-        let disk = rustix::fs::statvfs(store).map_err(|e| EmbeddedError::store(store, "measuring it")(e.into()))?;
+        let max_store = super::store_limit(store).map_err(EmbeddedError::store(store, "measuring it"))?;
         let text = conf::generate(
             &self.config,
             &Runtime {
@@ -130,8 +130,7 @@ impl Supervisor {
                 ports_dir: &run,
                 credentials: &self.credentials,
                 addr: &self.addr,
-                // The whole disk but for a rest, so that the server refuses messages before writing fails.
-                max_store: disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * 95,
+                max_store,
             },
         );
         let file = run.join("nats-server.conf");

@@ -144,6 +144,7 @@ impl Book {
                 Ok(_) => return Ok(()),
                 Err(SaveError::Conflict) => tokio::task::yield_now().await,
                 Err(SaveError::Unavailable(error)) => return Err(error),
+                Err(SaveError::Full(reason)) => return Err(Unavailable(reason)),
             }
         }
         Err(Unavailable("too many nodes write the same page".into()))

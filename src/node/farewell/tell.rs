@@ -135,7 +135,7 @@ impl Farewells {
         let claiming = async {
             match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision)).await {
                 Ok(revision) => Claim::Ours(revision),
-                Err(SaveError::Unavailable(_)) => unknown,
+                Err(SaveError::Unavailable(_) | SaveError::Full(_)) => unknown,
                 Err(SaveError::Conflict) => match broker.load_session(&key).await {
                     Ok(Some(note)) if note.body == LEFT => Claim::Anothers,
                     Ok(Some(_)) => Claim::Restored,

@@ -92,6 +92,23 @@ fn the_hold_starts_when_welcome_is_written() {
     holds(Shape::TIGHT, &ops);
 }
 
+/// A client that restores twice before it speaks.
+#[test]
+fn a_restore_that_nobody_heard_of_costs_nothing() {
+    let ops = [
+        Publish { stream: 0, count: 1 },
+        Connect { client: 3, node: 0 },
+        Read { client: 3, count: 1 },
+        Read { client: 0, count: 1 },
+        Read { client: 3, count: 2 },
+        Drop { client: 3 },
+        Connect { client: 3, node: 1 },
+        Publish { stream: 0, count: 3 },
+        Drop { client: 3 },
+    ];
+    holds(Shape::TIGHT, &ops);
+}
+
 /// A node that had been stopped dated what it found on its way by the moment at which it came to look at it: the message
 /// lost behind it had aged out meanwhile, and the hole was taken for nothing.
 #[test]

@@ -159,8 +159,15 @@ impl Broker for NodeBroker {
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.exchange(async { self.log().save_session(key, body, revision).await }).await
     }
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
-        self.log().delete_session(key).await
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        tokio::task::yield_now().await;
+        self.log().save_beside(key, body, revision).await
+    }
+    async fn announce_superseded(&self, key: &SessionKey) {
+        self.log().announce_superseded(key).await;
+    }
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
+        self.log().delete_session(key, revision).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
         self.log().disconnect(command).await
@@ -363,7 +370,7 @@ fn limits(shape: Shape) -> Limits {
     let (limit, ttl) = (shape.history_limit, shape.history_ttl);
     let pattern = "c".parse().expect("a pattern");
     let policy = Policy { name: "c".into(), pattern, ..Policy::default_with(limit, ttl) };
-    Limits { table: Table::new(vec![policy], limit, ttl), sessions_ttl: Duration::from_secs(3_600) }
+    Limits { table: Table::new(vec![policy], limit, ttl), sessions_ttl: Duration::from_secs(3_600), sessions_budget: 0 }
 }
 
 fn new_log(shape: Shape, wires: &Arc<Wires>) -> Arc<MemoryBroker> {
@@ -403,6 +410,7 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
         max_queued_all: 1 << 26,
         auth_timeout: Duration::from_secs(86_400),
         subscriptions: crate::session::SubscriptionLimits::default(),
+        max_session_size: 1 << 20,
         max_commands_rate: 0,
         handover: true,
     };

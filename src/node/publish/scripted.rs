@@ -170,7 +170,15 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing knows no sessions")
     }
 
-    async fn delete_session(&self, _: &SessionKey) -> Result<(), Unavailable> {
+    async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+        unreachable!("publishing knows no sessions")
+    }
+
+    async fn announce_superseded(&self, _: &SessionKey) {
+        unreachable!("publishing knows no sessions")
+    }
+
+    async fn delete_session(&self, _: &SessionKey, _: Option<u64>) -> Result<bool, Unavailable> {
         unreachable!("publishing knows no sessions")
     }
 

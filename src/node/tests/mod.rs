@@ -11,6 +11,7 @@ mod reauth;
 mod resume;
 mod slow;
 mod store;
+mod supersede;
 
 use super::*;
 use crate::auth::StreamsConfig;
@@ -238,6 +239,9 @@ impl Feed for Fan {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         self.all(|hub| hub.disconnect(mark, command.clone()));
     }
+    fn superseded(&self, key: &crate::broker::SessionKey) {
+        self.all(|hub| hub.superseded(key));
+    }
     fn commands_lost(&self) {
         self.all(|hub| hub.commands_lost());
     }
@@ -264,6 +268,8 @@ pub struct Setup {
     pub lag: Arc<std::sync::atomic::AtomicU64>,
     pub subscriptions: crate::session::SubscriptionLimits,
     pub max_commands_rate: u32,
+    pub max_session_size: Option<usize>,
+    pub sessions_budget: u64,
     /// What was written of sessions.
     pub writes: Arc<store::Writes>,
     /// How long messages live; `None`: 300 s.
@@ -276,7 +282,8 @@ impl Cluster {
     }
 
     pub fn with(app: Script, setup: Setup) -> Self {
-        let limits = Limits::plain(100, setup.history_ttl.unwrap_or(300 * SECOND), 300 * SECOND);
+        let ttl = setup.history_ttl.unwrap_or(300 * SECOND);
+        let limits = Limits { sessions_budget: setup.sessions_budget, ..Limits::plain(100, ttl, 300 * SECOND) };
         let app = Arc::new(app);
         let fan = Arc::new(Fan::default());
         let broker = MemoryBroker::new(limits.clone(), 60 * SECOND, fan.clone());
@@ -311,6 +318,7 @@ impl Cluster {
                 max_queued_all: 1 << 26,
                 auth_timeout: Duration::from_secs(86_400),
                 subscriptions: setup.subscriptions,
+                max_session_size: setup.max_session_size.unwrap_or(1 << 20),
                 max_commands_rate: setup.max_commands_rate,
                 handover: true,
             };

@@ -107,9 +107,16 @@ impl Broker for Store {
         self.writes.answered().await;
         self.log.save_session(key, body, revision).await
     }
-    async fn delete_session(&self, key: &SessionKey) -> Result<(), Unavailable> {
+    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+        self.writes.count(&body);
+        self.log.save_beside(key, body, revision).await
+    }
+    async fn announce_superseded(&self, key: &SessionKey) {
+        self.log.announce_superseded(key).await;
+    }
+    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.writes.answered().await;
-        self.log.delete_session(key).await
+        self.log.delete_session(key, revision).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
         self.log.disconnect(command).await

@@ -17,8 +17,8 @@ async fn sessions_are_shared_and_updated_by_revision() {
         assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
     }
     one.broker.save_session(&key, "d".into(), None).await.unwrap();
-    one.broker.delete_session(&key).await.unwrap();
-    one.broker.delete_session(&key).await.unwrap();
+    one.broker.delete_session(&key, None).await.unwrap();
+    one.broker.delete_session(&key, None).await.unwrap();
     assert!(two.broker.load_session(&key).await.unwrap().is_none());
     let refused = one.broker.save_session(&key, "e".into(), Some(second)).await;
     assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
@@ -179,4 +179,32 @@ fn row_07_sequences_alone_prove_that_nothing_was_missed() {
     for (log, first, last) in [("other", 1, 10), ("ctl", 1, 9), ("ctl", 12, 14), ("ctl", 15, 14)] {
         assert!(missed(&followed, log, &state(first, last)).is_some(), "{log} {first} to {last}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_sessions_end() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.limits.sessions_budget = 64 << 10;
+    let node = Node::ready(config).await;
+    let body = Bytes::from(vec![b'x'; 8 << 10]);
+    let mut saved = Vec::new();
+    let full = loop {
+        let key = SessionKey::of(&saved.len().to_string());
+        match node.broker.save_session(&key, body.clone(), Some(0)).await {
+            Ok(_) => saved.push(key),
+            Err(error) => break error,
+        }
+        assert!(saved.len() < 9, "no limit");
+    };
+    assert!(matches!(full, SaveError::Full(_)), "{full}");
+    assert!(saved.len() >= 6, "{}", saved.len());
+    assert_eq!(node.publish(&StreamName::from("a"), "goes on").await, 1);
+    node.broker.core.nudge.notify_one();
+    assert!(node.broker.status().borrow().ready, "{}", node.broker.status().borrow().reason);
+    for key in &saved {
+        node.broker.delete_session(key, None).await.unwrap();
+        assert!(node.broker.load_session(key).await.unwrap().is_none());
+    }
+    node.broker.save_session(&SessionKey::of("again"), body, Some(0)).await.unwrap();
 }
