@@ -31,7 +31,8 @@ impl Disk {
     /// # Errors
     /// Mounting is not permitted here.
     pub fn mount(path: &Path, kind: Kind) -> Result<Self, String> {
-        let size = format!("size={SIZE}");
+        // A store that everybody may write to is refused.
+        let size = format!("size={SIZE},mode=0755");
         let device = match kind {
             Kind::Memory => {
                 run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "carrick-test"]).arg(path))?;

@@ -36,12 +36,17 @@ pub fn impossible() -> Option<String> {
 impl Device {
     /// Mounts an empty one at this folder.
     pub fn mount(path: &Path, size: &str) -> Result<Self, String> {
-        let image = path.with_extension("image");
-        run(Command::new("truncate").args(["-s", size]).arg(&image))?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
-        let mounted = run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path));
+        // In memory: the machine's own disk is busy with other things.
+        let folder = path.with_extension("image");
+        fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        run(Command::new("mount").args(["-t", "tmpfs", "carrick-test"]).arg(&folder))?;
+        let image = folder.join("image");
+        let mounted = run(Command::new("truncate").args(["-s", size]).arg(&image))
+            .and_then(|_| run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image)))
+            .and_then(|_| run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path)));
         // The device holds it.
-        fs::remove_file(&image).map_err(|error| format!("{}: {error}", image.display()))?;
+        run(Command::new("umount").arg("-l").arg(&folder))?;
+        fs::remove_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         mounted?;
         let source = run(Command::new("findmnt").args(["-n", "-o", "MAJ:MIN", "--target"]).arg(path))?;
         Ok(Self { path: path.to_owned(), number: source.trim().to_owned(), group: group() })

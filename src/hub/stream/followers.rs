@@ -278,6 +278,47 @@ mod tests {
         assert!(stream.is_live(cursor));
     }
 
+    /// What a client that begins at offset 0 is sent of 50 messages, each one with its identifier.
+    fn catch_up(stream: &mut Stream, name: &str) -> (CursorId, Vec<Frame>) {
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new(name.into()), &stream.position(0), false);
+        assert_eq!(stream.pump(cursor, 1 << 20, Which::All), Pump::Live);
+        let mut frames = std::collections::VecDeque::new();
+        let _ = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut frames, 100);
+        let named = |frame: &&Frame| String::from_utf8_lossy(frame).contains(&format!("{{\"identifier\":\"{name}\""));
+        assert_eq!((frames.len(), frames.iter().filter(named).count()), (50, 50), "for {name}");
+        (cursor, frames.into())
+    }
+
+    #[test]
+    fn clients_that_catch_up_together_share_frames_and_nobody_gets_those_of_another_identifier() {
+        let now = Instant::now();
+        let mut stream = stream();
+        for offset in 1..=50 {
+            stream.live(offset - 1, message(offset), now);
+        }
+        let shared = |one: &[Frame], other: &[Frame]| {
+            one.iter().zip(other).filter(|(one, other)| one.as_ptr() == other.as_ptr()).count()
+        };
+        let (_, first) = catch_up(&mut stream, "a");
+        let (_, second) = catch_up(&mut stream, "a");
+        let (_, third) = catch_up(&mut stream, "a");
+        assert_eq!(shared(&first, &second), 0, "the first was alone");
+        // Some take each other's places.
+        let found = shared(&second, &third);
+        assert!(found > 40, "{found} of 50");
+        let (cursor, _) = catch_up(&mut stream, "b");
+        stream.remove(cursor);
+        // It gets the number of the group that has just ended.
+        catch_up(&mut stream, "c");
+        let (_, fourth) = catch_up(&mut stream, "a");
+        stream.expire_pages(now);
+        stream.expire_pages(now);
+        let (_, fifth) = catch_up(&mut stream, "a");
+        assert_eq!(shared(&fourth, &fifth), 0, "the herd has passed");
+    }
+
     /// The rejections that wait for the client, and the rest.
     fn rejections(outbox: &Outbox) -> usize {
         let mut frames = std::collections::VecDeque::new();

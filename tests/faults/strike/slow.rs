@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 /// Writes in a second, and for how long.
 const WRITES: u32 = 15;
 const SLOW: Duration = Duration::from_secs(5);
+/// How long an acknowledgement takes is seen in the time before.
+const BEFORE: Duration = Duration::from_secs(5);
 /// Times of standing still, and between them.
 const STOPS: usize = 4;
 const STOP: Range<Duration> = Duration::from_millis(300)..Duration::from_secs(4);
@@ -21,7 +23,8 @@ impl Scene<'_> {
         let leader = self.deployment.jetstream().wait_leader(None);
         let number = number_of(&leader);
         let pid = self.deployment.nats_pid(&leader);
-        let calm = self.pulse.median(Instant::now() - Duration::from_secs(1), Instant::now());
+        self.pulse.wait(PATIENCE)?;
+        let calm = self.pulse.median(self.began - BEFORE, Instant::now());
         let calm = calm.ok_or("nothing was acknowledged before")?;
 
         let begun = Instant::now();
