@@ -422,6 +422,12 @@ pub trait Broker: Send + Sync + 'static {
     /// Reads from the leader: only the leader's miss is a miss.
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable>;
 
+    /// Succeeds if those who have answered for sessions and marks up to now did so as their leaders. One that was cut off
+    /// from the others goes on to answer for a while, as if nothing had been written since.
+    async fn vouch(&self) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
     /// Writes a session with a new life of `sessions_ttl`. With `revision`, only if that is the entry's last write
     /// (0: only if there is no entry). Answers with the new revision.
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;

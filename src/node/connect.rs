@@ -121,6 +121,7 @@ async fn restore(
     let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
     let (stored, known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
     let Some(stored) = stored else {
+        broker.vouch().await?;
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
@@ -165,6 +166,8 @@ async fn restore(
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     }
+    // Neither a newer session nor a newer disconnect is known to anybody else.
+    broker.vouch().await?;
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
     // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.

@@ -513,6 +513,10 @@ impl Broker for NatsBroker {
         self.core.load(key).await
     }
 
+    async fn vouch(&self) -> Result<(), Unavailable> {
+        self.core.vouch().await
+    }
+
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         if !self.core.config.sessions() {
             return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());

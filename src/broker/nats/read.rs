@@ -87,9 +87,14 @@ impl Core {
 
     /// What the leader keeps at and behind an offset, and then the log's state. Where the message itself is gone the whole
     /// subject is counted.
+    ///
+    /// That a message is not kept is believed only of an answer which came after the same leader had shown a log that reaches
+    /// it: one that was just elected, or is cut off, does not know of the newest messages.
     pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         let token = Token::of(stream);
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        // Nothing comes before the first message.
+        let mut reached = x == 0;
         loop {
             let generation = attempts.next().await?;
             let Some(log) = generation.of(stream).1 else {
@@ -116,8 +121,17 @@ impl Core {
                 Ok::<_, ApiError>(Behind { kept, after, next, facts: log.asks.top().await?.facts })
             };
             match asked.await {
-                Ok(behind) => return Ok(behind),
-                Err(error) => attempts.failed(error),
+                Ok(behind) if behind.kept => return Ok(behind),
+                Ok(behind) if behind.facts.last_seq < x => {
+                    reached = false;
+                    attempts.failed(ApiError::Unreadable("the log's leader has not come so far yet".into()));
+                }
+                Ok(behind) if reached => return Ok(behind),
+                Ok(_) => reached = true,
+                Err(error) => {
+                    reached = x == 0;
+                    attempts.failed(error);
+                }
             }
         }
     }

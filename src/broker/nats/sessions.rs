@@ -30,6 +30,23 @@ impl Core {
         }
     }
 
+    /// Asks once: what was read from a leader that has been replaced meanwhile is of no use.
+    pub(super) async fn vouch(&self) -> Result<(), Unavailable> {
+        let mut attempts = Attempts::new(self, self.config.broker_timeout);
+        let generation = attempts.next().await?;
+        if !generation.connection.clustered() {
+            return Ok(());
+        }
+        let sessions = bucket_stream(&self.names.sessions_bucket());
+        let asking = [&sessions, &generation.commands].map(|stream| generation.api().info(stream));
+        for info in futures_util::future::try_join_all(asking).await.map_err(|error| Unavailable(error.to_string()))? {
+            if !info.cluster.is_led() {
+                return Err(Unavailable("the leader of saved sessions is out of touch with the majority".into()));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn save(
         &self,
         key: &SessionKey,

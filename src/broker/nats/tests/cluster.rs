@@ -281,11 +281,15 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // Nor is what it says of sessions and of remote disconnects.
+    let vouched = node.broker.vouch().await;
     for follower in (0..3).filter(|number| *number != led) {
         servers[follower].signal("CONT");
     }
     assert!(refused.is_some(), "a leader without followers is not believed");
+    assert!(vouched.is_err(), "a leader without followers does not vouch for a session");
     eventually_asked(&node, &stream).await;
+    node.broker.vouch().await.expect("it leads again");
 }
 
 async fn eventually_asked(node: &Node, stream: &StreamName) {

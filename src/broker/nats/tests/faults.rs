@@ -116,6 +116,25 @@ async fn a_frozen_server_is_noticed_and_publications_wait_for_it() {
     assert_eq!(node.broker.heads(&[stream]).await.unwrap()[0].head.up_to, 2, "stored once");
 }
 
+/// A leader that was just elected, or was cut off, does not know of a position that a client got from another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_log_that_does_not_reach_a_position_proves_nothing_about_it() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.broker_timeout = Duration::from_secs(1);
+    let node = Node::ready(config).await;
+    let stream = StreamName::from("a");
+    let last = node.publish(&stream, "1").await;
+    node.broker.behind(&stream, last + 1).await.unwrap_err();
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.publish(&stream, "2").await
+    };
+    let (behind, offset) = tokio::join!(node.broker.behind(&stream, last + 1), late);
+    assert_eq!(offset, last + 1);
+    assert!(behind.unwrap().kept, "it waits for the leader to come so far");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_answer_in_time_it_is_unknown_whether_it_was_stored() {
     let server = Server::start();
