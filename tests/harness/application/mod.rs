@@ -84,7 +84,7 @@ impl Application {
             .expect("threads can be started");
         Self {
             wire,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: SocketAddr::from(([127, 0, 0, 1], super::ports::free_port())),
             record: Record::new(Arc::new(script)),
             frozen: watch::channel(false).0,
             run: None,
