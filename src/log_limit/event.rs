@@ -46,6 +46,7 @@ events! {
     UnknownRemoteCommand = "unknown_remote_command", "broadcast", "a publisher sent a command that does not exist";
     AuthenticationFailed = "authentication_failed", "node", "the application could not say who a client is";
     UnusableSession = "unusable_session", "node", "a saved session could not be read";
+    SessionsFull = "sessions_full", "node", "a session could not be saved because its share of the store is full";
     CommandFailed = "command_failed", "node", "the application could not carry out a client's command";
     PresenceWithoutStream = "presence_without_stream", "node", "a subscription has presence, but no stream for it";
     RestoreNotNoted = "restore_not_noted", "disconnector", "other nodes could not be told of a restore";

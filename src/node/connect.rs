@@ -230,6 +230,8 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     let (claimed, _) = tokio::join!(claiming, client.commit());
     match claimed {
         Ok(true) => *client.predecessor() = Some(Box::new(before)),
+        // There is no room to note it: nobody's place is taken, and what was saved before can still be resumed.
+        Err(SaveError::Full(_) | SaveError::TooLarge) => *client.predecessor() = Some(Box::new(before)),
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
         Err(SaveError::Unavailable(_) | SaveError::Conflict) => {
             if let Some(new) = client.saver.key() {
@@ -239,7 +241,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             client.withdraw();
             return Resumed::Closed;
         }
-        Ok(false) | Err(SaveError::Full(_) | SaveError::TooLarge) => {
+        Ok(false) => {
             client.withdraw();
             if let Some(new) = client.saver.key() {
                 save::forget(node, new.clone());

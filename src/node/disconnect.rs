@@ -54,6 +54,11 @@ impl Handle {
         self.key.is_some() && !self.is_revoked()
     }
 
+    /// It was told to leave for good.
+    pub fn is_ended(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
     /// What is saved of it must not be resumed: it was ended, or may have been, or goes on elsewhere.
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire) || self.is_superseded() || self.suspended_since().is_some()

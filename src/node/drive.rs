@@ -142,6 +142,8 @@ where
     let mut touching: Option<Work<()>> = None;
     let mut stalled = false;
     let mut proving: Option<Work<()>> = None;
+    // Something came after the welcome had been written: it says that the client knows its new sid.
+    let mut heard = false;
     let sleep = tokio::time::sleep_until(timers.next().unwrap_or_else(far_future));
     tokio::pin!(sleep);
     loop {
@@ -184,10 +186,12 @@ where
                     spoke = true;
                 }
                 Some(Incoming::TooBig) => {
+                    heard |= !welcome_unwritten || outbox.pending() == 0;
                     outbox.close(Close::TooBig);
                     break;
                 }
                 Some(Incoming::Faulty(close)) => {
+                    heard |= !welcome_unwritten || outbox.pending() == 0;
                     outbox.close(close);
                     break;
                 }
@@ -232,11 +236,16 @@ where
             welcome_unwritten = false;
             timers.hold(Instant::now() + node.config.history_hold);
         }
-        // What it sends after its welcome was written says that it knows its new sid.
-        if spoke && !welcome_unwritten && proving.is_none() && client.is_unproved() {
+        heard |= spoke && !welcome_unwritten;
+        if spoke && heard && proving.is_none() && client.is_unproved() {
             let client = client.clone();
             proving = Some(Box::pin(async move { client.prove().await }));
         }
+    }
+    // The session before is over, however soon this connection ended after that.
+    if heard && client.is_unproved() {
+        drop(proving);
+        let _ = tokio::time::timeout(node.config.broker_timeout, client.prove()).await;
     }
     // An answer of the application that is already there counts: it is told of the end of what it has granted.
     if let Some(command) = &mut executing {

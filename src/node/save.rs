@@ -162,7 +162,15 @@ impl Client {
                 NotSaved::TooLarge { .. } | NotSaved::Outgrown | NotSaved::Store(SaveError::TooLarge) => {
                     metrics::SESSIONS_TOO_LARGE.inc()
                 }
-                NotSaved::Store(SaveError::Full(_)) => metrics::SESSIONS_FULL.inc(),
+                NotSaved::Store(SaveError::Full(_)) => {
+                    metrics::SESSIONS_FULL.inc();
+                    limited!(
+                        WARN,
+                        SessionsFull,
+                        "saved sessions have used up their share of the store: who cannot be saved must authenticate when \
+                         it comes back; see sessions_budget"
+                    );
+                }
                 _ => metrics::SESSION_SAVE_FAILED.inc(),
             }
             tracing::debug!(context = "node", %error, "session not saved");
@@ -306,6 +314,9 @@ impl Client {
             let stored = self.saver.stored.lock().await;
             stored.outgrown.is_some() || stored.version < self.state().session.shrunk()
         };
+        if self.handle.is_ended() && !self.handle.is_superseded() {
+            supersede::end_for_good(&self.node, key.clone());
+        }
         if self.handle.is_revoked() || excessive {
             let parts = self.state().session.take_parts();
             forget_with(&self.node, key.clone(), parts);

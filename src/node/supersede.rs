@@ -76,6 +76,32 @@ pub async fn end(node: &Node, old: &SessionKey, new: &SessionKey) -> Result<bool
     }
 }
 
+/// A session was told to leave for good: whoever has restored it meanwhile, and was never heard of, is closed, and nobody
+/// restores it any more.
+pub fn end_for_good(node: &Arc<Node>, key: SessionKey) {
+    let (node_, mut patience) = (node.clone(), save::Patience::new(node));
+    let ending = async move {
+        loop {
+            let ended = match succession(&node_, &key).await {
+                Ok(known) if known.succession.is_over() => return,
+                Ok(known) => {
+                    let written = write(&node_, &key, &Succession::over(), Some(known.revision)).await;
+                    written.map(|()| known.succession.by().map(|by| SessionKey(by.to_owned())))
+                }
+                Err(error) => Err(error.into()),
+            };
+            match ended {
+                Ok(Some(unproved)) => return close_unproved(&node_, unproved),
+                Ok(None) => return,
+                Err(SaveError::Conflict) => {}
+                Err(_) if patience.is_left().await => {}
+                Err(_) => return,
+            }
+        }
+    };
+    node.tasks.spawn(critical("node.restores", ending));
+}
+
 /// What `key` names was restored, and its client was never heard of; the same session was restored once more.
 fn close_unproved(node: &Arc<Node>, key: SessionKey) {
     node.registry.supersede(&key);

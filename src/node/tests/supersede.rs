@@ -144,6 +144,87 @@ async fn row_12_the_applications_disconnect_ends_the_session() {
     until_gone(&cluster, &first).await;
 }
 
+fn ending() -> Script {
+    Script::on_command(|call| {
+        let disconnect = call.kind == CommandKind::Message;
+        Ok(CommandEffects { disconnect, ..confirmed(call, &["a"]) })
+    })
+}
+
+/// The proof that the client heard of its new sid does not depend on the connection that it came on.
+#[tokio::test(start_paused = true)]
+async fn row_12_a_first_frame_counts_however_soon_the_connection_ends() {
+    type Act = fn(&Browser);
+    let acts: [(&str, Act); 4] = [
+        ("gone", |new| {
+            new.send(value!({ "command": "pong" }));
+            let _ = new.commands.send(Incoming::Closed);
+        }),
+        ("too big", |new| drop(new.commands.send(Incoming::TooBig))),
+        ("faulty", |new| drop(new.commands.send(Incoming::Faulty(crate::protocol::Close::TooBig)))),
+        ("told to leave", |new| new.perform(CHAT, "{}")),
+    ];
+    for node in [0, 1] {
+        for (what, act) in acts {
+            let cluster = Cluster::new(ending());
+            let (mut old, first) = cluster.welcomed().await;
+            old.subscribed(CHAT).await;
+            let mut new = cluster.connect_with(node, hello(Some(&first)));
+            new.next().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            act(&new);
+            let told = old.next().await;
+            assert_eq!(told, value!({ "close": 1000, "reason": "Session resumed elsewhere" }), "{what}, node {node}");
+            until_gone(&cluster, &first).await;
+            let mut late = cluster.connect_with(1, hello(Some(&first)));
+            assert_eq!(late.next().await["restored"], Value::Null, "{what}, node {node}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_12_the_applications_disconnect_ends_what_was_restored_in_silence() {
+    for node in [0, 1] {
+        let cluster = Cluster::new(ending());
+        let (mut old, first) = cluster.welcomed().await;
+        old.subscribed(CHAT).await;
+        let mut silent = cluster.connect_with(node, hello(Some(&first)));
+        let second = sid(&silent.next().await);
+        old.perform(CHAT, "{}");
+        assert_eq!(old.next().await["close"], 1011);
+        assert_eq!(silent.next().await["close"], 1000, "node {node}");
+        until_gone(&cluster, &first).await;
+        until_gone(&cluster, &second).await;
+        for sid in [&first, &second] {
+            let mut late = cluster.connect_with(1, hello(Some(sid)));
+            assert_eq!(late.next().await["restored"], Value::Null, "node {node}");
+        }
+    }
+}
+
+/// What was saved before the share was full can be resumed, as often as its client comes.
+#[tokio::test(start_paused = true)]
+async fn row_12_a_full_share_does_not_keep_saved_sessions_from_being_resumed() {
+    let cluster = Cluster::with(Script::default(), Setup { sessions_budget: 8_000, ..Setup::default() });
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    let mut others = Vec::new();
+    for n in 0..30 {
+        let (mut other, _) = cluster.welcomed().await;
+        other.subscribed(&format!(r#"{{"channel":"Chat","id":{n}}}"#)).await;
+        others.push(other);
+    }
+    for node in [0, 1] {
+        let mut back = cluster.connect_with(node, hello(Some(&first)));
+        assert_eq!(back.next().await["restored_ids"], value!([CHAT]), "node {node}");
+        back.send(value!({ "command": "pong" }));
+        cluster.publish("a", "7").await;
+        assert_eq!(back.next().await["message"], 7);
+        back.vanish();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn row_12_a_session_too_large_or_without_room_is_not_resumable_and_its_client_unaffected() {
     let limits = [(Some(2_000), 0), (None, 3_000)];
