@@ -98,7 +98,7 @@ async fn a_restart_of_the_server_is_a_new_generation_of_the_same_epoch() {
 async fn a_frozen_server_is_noticed_and_publications_wait_for_it() {
     let server = Server::start();
     let node = Node::on(&server).await;
-    let epoch = node.epoch();
+    let (epoch, generation) = (node.epoch(), node.generation());
     let stream = StreamName::from("a");
     node.publish(&stream, "1").await;
     server.signal("STOP");
@@ -107,10 +107,13 @@ async fn a_frozen_server_is_noticed_and_publications_wait_for_it() {
         let mut status = node.broker.status();
         let gone = status.wait_for(|s| !s.ready);
         tokio::time::timeout(Duration::from_secs(6), gone).await.expect("the freeze is noticed").unwrap();
+        // It may be said not to be ready before its connection is given up.
+        eventually("the connection is given up", || node.broker.core.generation().is_none()).await;
         server.signal("CONT");
     };
     let (offset, ()) = tokio::join!(waiting, thaw);
     assert_eq!(offset, 2);
+    assert!(node.generation() > generation);
     assert_eq!(node.epoch(), epoch);
     assert_eq!(node.broker.heads(&[stream]).await.unwrap()[0].head.up_to, 2, "stored once");
 }
