@@ -13,11 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Names the store for [`parent_to_be_killed`], which otherwise does nothing.
 const PARENT_STORE: &str = "CARRICK_TEST_ENATS_STORE";
 
+/// Waits for the lock: a process that another test is just starting holds a copy of each descriptor, also of a lock that
+/// was given back, until its program is executed.
 fn config(store: &Path) -> EmbeddedConfig {
     EmbeddedConfig {
         addr: "127.0.0.1:-1".parse().unwrap(),
         store_dir: store.to_owned(),
-        lock_timeout: Duration::ZERO,
+        lock_timeout: PATIENCE,
         ..EmbeddedConfig::default()
     }
 }
@@ -146,14 +148,13 @@ async fn dropping_the_handle_stops_the_server() {
 async fn a_second_start_on_a_store_is_refused_and_names_the_holder() {
     let store = tempfile::tempdir().unwrap();
     let server = EmbeddedServer::start(config(store.path())).await.unwrap();
-    let error = EmbeddedServer::start(config(store.path())).await.unwrap_err().to_string();
+    let impatient = EmbeddedConfig { lock_timeout: Duration::ZERO, ..config(store.path()) };
+    let error = EmbeddedServer::start(impatient).await.unwrap_err().to_string();
     assert!(error.contains(&store.path().display().to_string()), "{error}");
     assert!(error.contains(&format!("nats-server (pid {})", server.pid().unwrap())), "{error}");
 
     server.stop(PATIENCE).await;
-    // A process that another test is just starting holds a copy of the lock's descriptor until it is executed.
-    let patient = EmbeddedConfig { lock_timeout: PATIENCE, ..config(store.path()) };
-    let next = EmbeddedServer::start(patient).await.unwrap();
+    let next = EmbeddedServer::start(config(store.path())).await.unwrap();
     next.stop(PATIENCE).await;
 }
 
@@ -201,8 +202,7 @@ async fn a_killed_parent_leaves_no_orphan() {
     eventually("the server dies with its parent", || is_gone(pid)).await;
 
     // The same store opens at once after the crash, with what was acknowledged.
-    let patient = EmbeddedConfig { lock_timeout: PATIENCE, ..config(store.path()) };
-    let server = EmbeddedServer::start(patient).await.unwrap();
+    let server = EmbeddedServer::start(config(store.path())).await.unwrap();
     assert_eq!(stored_messages(&server).await, 1);
     server.stop(PATIENCE).await;
 }
