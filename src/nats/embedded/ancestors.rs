@@ -5,7 +5,7 @@
 //! file system is mounted: volumes of containers are made so, and nobody else is there.
 
 use super::EmbeddedError;
-use super::own::me;
+use crate::nats::private::me;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

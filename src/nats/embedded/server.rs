@@ -7,6 +7,7 @@ use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
 use crate::critical::critical;
 use crate::nats::mark::{self, StoreMark};
+use crate::nats::private::PrivateError;
 use crate::secret::Secret;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -211,7 +212,10 @@ async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedEr
     let opened = tokio::task::spawn_blocking(move || StoreMark::open(&store, always)).await;
     let opened = opened.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
     let path = || config.store_dir.join(mark::FILE);
-    opened.map(Arc::new).map_err(|source| EmbeddedError::store(path(), "writing it")(source))
+    opened.map(Arc::new).map_err(|error| match error.downcast::<PrivateError>() {
+        Ok(unsafe_file) => unsafe_file.into(),
+        Err(source) => EmbeddedError::store(path(), "writing it")(source),
+    })
 }
 
 /// A URL that this machine can connect to.
