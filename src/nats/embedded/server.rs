@@ -53,6 +53,8 @@ pub struct EmbeddedServer {
     version: String,
     credentials: Credentials,
     mark: Arc<StoreMark>,
+    /// Bytes that JetStream may take, as of the start.
+    store_limit: u64,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
     /// How long a stop may take; read when `stop` fires.
@@ -91,6 +93,7 @@ impl EmbeddedServer {
         let mut supervisor = Supervisor::new(config, lock, mark.clone(), binary, credentials, status);
         let process = supervisor.start().await?;
         supervisor.announce();
+        let store_limit = process.store_limit();
 
         let stop = CancellationToken::new();
         let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
@@ -103,6 +106,7 @@ impl EmbeddedServer {
             version,
             credentials,
             mark,
+            store_limit,
             status: watched,
             stop,
             stop_timeout,
@@ -143,6 +147,11 @@ impl EmbeddedServer {
     /// Whether the store can have lost what it had acknowledged, see [`crate::nats::mark`].
     pub fn mark(&self) -> &Arc<StoreMark> {
         &self.mark
+    }
+
+    /// Bytes that the store could take when the server was started. It may be more since.
+    pub fn store_limit(&self) -> u64 {
+        self.store_limit
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
