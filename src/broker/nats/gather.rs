@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Pause after moves, whether they succeeded or not: what elects leaders elsewhere again is not argued with.
+/// Pause after moves: what elects leaders elsewhere again is not argued with.
 const PAUSE: Duration = Duration::from_secs(600);
+/// A handover that fails is tried so many times before that pause: on busy servers another one may win the election.
+const TRIES: u32 = 3;
 /// How long a handover may take, and how often it is looked at meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
@@ -38,6 +40,8 @@ pub(super) struct Gathering {
     next: Option<Instant>,
     /// What was seen at the last look.
     seen: Option<Apart>,
+    /// Handovers in a row that failed.
+    failed: u32,
 }
 
 impl Gathering {
@@ -58,11 +62,18 @@ impl Gathering {
         if others.iter().any(|other| other.node < core.config.node) {
             return Ok(());
         }
+        // Not before all of it is over, however this ends.
         self.next = Some(Instant::now() + PAUSE);
+        let mut outcome = Ok(());
         for stream in &apart.streams {
-            core.move_leader(generation, stream, &apart.leader).await?;
+            if let Err(error) = core.move_leader(generation, stream, &apart.leader).await {
+                outcome = Err(error);
+            }
         }
-        Ok(())
+        self.failed = if outcome.is_ok() { 0 } else { (self.failed + 1) % TRIES };
+        let pause = if self.failed == 0 { PAUSE } else { period };
+        self.next = Some(Instant::now() + pause);
+        outcome
     }
 }
 
