@@ -7,6 +7,7 @@ mod followers;
 
 use super::cursor::Cursor;
 use super::fanout::Fanout;
+use super::members::Had;
 use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
@@ -56,8 +57,8 @@ pub enum Pump {
     Held,
     /// The outbox is full enough for now. `within_page`: the cursor holds a page that was read for it.
     Paced { within_page: bool },
-    /// What follows `after` must come from the log.
-    NeedPage { after: Position },
+    /// What follows `after` must come from the log. The stream has no message in `(newest, after]`.
+    NeedPage { after: Position, newest: u64 },
 }
 
 /// Which cursors are sent what they have not had.
@@ -183,6 +184,11 @@ impl Stream {
         self.newest
     }
 
+    /// How far somebody has come who has had everything.
+    fn reached(&self) -> Had {
+        Had { up_to: self.complete_to, newest: self.newest }
+    }
+
     pub fn proof(&self) -> Proof {
         self.proof
     }
@@ -208,8 +214,9 @@ impl Stream {
             self.checked = StoreTime::default();
             // Where nothing is kept the last message may have been any.
             self.newest = self.tail.floor();
+            let reached = self.reached();
             for (_, cursor) in &mut self.cursors {
-                cursor.opened(self.complete_to);
+                cursor.opened(reached);
             }
         } else if head > self.complete_to {
             if off(Safeguard::GapCheck) {
@@ -361,7 +368,8 @@ impl Stream {
 
     /// The next message of the stream: into the tail, and out to everybody who has caught up.
     fn append(&mut self, message: Arc<Message>, now: Instant) {
-        let before = std::mem::replace(&mut self.complete_to, message.offset);
+        let before = self.reached();
+        self.complete_to = message.offset;
         self.newest = message.offset;
         self.note_checked(StoreTime::of_message(message.time));
         let barrier_off = off(Safeguard::Barrier);

@@ -4,6 +4,7 @@ mod cluster;
 mod faults;
 mod live;
 mod log;
+mod past;
 mod policies;
 mod range;
 mod remote;
