@@ -22,7 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
+/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, and the stream is compared
+/// with the log once the hole is closed.
 const MAX_PENDING: usize = 10_000;
 
 /// Bytes of them, overhead included.
@@ -92,6 +93,8 @@ pub struct Stream {
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
     pending: VecDeque<(u64, Arc<Message>)>,
     pending_bytes: usize,
+    /// Some found no place there: the log must be asked once more whether it has come further.
+    left_out: bool,
     repairing: bool,
     cursors: Slab<Cursor>,
     /// What was read from the log a moment ago and did not join the tail.
@@ -118,6 +121,7 @@ impl Stream {
             proof: Proof::default(),
             pending: VecDeque::new(),
             pending_bytes: 0,
+            left_out: false,
             repairing: false,
             cursors: Slab::new(),
             pages: None,
@@ -299,6 +303,7 @@ impl Stream {
         self.repairing = false;
         self.pending.clear();
         self.pending_bytes = 0;
+        self.left_out = false;
         self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
@@ -340,29 +345,36 @@ impl Stream {
     }
 
     fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
-        // Full: dropped here, found by the comparison that follows every opening and repair.
         if self.pending.len() < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES {
             self.pending_bytes += message.footprint();
             self.pending.push_back((previous, message));
+        } else {
+            metrics::HELD_BACK_DROPPED.inc();
+            self.left_out = true;
         }
+    }
+
+    /// Messages that came live may be missing although no hole is known: some were not held back. Answers once; whoever
+    /// asks compares the stream with the log.
+    pub fn take_left_out(&mut self) -> bool {
+        !self.repairing && std::mem::take(&mut self.left_out)
     }
 
     /// Releases what arrived behind a hole, up to the next hole.
     fn release_pending(&mut self, now: Instant) -> Option<Gap> {
-        while let Some((previous, message)) = self.pending.pop_front() {
-            if message.offset <= self.complete_to {
-                continue;
-            }
-            if self.continues(previous, &message) {
-                self.append(message, now);
-            } else {
+        while let Some((previous, message)) = self.pending.front() {
+            let is_new = message.offset > self.complete_to;
+            if is_new && !self.continues(*previous, message) {
                 let up_to = message.offset - 1;
-                self.pending.push_front((previous, message));
                 return self.hole(up_to);
+            }
+            let Some((_, message)) = self.pending.pop_front() else { break };
+            self.pending_bytes -= message.footprint();
+            if is_new {
+                self.append(message, now);
             }
         }
         self.pending = VecDeque::new();
-        self.pending_bytes = 0;
         None
     }
 
