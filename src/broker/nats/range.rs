@@ -8,7 +8,7 @@ use super::api::ApiError;
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
-use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES};
+use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES, confirms_leader};
 use super::slots::Class;
 use super::token::Token;
 use super::{Attempts, Core};
@@ -171,13 +171,14 @@ impl<'a> Range<'a> {
             if !self.read_to(end).await? {
                 return Ok(None);
             }
-            facts = self.log.asks.top().await?.facts;
-            if (facts.last_seq - end) * 8 <= facts.limit {
+            self.confirm_start().await?;
+            let former = std::mem::replace(&mut facts, self.log.asks.top().await?.facts);
+            confirms_leader(&former, &facts)?;
+            if (facts.last_seq - end).saturating_mul(8) <= facts.limit {
                 break;
             }
         }
-        self.confirm_start().await?;
-        let uncounted = (facts.last_seq + 1).saturating_sub(self.next);
+        let uncounted = facts.last_seq.saturating_add(1).saturating_sub(self.next);
         Ok(Some((facts, uncounted)))
     }
 
@@ -257,8 +258,8 @@ impl<'a> Range<'a> {
             if part.left_out || after >= facts.limit || part.after < facts.raised_at {
                 continue;
             }
-            let next = part.messages.first().map(|first| first.offset);
-            let behind = Behind { kept: false, after, next, facts: facts.clone() };
+            // What a replica kept when it was read, the leader may have dropped since.
+            let behind = Behind { kept: false, after, next: None, facts: facts.clone() };
             filled[part.index] = Some(Filled { messages: part.messages, behind });
         }
     }
