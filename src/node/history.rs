@@ -11,8 +11,9 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that a replay lets wait for the client before it pauses.
-const REPLAY_BUDGET: usize = 64 << 10;
+/// Bytes that a replay lets wait for the client before it pauses: of frames of some 250 bytes, which count with 128 more, as
+/// many as one write takes.
+const REPLAY_BUDGET: usize = 96 << 10;
 
 /// Pause before the log is asked again for a page that it could not give.
 const RETRY: Duration = Duration::from_millis(50);
