@@ -398,8 +398,7 @@ mod tests {
         };
         let appended = broker(feed.clone()).append(publication).await.expect("nothing is stored");
         assert_eq!(appended.offset, 0);
-        let seen = lock(&feed.0).clone();
-        seen
+        lock(&feed.0).clone()
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@ impl Served {
         let second = Duration::from_secs(1);
         let hub = Hub::new(HubConfig {
             snapshot_budget: 1 << 20,
+            max_streams: 0,
             linger: 60 * second,
             head_check: second / 2,
             broker_timeout: PATIENCE,
