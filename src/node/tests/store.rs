@@ -25,6 +25,10 @@ pub struct Writes {
     pub bytes: AtomicU64,
     /// They are not answered now.
     pub stuck: AtomicBool,
+    /// What says that a session was restored is not.
+    pub notes_stuck: AtomicBool,
+    /// They are refused for want of room.
+    pub full: AtomicBool,
 }
 
 impl Writes {
@@ -37,6 +41,10 @@ impl Writes {
         while self.stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(super::SECOND / 10).await;
         }
+    }
+
+    fn room(&self) -> Result<(), SaveError> {
+        if self.full.load(Ordering::Relaxed) { Err(SaveError::Full("no room".into())) } else { Ok(()) }
     }
 
     /// Number and bytes since this was asked last.
@@ -105,14 +113,19 @@ impl Broker for Store {
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.count(&body);
         self.writes.answered().await;
+        while &*body == b"restored" && self.writes.notes_stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
+        self.writes.room()?;
         self.log.save_session(key, body, revision).await
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.count(&body);
+        self.writes.room()?;
         self.log.save_beside(key, body, revision).await
     }
-    async fn announce_superseded(&self, key: &SessionKey) {
-        self.log.announce_superseded(key).await;
+    async fn announce_over(&self, key: &SessionKey, over: Over) {
+        self.log.announce_over(key, over).await;
     }
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.writes.answered().await;

@@ -2,7 +2,7 @@
 //! all that the stream keeps there.
 
 use super::*;
-use crate::broker::SessionKey;
+use crate::broker::{Over, SessionKey};
 use crate::hub::{
     Commands, From, Hub, HubConfig, HubFeed, Identifier, Located, Open, Outbox, Pump, Receiver, SavedProof, Which,
 };
@@ -17,7 +17,7 @@ struct Nobody;
 impl Commands for Nobody {
     fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
     fn commands_lost(&self) {}
-    fn superseded(&self, _: &SessionKey) {}
+    fn session_over(&self, _: &SessionKey, _: Over) {}
 }
 
 struct Served {
