@@ -4,6 +4,7 @@
 //! and the leader's word on what was dropped meanwhile comes on top for every stream. After a reconnect all open streams
 //! have holes, and these lie in the same part of the log: it is read once, whole, and handed out.
 
+use super::Core;
 use super::api::ApiError;
 use super::generation::Generation;
 use super::headers;
@@ -11,7 +12,6 @@ use super::logs::Log;
 use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES, confirms_leader};
 use super::slots::Class;
 use super::token::Token;
-use super::{Attempts, Core};
 use crate::broker::{Behind, Facts, Filled, Hole, ReadFrom, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::header::NATS_SUBJECT;
@@ -67,14 +67,7 @@ impl Core {
 
     /// Reads the holes of each log together where that is worth it.
     pub(super) async fn fill_together(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match self.try_fill_together(&generation, holes).await {
-                Ok(filled) => return Ok(filled),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        self.asking(|generation| async move { self.try_fill_together(&generation, holes).await }).await
     }
 
     async fn try_fill_together(
