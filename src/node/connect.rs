@@ -119,9 +119,10 @@ async fn restore(
 ) -> Result<Option<Restored>, Unavailable> {
     let broker = node.hub.broker();
     let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
+    let answering = broker.answering().await?;
     let (stored, known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
     let Some(stored) = stored else {
-        broker.vouch().await?;
+        broker.vouch(&answering).await?;
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
@@ -167,7 +168,7 @@ async fn restore(
         return Ok(None);
     }
     // Neither a newer session nor a newer disconnect is known to anybody else.
-    broker.vouch().await?;
+    broker.vouch(&answering).await?;
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
     // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
