@@ -5,7 +5,7 @@ use super::client::Client;
 use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
 use super::supersede::{Known, Predecessor};
-use super::{Node, save, supersede};
+use super::{Node, stored, supersede};
 use crate::auth::jwt::Token;
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
@@ -130,7 +130,7 @@ async fn restore(
         supersede::refused();
         return Ok(None);
     }
-    let Some(mut saved) = save::complete(node, &old, stored).await? else {
+    let Some(mut saved) = stored::complete(node, &old, stored).await? else {
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
@@ -236,7 +236,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
         Err(SaveError::Unavailable(_) | SaveError::Conflict) => {
             if let Some(new) = client.saver.key() {
-                save::forget(node, new.clone());
+                stored::forget(node, new.clone());
             }
             outbox.close(Close::StoreUnavailable);
             client.withdraw();
@@ -245,7 +245,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         Ok(false) => {
             client.withdraw();
             if let Some(new) = client.saver.key() {
-                save::forget(node, new.clone());
+                stored::forget(node, new.clone());
             }
             return Resumed::Refused;
         }

@@ -3,7 +3,7 @@
 //! the store, the succession.
 
 use super::client::Client;
-use super::{Node, save};
+use super::{Node, stored};
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::critical::critical;
 use crate::metrics;
@@ -79,7 +79,7 @@ pub async fn end(node: &Node, old: &SessionKey, new: &SessionKey) -> Result<bool
 /// A session was told to leave for good: whoever has restored it meanwhile, and was never heard of, is closed, and nobody
 /// restores it any more.
 pub fn end_for_good(node: &Arc<Node>, key: SessionKey) {
-    let (node_, mut patience) = (node.clone(), save::Patience::new(node));
+    let (node_, mut patience) = (node.clone(), stored::Patience::new(node));
     let ending = async move {
         loop {
             let ended = match succession(&node_, &key).await {
@@ -105,14 +105,14 @@ pub fn end_for_good(node: &Arc<Node>, key: SessionKey) {
 /// What `key` names was restored, and its client was never heard of; the same session was restored once more.
 fn close_unproved(node: &Arc<Node>, key: SessionKey) {
     node.registry.supersede(&key);
-    let (node_, mut patience) = (node.clone(), save::Patience::new(node));
+    let (node_, mut patience) = (node.clone(), stored::Patience::new(node));
     let closing = async move {
         while write(&node_, &key, &Succession::over(), None).await.is_err() && patience.is_left().await {}
         if let Some(farewells) = &node_.farewells {
             farewells.goes_on(&key).await;
         }
         node_.hub.broker().announce_superseded(&key).await;
-        save::forget(&node_, key);
+        stored::forget(&node_, key);
     };
     node.tasks.spawn(critical("node.restores", closing));
 }
@@ -125,7 +125,7 @@ pub fn clear(node: &Arc<Node>, ended: Predecessor) {
         let announcing = async move { broker.announce_superseded(&key).await };
         node.tasks.spawn(critical("node.restores", announcing));
     }
-    save::forget(node, ended.key);
+    stored::forget(node, ended.key);
 }
 
 impl Client {
