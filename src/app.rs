@@ -17,9 +17,9 @@ use crate::log_limit::Summaries;
 use crate::node::{Deciders, DisconnectMode, FarewellConfig, Node, NodeConfig, PingPrecision, Registry};
 use crate::ops::files;
 use crate::ops::health::{Health, HealthConfig};
-use crate::ops::memory;
 use crate::ops::metrics_page;
 use crate::ops::shutdown::{Phases, Signals};
+use crate::ops::{machine, memory};
 use crate::rpc::{self, RpcConfig};
 use crate::secret::bare_url;
 use crate::session::SubscriptionLimits;
@@ -278,6 +278,10 @@ fn hub_config(config: &Config) -> HubConfig {
         linger: config.broker.stream_linger,
         head_check: config.broker.head_check_interval,
         broker_timeout: config.broker.timeout,
+        max_streams: match config.streams.max_streams {
+            0 => machine::streams(machine::memory()),
+            wanted => wanted,
+        },
     }
 }
 

@@ -293,6 +293,8 @@ options! {
         whisper: bool [Switch] = "false", "streams_whisper", Streams;
         /// Whispers that a client may send per second, twice as many at once after a pause; beyond it they are dropped. 0: no limit
         max_whisper_rate: u32 [RATE_OR_NONE] = "100", "max_whisper_rate", Streams;
+        /// Streams that may be open at a time on this node; who needs another one is told to try again (1013). 0: as many as half of the memory (of the machine or its control group) has room for, 16 KiB each
+        max_streams: usize [COUNT] = "0", "max_streams", Streams;
         /// Allow presence on signed streams
         presence: bool [Switch] = "true", "streams_presence", Streams;
         /// Name of the channel for streams; empty switches it off

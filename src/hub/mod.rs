@@ -46,6 +46,7 @@ pub use stream::{CursorId, Pump, Stream, Which};
 
 use crate::broker::{Broker, Overflow, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Message, StreamName};
 use queue::{Place, Queue};
@@ -70,6 +71,8 @@ pub struct HubConfig {
     pub head_check: Duration,
     /// How long history and opening wait for the store.
     pub broker_timeout: Duration,
+    /// Streams that may be open at a time; 0: no limit.
+    pub max_streams: usize,
 }
 
 /// Bytes of one stream's tail: beyond them the oldest are read from the log again when somebody asks.
@@ -139,6 +142,8 @@ pub struct Hub {
     commands: OnceLock<Arc<dyn Commands>>,
     status: OnceLock<watch::Receiver<Status>>,
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
+    /// Cells in the shards.
+    streams: AtomicUsize,
     queue: Queue,
     repairs: repair::Repairs,
     tasks: TaskTracker,
@@ -155,6 +160,7 @@ impl Hub {
             commands: OnceLock::new(),
             status: OnceLock::new(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            streams: AtomicUsize::new(0),
             queue: Queue::default(),
             repairs: repair::Repairs::default(),
             tasks: TaskTracker::new(),
@@ -223,9 +229,9 @@ impl Hub {
     }
 
     /// Opens a stream, or finds it open: from here on its feed runs and its head is known. Concurrent openers share one
-    /// opening. Waits for the store at most the broker timeout.
+    /// opening. Waits for the store at most the broker timeout; not at all where as many streams are open as may be.
     pub async fn open(self: &Arc<Self>, stream: &StreamName) -> Result<Open, Unavailable> {
-        let open = self.enter(stream);
+        let open = self.enter(stream)?;
         let opened = async {
             loop {
                 let notified = open.opened.notified();
@@ -243,9 +249,14 @@ impl Hub {
     }
 
     /// The stream's cell, made if it is not there; it stays as long as the answer is held.
-    fn enter(&self, stream: &StreamName) -> Open {
+    fn enter(&self, stream: &StreamName) -> Result<Open, Unavailable> {
         let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_full() && !shard.contains_key(stream) {
+            drop(shard);
+            return Err(self.refuse());
+        }
         let cell = shard.entry(stream.clone()).or_insert_with(|| {
+            self.streams.fetch_add(1, Ordering::Relaxed);
             metrics::STREAMS.add(1);
             let core = Stream::new(stream.clone(), self.status().logs, self.tail_bytes);
             Arc::new(Cell {
@@ -259,7 +270,24 @@ impl Hub {
             })
         });
         cell.users.fetch_add(1, Ordering::AcqRel);
-        Open(cell.clone())
+        Ok(Open(cell.clone()))
+    }
+
+    /// As many streams are open as may be; a few more where several are opened at the same moment.
+    fn is_full(&self) -> bool {
+        self.config.max_streams != 0 && self.open_streams() >= self.config.max_streams
+    }
+
+    fn refuse(&self) -> Unavailable {
+        metrics::STREAMS_REFUSED.inc();
+        let limit = self.config.max_streams;
+        limited!(
+            WARN,
+            StreamsFull,
+            limit,
+            "as many streams are open as may be: who needs another one is told to try again; see max_streams"
+        );
+        Unavailable(format!("{limit} streams are open, which is max_streams"))
     }
 
     /// Queues a comparison of a stream's head with what this node holds.
@@ -312,7 +340,7 @@ impl Hub {
 
     /// Streams open on this node.
     pub fn open_streams(&self) -> usize {
-        self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.streams.load(Ordering::Relaxed)
     }
 }
 

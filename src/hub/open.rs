@@ -221,6 +221,7 @@ pub(super) async fn close_idle(hub: Arc<Hub>) {
                     // Under the shard's lock, so that whoever opens the stream again does so after this.
                     hub.queue.remove(cell);
                     hub.broker().close(name);
+                    hub.streams.fetch_sub(1, Ordering::Relaxed);
                     crate::metrics::STREAMS.add(-1);
                 }
                 !over

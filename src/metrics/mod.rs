@@ -113,6 +113,7 @@ pub struct Sample {
 metrics! {
     Gauge CLIENTS = "clients_num", "authenticated sessions";
     Gauge STREAMS = "broadcast_streams_num", "streams open on this node";
+    Counter STREAMS_REFUSED = "refused_streams_total", "openings of a stream refused because max_streams were open";
     Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
     Gauge MEMORY_HISTORY = "memory_history_bytes", "bytes of memory that the history of the memory broker holds, overhead included";

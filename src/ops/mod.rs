@@ -3,6 +3,7 @@
 pub mod files;
 pub mod health;
 pub mod logging;
+pub mod machine;
 pub mod memory;
 pub mod metrics_page;
 pub mod panics;

@@ -4,6 +4,7 @@
 mod bursts;
 mod memory;
 mod sessions;
+mod streams;
 mod whispers;
 
 use crate::harness::carrick::Server;

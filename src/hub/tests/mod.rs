@@ -21,11 +21,16 @@ impl Commands for Nobody {
 }
 
 fn hub(store: &Arc<Store>) -> Arc<Hub> {
+    hub_of(store, 0)
+}
+
+fn hub_of(store: &Arc<Store>, max_streams: usize) -> Arc<Hub> {
     let hub = Hub::new(HubConfig {
         snapshot_budget: 1 << 20,
         linger: 3 * SECOND,
         head_check: 5 * SECOND,
         broker_timeout: BROKER_TIMEOUT,
+        max_streams,
     });
     hub.start(store.clone(), Arc::new(Nobody));
     hub
@@ -57,6 +62,24 @@ async fn row_05_every_opener_is_answered_in_time_however_many_there_are() {
 }
 
 /// Clients that give up while their streams are queued, and come back.
+#[tokio::test(start_paused = true)]
+async fn the_number_of_open_streams_is_limited_and_those_that_are_open_stay_so() {
+    let store = Store::new(true);
+    let hub = hub_of(&store, 3);
+    let names = streams(4);
+    let mut open = Vec::new();
+    for name in &names[..3] {
+        open.push(hub.open(name).await.expect("there is room"));
+    }
+    let refused = timeout(SECOND, hub.open(&names[3])).await.expect("nobody waits").err().expect("there is no room");
+    assert!(refused.0.contains("max_streams"), "{refused:?}");
+    let _another_follower = hub.open(&names[0]).await.expect("it is open already");
+    open.pop();
+    eventually("the one without a follower is closed", || hub.open_streams() == 2).await;
+    hub.open(&names[3]).await.expect("there is room again");
+    assert_eq!(hub.open_streams(), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn row_05_a_stream_whose_opener_gave_up_can_be_opened_later() {
     let store = Store::new(false);
@@ -126,7 +149,7 @@ async fn openings_do_not_starve_comparisons_and_come_first() {
     let store = Store::new(true);
     let hub = hub(&store);
     let names = streams(3 * queue::BATCH);
-    let cells: Vec<_> = names.iter().map(|name| hub.enter(name)).collect();
+    let cells: Vec<_> = names.iter().map(|name| hub.enter(name).expect("there is no limit")).collect();
     let (doubted, awaited) = cells.split_at(queue::BATCH);
     let line = Queue::default();
     doubted.iter().for_each(|cell| line.doubt(cell));

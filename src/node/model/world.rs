@@ -383,6 +383,7 @@ fn new_node(shape: Shape, log: &Arc<Mutex<Arc<MemoryBroker>>>, wires: &Arc<Wires
         linger: Duration::from_secs(3),
         head_check: Duration::from_secs(2),
         broker_timeout: Duration::from_secs(8),
+        max_streams: 0,
     });
     wires.hubs.lock().unwrap().push(HubFeed(hub.clone()));
     wires.queues.lock().unwrap().push(VecDeque::new());

@@ -294,6 +294,7 @@ impl Cluster {
                 linger: 3 * SECOND,
                 head_check: 2 * SECOND,
                 broker_timeout: 8 * SECOND,
+                max_streams: 0,
             });
             fan.0.lock().unwrap().push(HubFeed(hub.clone()));
             let registry = Registry::new(60 * SECOND);
