@@ -12,8 +12,8 @@ use room::Room;
 
 use super::policy::{LogState, Logs, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Overflow,
-    Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Over,
+    Overflow, Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::log_limit::limited;
 use crate::protocol::{Epoch, Message, Payload, Publication, StreamName};
@@ -323,8 +323,8 @@ impl Broker for MemoryBroker {
         lock(&self.sessions).save(key, body, revision, self.sessions_ttl * 2, self.sessions_budget)
     }
 
-    async fn announce_superseded(&self, key: &SessionKey) {
-        self.feed.superseded(key);
+    async fn announce_over(&self, key: &SessionKey, over: Over) {
+        self.feed.session_over(key, over);
     }
 
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {

@@ -330,6 +330,15 @@ pub struct RemoteDisconnect {
     pub reconnect: bool,
 }
 
+/// Why nobody goes on with a session under its sid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Over {
+    /// It goes on under another sid.
+    Replaced,
+    /// It was ended for good.
+    Ended,
+}
+
 /// What becomes of a message that is stored nowhere where a follower does not keep up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
@@ -353,8 +362,8 @@ pub trait Feed: Send + Sync + 'static {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect);
     /// Remote commands may have been missed and cannot be read again: authenticate sessions anew.
     fn commands_lost(&self);
-    /// Another connection has taken the place of the session with this key. A hint: it may be missed.
-    fn superseded(&self, _key: &SessionKey) {}
+    /// The session with this key is over. A hint: it may be missed.
+    fn session_over(&self, key: &SessionKey, over: Over);
 }
 
 #[async_trait]
@@ -446,8 +455,8 @@ pub trait Broker: Send + Sync + 'static {
     /// [`Self::save_session`].
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
 
-    /// Tells all nodes, this one included, through [`Feed::superseded`]; unstored.
-    async fn announce_superseded(&self, key: &SessionKey);
+    /// Tells all nodes, this one included, through [`Feed::session_over`]; unstored.
+    async fn announce_over(&self, key: &SessionKey, over: Over);
 
     /// Removes a saved session, or what belongs to one: with a `revision` only if it is the last one. False: it is not.
     /// Succeeds if there is none.

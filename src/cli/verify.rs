@@ -4,7 +4,7 @@ use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
-use crate::client::check::{Check, Credentials, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
+use crate::client::check::{Check, Conductor, Credentials, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -343,13 +343,15 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
     check.begin();
     let end = Instant::now() + plan.duration;
     let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
+    // Once for all turns, however short they are.
+    let (waves, jump) = (waves(check.conductor(), &plan), jump(check.conductor(), &plan));
+    tokio::pin!(interrupted, waves, jump);
     loop {
         let pause = Instant::now() + plan.turn;
         tokio::select! {
             () = tokio::time::sleep_until(end.min(pause)) => {}
-            () = waves(&check, &plan) => {}
-            () = jump(&check, &plan) => {}
+            () = &mut waves => {}
+            () = &mut jump => {}
             _ = &mut interrupted => {
                 eprintln!("carrick verify: interrupted, waiting for the last messages");
                 break;
@@ -371,22 +373,22 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
 }
 
 /// Drops all clients again and again, if that is the pattern; never ends.
-async fn waves(check: &Check, plan: &Plan) {
+async fn waves(clients: Conductor, plan: &Plan) {
     if plan.habits.drops != Drops::AllAtOnce {
         return std::future::pending().await;
     }
     let mut dice = Dice::new(plan.roster.seed);
     loop {
         tokio::time::sleep(dice.within(&plan.habits.stay)).await;
-        check.drop_all();
+        clients.drop_all();
         tokio::time::sleep(plan.habits.away.end).await;
     }
 }
 
 /// Makes clocks jump, if that is wanted; never ends.
-async fn jump(check: &Check, plan: &Plan) {
+async fn jump(clients: Conductor, plan: &Plan) {
     tokio::time::sleep((plan.duration / 3).min(LATEST_JUMP)).await;
-    check.jump_clocks(plan.clock_jump);
+    clients.jump_clocks(plan.clock_jump);
     std::future::pending().await
 }
 

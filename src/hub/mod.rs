@@ -44,7 +44,7 @@ pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream, Which};
 
-use crate::broker::{Broker, Overflow, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
+use crate::broker::{Broker, Over, Overflow, RemoteDisconnect, SessionKey, Status, Table, Unavailable};
 use crate::critical::{critical, end_process};
 use crate::log_limit::limited;
 use crate::metrics;
@@ -129,8 +129,8 @@ impl Drop for Open {
 pub trait Commands: Send + Sync + 'static {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect);
     fn commands_lost(&self);
-    /// Another connection has taken the place of this session.
-    fn superseded(&self, _key: &SessionKey) {}
+    /// This session is over.
+    fn session_over(&self, key: &SessionKey, over: Over);
 }
 
 const SHARDS: usize = 64;
@@ -386,9 +386,9 @@ impl crate::broker::Feed for HubFeed {
         }
     }
 
-    fn superseded(&self, key: &SessionKey) {
+    fn session_over(&self, key: &SessionKey, over: Over) {
         if let Some(commands) = self.0.commands.get() {
-            commands.superseded(key);
+            commands.session_over(key, over);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Deliberate bugs, to prove that the property tests and the checker find them. In a normal build every answer is
-//! `false` at compile time; `--cfg carrick_sabotage="…"` builds a broken server, and unit tests switch them per thread.
+//! `false` at compile time; a server built with `--cfg carrick_sabotage` is broken by an environment variable, and unit
+//! tests switch safeguards per thread.
 
 /// A safeguard that can be taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,16 +13,26 @@ pub enum Safeguard {
     SharedCursor,
     /// A message that was had before is dropped.
     Dedup,
+    /// A client that came back is excluded under the ids that it had before, too.
+    EarlierSids,
 }
 
-#[cfg(not(test))]
-pub const fn off(safeguard: Safeguard) -> bool {
-    match safeguard {
-        Safeguard::Barrier => cfg!(carrick_sabotage = "barrier_off"),
-        Safeguard::GapCheck => cfg!(carrick_sabotage = "gap_check_off"),
-        Safeguard::SharedCursor => cfg!(carrick_sabotage = "shared_cursor_off"),
-        Safeguard::Dedup => cfg!(carrick_sabotage = "dedup_off"),
-    }
+#[cfg(not(any(test, carrick_sabotage)))]
+pub const fn off(_: Safeguard) -> bool {
+    false
+}
+
+/// `CARRICK_SABOTAGE` names the one that is out.
+#[cfg(all(not(test), carrick_sabotage))]
+pub fn off(safeguard: Safeguard) -> bool {
+    static OFF: std::sync::OnceLock<Option<Safeguard>> = std::sync::OnceLock::new();
+    let named = || match std::env::var("CARRICK_SABOTAGE").as_deref() {
+        Ok("barrier_off") => Some(Safeguard::Barrier),
+        Ok("gap_check_off") => Some(Safeguard::GapCheck),
+        Ok("earlier_sids_off") => Some(Safeguard::EarlierSids),
+        _ => None,
+    };
+    *OFF.get_or_init(named) == Some(safeguard)
 }
 
 #[cfg(test)]

@@ -70,26 +70,16 @@ fn verified(jwt: &Jwt, hello: &Hello) -> Option<Result<Claims, TokenFault>> {
     Some(jwt.verify(token.expose(), unix_ms() / 1_000))
 }
 
-/// What becomes of a saved session that somebody wants to go on with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    GoesOn,
-    /// Its token has expired: it is over.
-    Expired,
-    /// It is not theirs.
-    Another,
-}
-
 /// Whether a saved session may go on, and until when: not after its token has expired, and not for somebody who proves
 /// to be another one. A fresh token for the same one gives the session its own life.
-pub fn may_go_on(node: &Node, hello: &Hello, saved: &mut SavedSession) -> Verdict {
-    let Some(jwt) = &node.jwt else { return Verdict::GoesOn };
+pub fn may_go_on(node: &Node, hello: &Hello, saved: &mut SavedSession) -> bool {
+    let Some(jwt) = &node.jwt else { return true };
     match verified(jwt, hello) {
-        Some(Ok(claims)) if claims.ext != saved.identifiers() => return Verdict::Another,
+        Some(Ok(claims)) if claims.ext != saved.identifiers() => return false,
         Some(Ok(claims)) => saved.set_exp(claims.exp),
         Some(Err(_)) | None => {}
     }
-    if jwt.may_restore(saved.exp(), unix_ms() / 1_000) { Verdict::GoesOn } else { Verdict::Expired }
+    jwt.may_restore(saved.exp(), unix_ms() / 1_000)
 }
 
 async fn by_application(node: &Node, hello: &Hello, sid: &Sid, outbox: &Outbox) -> Result<Admitted, Close> {

@@ -86,8 +86,7 @@ impl Client {
             }
         }
         if disconnect {
-            // It has ended the session, not the connection alone.
-            self.handle.revoke(Close::CommandFailed);
+            self.end_session();
         }
         Ok(())
     }
@@ -105,8 +104,7 @@ impl Client {
         }
         self.transmit(&transmissions);
         if disconnect {
-            // It has ended the session, not the connection alone.
-            self.handle.revoke(Close::CommandFailed);
+            self.end_session();
         }
     }
 
@@ -147,8 +145,7 @@ impl Client {
         }
         self.keep_presence(text, effects.presence);
         if disconnect {
-            // It has ended the session, not the connection alone.
-            self.handle.revoke(Close::CommandFailed);
+            self.end_session();
         }
         Ok(())
     }
@@ -158,6 +155,11 @@ impl Client {
         for transmission in transmissions {
             self.outbox().push(self.receiver.encoding().text(transmission));
         }
+    }
+
+    /// The application has ended the session, not the connection alone.
+    fn end_session(&self) {
+        self.handle.revoke(Close::CommandFailed);
     }
 
     fn keep_presence(&self, identifier: &str, change: Option<PresenceChange>) {

@@ -1,6 +1,6 @@
 //! Letting a client in: resuming its session, or authenticating it.
 
-use super::admit::{Admitted, Verdict, admit, may_go_on};
+use super::admit::{Admitted, admit, may_go_on};
 use super::client::Client;
 use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
@@ -8,6 +8,7 @@ use super::supersede::{Known, Predecessor};
 use super::{Node, stored, supersede};
 use crate::auth::jwt::Token;
 use crate::broker::{SaveError, SessionKey, Unavailable};
+use crate::critical::critical;
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
 use crate::metrics;
 use crate::protocol::{Close, Position, Sid, StreamName, Subprotocol, random_text, reply};
@@ -67,14 +68,6 @@ struct Restored {
     known: Known,
 }
 
-/// How going on with a session ended.
-enum Resumed {
-    Client(Arc<Client>),
-    Closed,
-    /// Somebody else goes on with it.
-    Refused,
-}
-
 /// Lets a client in and queues its `welcome`, or closes it. `None`: it was closed.
 pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
     let sid = Sid::from(random_text(SID_LENGTH));
@@ -94,20 +87,14 @@ pub async fn connect(node: &Arc<Node>, hello: &Hello, outbox: &Arc<Outbox>) -> O
     };
     let Some(restored) = restored else { return authenticate(node, hello, &sid, outbox).await };
     let before = restored.before.key.clone();
-    match resume(node, hello, restored, outbox).await {
-        Resumed::Client(client) => {
-            if let Some(farewells) = &node.farewells {
-                farewells.restored(&before, &client).await;
-            }
-            Some(client)
-        }
-        Resumed::Closed => None,
-        Resumed::Refused => {
-            supersede::refused();
-            // What may be stored under the other one is being deleted.
-            authenticate(node, hello, &random_text(SID_LENGTH).into(), outbox).await
-        }
+    let client = resume(node, hello, restored, outbox).await?;
+    if let Some(farewells) = &node.farewells {
+        farewells.restored(&client);
+        // Nothing is waited for once `welcome` is queued: what comes from the client then is its first sign.
+        let farewells = farewells.clone();
+        node.tasks.spawn(critical("node.restores", async move { farewells.goes_on(&before).await }));
     }
+    Some(client)
 }
 
 async fn restore(
@@ -120,7 +107,7 @@ async fn restore(
     let broker = node.hub.broker();
     let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
     let answering = broker.answering().await?;
-    let (stored, known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
+    let (stored, mut known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
     let Some(stored) = stored else {
         broker.vouch(&answering).await?;
         metrics::SESSIONS_NOT_RESTORED.inc();
@@ -135,29 +122,29 @@ async fn restore(
         return Ok(None);
     };
     let before = Predecessor { key: old.clone(), open: saved.was_open() };
-    match may_go_on(node, hello, &mut saved) {
-        Verdict::GoesOn => {}
-        Verdict::Expired => {
-            metrics::SESSIONS_NOT_RESTORED.inc();
-            supersede::clear(node, before);
-            return Ok(None);
-        }
-        Verdict::Another => {
-            metrics::SESSIONS_NOT_RESTORED.inc();
-            return Ok(None);
-        }
+    // Nothing changes where it may not: its connection may still be there, and outlives its token; and the client may come
+    // again with a fresh one.
+    if !may_go_on(node, hello, &mut saved) {
+        metrics::SESSIONS_NOT_RESTORED.inc();
+        return Ok(None);
     }
     // Who knows this sid has received the welcome that named it: the session before it is over.
     if let Some(earlier) = saved.take_unproved().map(SessionKey) {
         match supersede::end(node, &earlier, &old).await {
-            Ok(true) => supersede::clear(node, Predecessor { key: earlier, open: true }),
-            Ok(false) => {
+            Ok(None) => supersede::clear(node, Predecessor { key: earlier, open: true }),
+            Ok(Some(_)) => {
                 supersede::refused();
                 return Ok(None);
             }
             Err(SaveError::Unavailable(error)) => return Err(error),
             // It lives on a while, no more.
             Err(SaveError::Full(_) | SaveError::TooLarge | SaveError::Conflict) => {}
+        }
+        // It may have been noted there that its client was heard of.
+        known = supersede::succession(node, &old).await?;
+        if !known.succession.may_restore() {
+            supersede::refused();
+            return Ok(None);
         }
     }
     // Registered before the mark is read: a disconnect that comes in between is either seen in it or heard.
@@ -181,11 +168,19 @@ async fn restore(
 
 /// Goes on with a session: streams open, state committed under the new sid, `welcome` queued, and only then followed —
 /// stored messages wait for the client's history commands.
-async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Resumed {
+/// `None`: it was closed, and nothing of it stays.
+async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
     let Restored { session, proofs, registration, before, known } = restored;
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
     let client = Client::new(node, hello, session, proofs, receiver, registration);
+    let turn_away = || {
+        outbox.close(Close::StoreUnavailable);
+        client.withdraw();
+    };
+    // It has gone, and may be back already, on another connection: that one must not be taken for the older one. Or it may
+    // have been disconnected remotely, and would wait for its welcome until its turn to authenticate anew comes.
+    let is_over = || outbox.is_over() || client.handle.suspended_since().is_some();
     let followed: Vec<_> = {
         let state = client.state();
         let subscriptions = state.session.subscriptions();
@@ -199,9 +194,8 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         match opened {
             Ok(cell) => open.insert(stream, cell),
             Err(_) => {
-                outbox.close(Close::StoreUnavailable);
-                client.withdraw();
-                return Resumed::Closed;
+                turn_away();
+                return None;
             }
         };
     }
@@ -210,46 +204,32 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         core.position(core.complete_to())
     };
     let from: HashMap<&StreamName, Position> = open.iter().map(|(name, cell)| (name, position(cell))).collect();
-    if client.handle.suspended_since().is_some() {
-        // It would wait for its welcome until its turn to authenticate anew comes.
-        outbox.close(Close::StoreUnavailable);
-        client.withdraw();
-        return Resumed::Closed;
-    }
-    if outbox.is_over() {
-        // It may be back already, on another connection: that one must not be taken for the older one.
-        client.withdraw();
-        return Resumed::Closed;
+    if is_over() {
+        turn_away();
+        return None;
     }
     // If the commit fails the new sid cannot be resumed; the old one still can, also after the client has spoken.
-    let claiming = async {
-        match client.saver.key() {
-            Some(new) => supersede::claim(node, &before.key, new, known).await,
-            None => Ok(true),
-        }
-    };
-    let (claimed, _) = tokio::join!(claiming, client.commit());
+    let new = SessionKey::of(sid.expose());
+    let (claimed, _) = tokio::join!(supersede::claim(node, &before.key, &new, known), client.commit());
     match claimed {
-        Ok(true) => *client.predecessor() = Some(Box::new(before)),
-        // There is no room to note it: nobody's place is taken, and what was saved before can still be resumed.
-        Err(SaveError::Full(_) | SaveError::TooLarge) => *client.predecessor() = Some(Box::new(before)),
-        // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
-        Err(SaveError::Unavailable(_) | SaveError::Conflict) => {
-            if let Some(new) = client.saver.key() {
-                stored::forget(node, new.clone());
-            }
-            outbox.close(Close::StoreUnavailable);
-            client.withdraw();
-            return Resumed::Closed;
+        // Both take their time.
+        Ok(claim) if is_over() => {
+            claim.give_back(node);
+            stored::forget(node, new);
+            turn_away();
+            return None;
         }
-        Ok(false) => {
-            client.withdraw();
-            if let Some(new) = client.saver.key() {
-                stored::forget(node, new.clone());
-            }
-            return Resumed::Refused;
+        Ok(claim) => claim.keep(node),
+        // There is no room to note it: nobody's place is taken, and what was saved before can still be resumed.
+        Err(SaveError::Full(_) | SaveError::TooLarge) if !is_over() => {}
+        // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
+        Err(_) => {
+            stored::forget(node, new);
+            turn_away();
+            return None;
         }
     }
+    *client.predecessor() = Some(Box::new(before));
     {
         let state = client.state();
         let ids = state.session.identifiers_of_subscriptions();
@@ -260,7 +240,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     }
     client.receiver.set_welcomed();
     metrics::SESSIONS_RESTORED.inc();
-    Resumed::Client(client)
+    Some(client)
 }
 
 async fn authenticate(node: &Arc<Node>, hello: &Hello, sid: &Sid, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {

@@ -1,7 +1,7 @@
 //! Remote disconnects: every session of some identifiers, on this node, is closed and cannot be resumed.
 
 use super::save::unix_ms;
-use crate::broker::{RemoteDisconnect, SessionKey};
+use crate::broker::{Over, RemoteDisconnect, SessionKey};
 use crate::critical::critical;
 use crate::hub::{self, Outbox};
 use crate::metrics;
@@ -70,9 +70,22 @@ impl Handle {
     }
 
     /// Closes the client because another connection has gone on with its session.
-    pub fn supersede(&self) {
+    fn supersede(&self) {
         metrics::SESSIONS_SUPERSEDED.add(u64::from(!self.superseded.swap(true, Ordering::AcqRel)));
         self.outbox.close(Close::Superseded);
+    }
+
+    /// Closes the client because its session is over.
+    pub fn over(&self, over: Over) {
+        match over {
+            Over::Replaced => self.supersede(),
+            Over::Ended => self.revoke(Close::Ended),
+        }
+    }
+
+    /// Something is saved of it, or was.
+    pub fn has_session(&self) -> bool {
+        self.key.is_some()
     }
 
     /// Since when remote disconnects may have been missed, Unix milliseconds.
@@ -215,10 +228,10 @@ impl Registry {
         recent.commands.push_back(command.clone());
     }
 
-    /// Another connection has gone on with this session. False: its own is not here.
-    pub fn supersede(&self, key: &SessionKey) -> bool {
+    /// Closes the connection of a session that is over. False: it is not here.
+    pub fn over(&self, key: &SessionKey, over: Over) -> bool {
         let found = self.resumable().get(&key.short()).cloned();
-        found.inspect(|handle| handle.supersede()).is_some()
+        found.inspect(|handle| handle.over(over)).is_some()
     }
 
     /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
@@ -258,8 +271,8 @@ impl hub::Commands for Registry {
         }
     }
 
-    fn superseded(&self, key: &SessionKey) {
-        self.supersede(key);
+    fn session_over(&self, key: &SessionKey, over: Over) {
+        self.over(key, over);
     }
 
     /// Everybody authenticates anew, but not at the same time: the application that lets them in would not bear it. Who is

@@ -155,8 +155,7 @@ impl Farewells {
             return;
         }
         let (sid, call) = about(client);
-        // Only what can be restored is waited for.
-        if self.config.grace.is_zero() || !client.handle.is_resumable() {
+        if self.config.grace.is_zero() || !client.handle.has_session() {
             self.push(Notice { kind: Kind::Left, sid, call });
             return;
         }
@@ -164,6 +163,11 @@ impl Farewells {
             book.add(&sid, call.clone());
         }
         let notice = Notice { kind: Kind::LeftUnlessRestored, sid, call };
+        // Only what can be restored is waited for. What was restored before it was ended is told of under its later sid.
+        if !client.handle.is_resumable() {
+            self.push(notice);
+            return;
+        }
         let mut queue = self.queue();
         if queue.waiting.len() >= self.config.backlog {
             let dropped = queue.waiting.pop_front();
@@ -175,16 +179,16 @@ impl Farewells {
         self.changed.notify_one();
     }
 
-    /// A session goes on under a new sid. Returns when every node can see it, or after a bounded wait.
-    pub async fn restored(&self, old: &SessionKey, client: &Client) {
+    /// A session goes on under a new sid.
+    pub fn restored(&self, client: &Client) {
         if self.config.tell_restores && !self.knows_no_restores.load(Ordering::Relaxed) {
             let (sid, call) = about(client);
             self.push(Notice { kind: Kind::Restored, sid, call });
         }
-        self.goes_on(old).await;
     }
 
-    /// A session whose connection has left, or will leave, goes on under another sid.
+    /// A session whose connection has left, or will leave, goes on under another sid. Returns when every node can see it,
+    /// or after a bounded wait.
     pub async fn goes_on(&self, session: &SessionKey) {
         if self.config.grace.is_zero() {
             return;

@@ -90,11 +90,20 @@ pub fn forget(node: &Arc<Node>, key: SessionKey) {
 
 /// The same. `parts`: those that may be there although the head does not name them. Resolves when nothing is left, or what
 /// is left has expired; goes on if nobody waits for it.
-pub fn forget_with(node: &Arc<Node>, key: SessionKey, mut parts: Vec<u64>) -> JoinHandle<()> {
-    let (broker, mut patience) = (node.hub.broker().clone(), Patience::new(node));
-    let deleting =
-        async move { while delete(&*broker, &key, &mut parts).await.is_err() && patience.is_left().await {} };
+pub fn forget_with(node: &Arc<Node>, key: SessionKey, parts: Vec<u64>) -> JoinHandle<()> {
+    let node_ = node.clone();
+    let deleting = async move { delete_patiently(&node_, &key, parts).await };
     node.tasks.spawn(critical("node.deletions", deleting))
+}
+
+/// The same as [`forget`], for who waits until it is done.
+pub async fn forgotten(node: &Node, key: &SessionKey) {
+    delete_patiently(node, key, Vec::new()).await;
+}
+
+async fn delete_patiently(node: &Node, key: &SessionKey, mut parts: Vec<u64>) {
+    let (broker, mut patience) = (node.hub.broker(), Patience::new(node));
+    while delete(&**broker, key, &mut parts).await.is_err() && patience.is_left().await {}
 }
 
 /// The head first: what it names is nothing without it. `parts`: those that are left to be deleted.

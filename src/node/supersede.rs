@@ -1,10 +1,10 @@
 //! A restored session takes the place of the one that it was restored from. Until its client has spoken nobody knows that
 //! it heard of its new sid: so long the old one stays, and may be restored again. What happened is decided in one entry of
-//! the store, the succession.
+//! the store beside each session, its succession.
 
 use super::client::Client;
 use super::{Node, stored};
-use crate::broker::{SaveError, SessionKey, Unavailable};
+use crate::broker::{Over, SaveError, SessionKey, Unavailable};
 use crate::critical::critical;
 use crate::metrics;
 use crate::session::Succession;
@@ -38,38 +38,88 @@ pub async fn succession(node: &Node, session: &SessionKey) -> Result<Known, Unav
     })
 }
 
-async fn write(node: &Node, session: &SessionKey, next: &Succession, revision: Option<u64>) -> Result<(), SaveError> {
+/// Writes what became of a session, unless somebody else has written it since `revision`. Answers with the new one.
+async fn write(node: &Node, session: &SessionKey, next: &Succession, revision: u64) -> Result<u64, SaveError> {
     let body = Bytes::from(next.encode());
-    node.hub.broker().save_beside(&place(session), body, revision).await.map(drop)
+    node.hub.broker().save_beside(&place(session), body, Some(revision)).await
 }
 
-/// Takes the place of whoever restored `old` before. False: `old` is over, or was restored too often. `known`: what was
-/// known of it when the client came; who claimed it since then came later, or has given up by now, and that it was this
-/// client cannot be told, so that this is a conflict.
-pub async fn claim(node: &Arc<Node>, old: &SessionKey, new: &SessionKey, known: Known) -> Result<bool, SaveError> {
-    let succession = &known.succession;
-    if !succession.may_restore() {
-        return Ok(false);
-    }
-    write(node, old, &succession.restored(&new.0), Some(known.revision)).await?;
-    if let Some(unproved) = succession.by() {
-        close_unproved(node, SessionKey(unproved.to_owned()));
-    }
-    Ok(true)
+/// A restore that is noted. Nobody has been closed for it yet.
+pub struct Claim {
+    old: SessionKey,
+    before: Succession,
+    revision: u64,
 }
 
-/// Ends `old` because the client of `new`, which was restored from it, has spoken. False: another restore has taken the
-/// place of `new`.
-pub async fn end(node: &Node, old: &SessionKey, new: &SessionKey) -> Result<bool, SaveError> {
-    loop {
-        let known = succession(node, old).await?;
-        match known.succession.by() {
-            Some(by) if by != new.0 => return Ok(false),
-            _ if known.succession.is_over() => return Ok(true),
-            _ => {}
+/// Takes the place of whoever restored `old` before. `known`: what was known of it when the client came, when it might be
+/// restored; who claimed it since then came later, or has given up by now, and that it was this client cannot be told, so
+/// that this is a conflict.
+pub async fn claim(node: &Node, old: &SessionKey, new: &SessionKey, known: Known) -> Result<Claim, SaveError> {
+    let Known { succession: before, revision } = known;
+    let revision = write(node, old, &before.restored(&new.0), revision).await?;
+    Ok(Claim { old: old.clone(), before, revision })
+}
+
+impl Claim {
+    /// The client is let in: whoever restored the session before, and was never heard of, is closed.
+    pub fn keep(self, node: &Arc<Node>) {
+        if let Some(unproved) = self.before.by() {
+            close_soon(node, SessionKey(unproved.to_owned()));
         }
-        match write(node, old, &known.succession.restored(&new.0).ended(), Some(known.revision)).await {
-            Ok(()) => return Ok(true),
+    }
+
+    /// The client has gone meanwhile: its restore does not count, and takes nobody's place.
+    pub fn give_back(self, node: &Arc<Node>) {
+        let node_ = node.clone();
+        let giving = async move {
+            // Who has claimed it since stays. Where the store does not answer it counts: one of five is lost.
+            if let Err(error) = write(&node_, &self.old, &self.before, self.revision).await {
+                tracing::debug!(context = "node", %error, "a restore counts although its client has gone");
+            }
+        };
+        node.tasks.spawn(critical("node.restores", giving));
+    }
+}
+
+/// Ends `old` because the client of `new`, which was restored from it, has spoken. Some: it came too late, `new` is over
+/// itself.
+pub async fn end(node: &Arc<Node>, old: &SessionKey, new: &SessionKey) -> Result<Option<Over>, SaveError> {
+    loop {
+        let Known { succession, revision } = succession(node, old).await?;
+        let other = succession.by().filter(|by| *by != new.0).map(|by| SessionKey(by.to_owned()));
+        match succession.over() {
+            None => {}
+            Some(Over::Replaced) if succession.by().is_some() && other.is_none() => return Ok(None),
+            over => return Ok(over),
+        }
+        // Another restore took the place of `new`, in silence. Who is heard of first stays, unless it is closed already.
+        if other.is_some()
+            && let Some(over) = insist(node, new).await?
+        {
+            return Ok(Some(over));
+        }
+        match write(node, old, &succession.replaced(&new.0), revision).await {
+            Ok(_) => {
+                if let Some(other) = other {
+                    close_soon(node, other);
+                }
+                return Ok(None);
+            }
+            Err(SaveError::Conflict) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Notes in a session's own entry that its client has spoken, where whoever closes it looks first. Some: it is closed.
+async fn insist(node: &Node, session: &SessionKey) -> Result<Option<Over>, SaveError> {
+    loop {
+        let Known { succession, revision } = succession(node, session).await?;
+        if succession.over().is_some() || succession.has_spoken() {
+            return Ok(succession.over());
+        }
+        match write(node, session, &succession.spoken(), revision).await {
+            Ok(_) => return Ok(None),
             Err(SaveError::Conflict) => {}
             Err(error) => return Err(error),
         }
@@ -77,55 +127,106 @@ pub async fn end(node: &Node, old: &SessionKey, new: &SessionKey) -> Result<bool
 }
 
 /// A session was told to leave for good: whoever has restored it meanwhile, and was never heard of, is closed, and nobody
-/// restores it any more.
+/// restores it any more. What is saved of it is deleted by the caller.
 pub fn end_for_good(node: &Arc<Node>, key: SessionKey) {
-    let (node_, mut patience) = (node.clone(), stored::Patience::new(node));
+    let node_ = node.clone();
     let ending = async move {
-        loop {
-            let ended = match succession(&node_, &key).await {
-                Ok(known) if known.succession.is_over() => return,
-                Ok(known) => {
-                    let written = write(&node_, &key, &Succession::over(), Some(known.revision)).await;
-                    written.map(|()| known.succession.by().map(|by| SessionKey(by.to_owned())))
-                }
-                Err(error) => Err(error.into()),
-            };
-            match ended {
-                Ok(Some(unproved)) => return close_unproved(&node_, unproved),
-                Ok(None) => return,
-                Err(SaveError::Conflict) => {}
-                Err(_) if patience.is_left().await => {}
-                Err(_) => return,
-            }
+        let Some(noted) = note_over(&node_, &key, Over::Ended).await else { return };
+        if let Some(by) = noted.by {
+            close(&node_, by, Over::Ended).await;
+        }
+        if !noted.stored {
+            note_in_its_room(&node_, &key, Over::Ended).await;
         }
     };
     node.tasks.spawn(critical("node.restores", ending));
 }
 
-/// What `key` names was restored, and its client was never heard of; the same session was restored once more.
-fn close_unproved(node: &Arc<Node>, key: SessionKey) {
-    node.registry.supersede(&key);
-    let (node_, mut patience) = (node.clone(), stored::Patience::new(node));
-    let closing = async move {
-        while write(&node_, &key, &Succession::over(), None).await.is_err() && patience.is_left().await {}
-        if let Some(farewells) = &node_.farewells {
-            farewells.goes_on(&key).await;
-        }
-        node_.hub.broker().announce_superseded(&key).await;
-        stored::forget(&node_, key);
-    };
+/// What `key` names was restored, and its client was never heard of; another one has taken its place.
+fn close_soon(node: &Arc<Node>, key: SessionKey) {
+    let node_ = node.clone();
+    let closing = async move { close(&node_, key, Over::Replaced).await };
     node.tasks.spawn(critical("node.restores", closing));
 }
 
-/// Nothing of an ended session stays, neither what is saved of it nor a connection that may still be there.
-pub fn clear(node: &Arc<Node>, ended: Predecessor) {
-    let here = node.registry.supersede(&ended.key);
-    if ended.open && !here {
-        let (broker, key) = (node.hub.broker().clone(), ended.key.clone());
-        let announcing = async move { broker.announce_superseded(&key).await };
+/// Closes a session whose client was never heard of, and what was restored from that: nothing stays of them, on any node.
+async fn close(node: &Arc<Node>, mut key: SessionKey, over: Over) {
+    let mut not_stored = Vec::new();
+    while let Some(noted) = note_over(node, &key, over).await {
+        node.registry.over(&key, noted.over);
+        if noted.over == Over::Replaced
+            && let Some(farewells) = &node.farewells
+        {
+            farewells.goes_on(&key).await;
+        }
+        node.hub.broker().announce_over(&key, noted.over).await;
+        stored::forget(node, key.clone());
+        let next = noted.by;
+        if !noted.stored {
+            not_stored.push(key);
+        }
+        match next {
+            Some(by) => key = by,
+            None => break,
+        }
+    }
+    for key in not_stored {
+        note_in_its_room(node, &key, over).await;
+    }
+}
+
+/// How it was noted that a session is over.
+struct Noted {
+    /// Why, as it was noted first.
+    over: Over,
+    /// Who has restored it in silence, and has to go, too.
+    by: Option<SessionKey>,
+    /// False: the store has no room for it, or has not answered for so long that the session has expired.
+    stored: bool,
+}
+
+/// Notes that a session is over. `None`: its client has spoken, and finds out itself whose place is whose.
+async fn note_over(node: &Node, key: &SessionKey, over: Over) -> Option<Noted> {
+    let mut patience = stored::Patience::new(node);
+    loop {
+        if let Ok(Known { succession, revision }) = succession(node, key).await {
+            if let Some(over) = succession.over() {
+                return Some(Noted { over, by: None, stored: true });
+            }
+            if over == Over::Replaced && succession.has_spoken() {
+                return None;
+            }
+            let by = succession.by().map(|by| SessionKey(by.to_owned()));
+            match write(node, key, &Succession::closed(over), revision).await {
+                Ok(_) => return Some(Noted { over, by, stored: true }),
+                Err(SaveError::Conflict) => continue,
+                // It would be in vain until something is deleted, and nothing that follows depends on it.
+                Err(SaveError::Full(_) | SaveError::TooLarge) => return Some(Noted { over, by, stored: false }),
+                Err(SaveError::Unavailable(_)) => {}
+            }
+        }
+        if !patience.is_left().await {
+            return Some(Noted { over, by: None, stored: false });
+        }
+    }
+}
+
+/// What is deleted of a session makes room to note that it is over.
+async fn note_in_its_room(node: &Node, key: &SessionKey, over: Over) {
+    stored::forgotten(node, key).await;
+    note_over(node, key, over).await;
+}
+
+/// Nothing of a session stays that goes on under another sid, neither what is saved of it nor a connection that may still
+/// be there.
+pub fn clear(node: &Arc<Node>, replaced: Predecessor) {
+    let here = node.registry.over(&replaced.key, Over::Replaced);
+    if replaced.open && !here {
+        let (broker, key) = (node.hub.broker().clone(), replaced.key.clone());
+        let announcing = async move { broker.announce_over(&key, Over::Replaced).await };
         node.tasks.spawn(critical("node.restores", announcing));
     }
-    stored::forget(node, ended.key);
+    stored::forget(node, replaced.key);
 }
 
 impl Client {
@@ -139,22 +240,28 @@ impl Client {
         let before = self.predecessor().clone();
         // As long as the new one is not stored the old one is the only one that can be resumed.
         let (Some(before), Some(key), true) = (before, self.saver.key(), self.saver.is_stored()) else { return };
-        match end(&self.node, &before.key, key).await {
-            Ok(true) => {
+        let mut ended = end(&self.node, &before.key, key).await;
+        if matches!(ended, Err(SaveError::Full(_) | SaveError::TooLarge)) {
+            // What nobody needs any more makes room.
+            stored::forgotten(&self.node, &before.key).await;
+            ended = end(&self.node, &before.key, key).await;
+        }
+        match ended {
+            Ok(None) => {
                 *self.predecessor() = None;
                 self.state().session.unproved = None;
                 clear(&self.node, *before);
             }
-            Ok(false) => self.handle.supersede(),
+            Ok(Some(over)) => self.handle.over(over),
             // Its next frame tries again.
             Err(error) => tracing::debug!(context = "node", %error, "the session before is not over yet"),
         }
     }
 }
 
-/// Another node may have gone on with this session meanwhile.
-pub async fn is_over(node: &Node, session: &SessionKey) -> Result<bool, Unavailable> {
-    Ok(succession(node, session).await?.succession.is_over())
+/// Another node may have gone on with this session meanwhile, or ended it.
+pub async fn over(node: &Node, session: &SessionKey) -> Result<Option<Over>, Unavailable> {
+    Ok(succession(node, session).await?.succession.over())
 }
 
 /// A restore that is not granted.

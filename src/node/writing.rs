@@ -236,8 +236,8 @@ impl Client {
             self.saver.stored().revision = entry.revision;
             return Ok(());
         }
-        if supersede::is_over(&self.node, key).await.map_err(SaveError::from)? {
-            self.handle.supersede();
+        if let Some(over) = supersede::over(&self.node, key).await.map_err(SaveError::from)? {
+            self.handle.over(over);
             return Err(NotSaved::Revoked);
         }
         // Its parts are of no use any more.

@@ -27,6 +27,8 @@ pub enum Close {
     TooSlow,
     /// Another connection has gone on with its session.
     Superseded,
+    /// Its session was ended together with the one that it was restored from.
+    Ended,
     /// A client message over the size limit.
     TooBig,
     /// The client broke the rules of WebSocket.
@@ -53,6 +55,7 @@ impl Close {
             | Self::Handover
             | Self::StoreUnavailable
             | Self::Superseded
+            | Self::Ended
             | Self::TooBig
             | Self::ProtocolError
             | Self::InvalidText
@@ -72,6 +75,7 @@ impl Close {
             Self::NoPong => (1000, "No Pong"),
             Self::TooSlow => (1000, ""),
             Self::Superseded => (1000, "Session resumed elsewhere"),
+            Self::Ended => (1000, "Session ended"),
             Self::TooBig => (1009, ""),
             Self::ProtocolError => (1002, "Protocol error"),
             Self::InvalidText => (1007, "Invalid text"),

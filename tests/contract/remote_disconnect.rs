@@ -15,6 +15,18 @@ on_every_backend!(
     base_clients_are_closed_too,
 );
 
+with_own_server_on_every_backend!(each_command_counts_once);
+
+async fn each_command_counts_once(backend: Backend) {
+    let server = Server::on(backend).option("metrics_http", "/metrics").start();
+    for number in 1..=3 {
+        let mut client = server.connect().await;
+        server.disconnect(&client.identifiers(), true).await;
+        client.expect(disconnect("remote", true)).await;
+        assert_eq!(server.metric("remote_commands_total").await, number);
+    }
+}
+
 async fn the_client_is_told_and_closed(server: SharedServer) {
     for reconnect in [true, false] {
         let mut client = server.connect().await;

@@ -131,7 +131,7 @@ fn times(outcome: &Outcome, killed: Instant) -> Result<(Duration, Duration), Str
     }
     let arrivals = outcome.records.iter().flat_map(|record| {
         let stream =
-            |arrival: &carrick::client::check::member::Arrival| &record.follower.follows[arrival.follow].stream;
+            |arrival: &carrick::client::check::record::Arrival| &record.follower.follows[arrival.follow].stream;
         record.arrivals.iter().map(move |arrival| (stream(arrival), arrival))
     });
     let due_arrivals =

@@ -65,14 +65,23 @@ impl Paths {
 
 impl Drop for Paths {
     fn drop(&mut self) {
-        // It goes with the namespace otherwise.
+        // They go with the namespace otherwise.
         let _ = Command::new("nft").args(["delete", "table"]).args(TABLE.split(' ')).status();
+        // A member's namespace takes its interface along some time after its process: the next member may come before.
+        for number in 0..self.members.len() {
+            let _ = Command::new("ip").args(["link", "del", &interface_of(number)]).status();
+        }
     }
 }
 
 /// Where a member is called.
 pub fn address_of(member: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 78, u8::try_from(member).expect("few members"), 2)
+}
+
+/// The end of a member's path in this namespace.
+fn interface_of(member: usize) -> String {
+    format!("member{member}")
 }
 
 /// Makes a namespace, and the path to it.
@@ -89,7 +98,7 @@ fn member(folder: &TempDir, number: u8) -> Process {
         (ours != other).then_some(()).ok_or_else(|| "no namespace yet".to_owned())
     };
     eventually_blocking(is_another).expect("a namespace of its own");
-    let (here, router) = (format!("member{number}"), format!("10.78.{number}.1"));
+    let (here, router) = (interface_of(number.into()), format!("10.78.{number}.1"));
     let address = format!("{}/24", address_of(number.into()));
     ip(&["link", "add", &here, "type", "veth", "peer", "name", "eth0", "netns", &pid]);
     ip(&["addr", "add", &format!("{router}/24"), "dev", &here]);

@@ -77,15 +77,31 @@ fn a_healthy_server_passes_with_every_pattern() {
     }
 }
 
-#[test]
-fn clocks_that_jump_cost_nothing_on_a_healthy_server() {
+/// Four seconds of few clients on a healthy server.
+fn passes(options: &[&str]) -> Checked {
     let server = Backend::Memory.builder().option("history_limit", 10_000).start();
-    let options =
-        ["--secret=orchid-lantern-42", "--clock-jump=7200", "--duration=4", "--away=0.1-0.5", "--stay=0.2-0.6"];
-    let url = format!("--url=ws://{}/cable", server.address());
-    let publish = format!("--publish-url=http://{}/_broadcast", server.broadcast_address());
-    let options = options.map(str::to_owned);
-    let checked = verify(&[&[url, publish, "--clients=12".to_owned()], options.as_slice()].concat());
+    let mut all = vec![
+        format!("--url=ws://{}/cable", server.address()),
+        format!("--publish-url=http://{}/_broadcast", server.broadcast_address()),
+    ];
+    let common = ["--secret=orchid-lantern-42", "--clients=12", "--duration=4", "--away=0.1-0.5"];
+    all.extend(common.iter().chain(options).map(|option| (*option).to_owned()));
+    let checked = verify(&all);
     assert_eq!(checked.status, Some(0), "{checked:?}");
-    assert!(checked.count("skewed_returns") > 4 && checked.count("lost") == 0, "{checked:?}");
+    checked
+}
+
+/// The turn is shorter than a third of the time, after which they jump.
+#[test]
+fn clocks_that_jump_cost_nothing_on_a_healthy_server_however_short_the_turns_are() {
+    for turn in ["--turn=300", "--turn=1"] {
+        let checked = passes(&["--clock-jump=7200", "--stay=0.2-0.6", turn]);
+        assert!(checked.count("skewed_returns") > 4 && checked.count("lost") == 0, "{turn}: {checked:?}");
+    }
+}
+
+#[test]
+fn all_drop_at_once_although_they_stay_for_longer_than_a_turn() {
+    let checked = passes(&["--drop=all-at-once", "--stay=1.5-1.6", "--turn=1"]);
+    assert!(checked.count("drops") >= 12, "{checked:?}");
 }

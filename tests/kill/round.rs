@@ -123,7 +123,7 @@ fn run_in(plan: &Plan, binary: &Path, dir: &Path) -> Result<Outcome, String> {
     let stopped = server.stop();
     let orphans = seen.orphans(dir);
 
-    let ack_gap = outcome.longest_ack_gap();
+    let ack_gap = outcome.longest_ack_gap;
     let verdict = outcome.verdict;
     let mut failures = verdict.failures();
     failures.extend(behind);

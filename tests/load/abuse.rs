@@ -88,6 +88,8 @@ pub fn run(options: &ArgMatches) -> Result<Report, String> {
     let only = options.get_one::<String>("only");
     let tactics: Vec<Tactic> =
         Tactic::ALL.into_iter().filter(|tactic| only.is_none_or(|only| only == tactic.key())).collect();
+    // A tactic without an attacker would show nothing.
+    let attackers = attackers.max(tactics.len());
     let attack = Attackers::start(target.http(), target.broadcast(), attackers, &tactics);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut highest = before.nats;

@@ -156,7 +156,7 @@ fn command() -> Command {
                 .about("Attackers that do everything at once beside honest clients: what those notice, and what stays in memory")
                 .arg(number("clients", "200", "Honest clients, which drop and come back"))
                 .arg(number("rate", "200", "Messages per second to them"))
-                .arg(number("attackers", "50", "Attackers, of twelve kinds"))
+                .arg(number("attackers", "50", "Attackers, of twelve kinds: one of each kind at least"))
                 .arg(seconds("60"))
                 .arg(number("rest", "60", "Seconds after the attack until memory is read"))
                 .arg(

@@ -6,7 +6,7 @@ use super::generation::Connection;
 use super::policies::{Change, differences};
 use super::{Core, NatsBrokerConfig, SetupError};
 use crate::broker::policy::{Policy, Table};
-use crate::broker::{Feed, Overflow, RemoteDisconnect};
+use crate::broker::{Feed, Over, Overflow, RemoteDisconnect, SessionKey};
 use crate::protocol::{Epoch, Message, StreamName};
 use serde::Deserialize;
 use serde_json::json;
@@ -76,6 +76,7 @@ impl Feed for Silence {
     fn lagged(&self, _: &StreamName) {}
     fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
     fn commands_lost(&self) {}
+    fn session_over(&self, _: &SessionKey, _: Over) {}
 }
 
 impl Admin {

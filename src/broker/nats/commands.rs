@@ -169,10 +169,7 @@ impl Core {
 
     fn pass_on(&self, seq: u64, payload: &[u8]) {
         match serde_json::from_slice(payload) {
-            Ok(command) => {
-                metrics::REMOTE_COMMANDS.inc();
-                self.feed.disconnect(seq, command);
-            }
+            Ok(command) => self.feed.disconnect(seq, command),
             Err(error) => {
                 limited!(WARN, UnreadableCommand, seq, error = json_fault(&error), "unreadable remote command")
             }

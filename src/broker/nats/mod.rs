@@ -59,7 +59,7 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Page,
+    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Over, Page,
     ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::critical::critical;
@@ -535,8 +535,8 @@ impl Broker for NatsBroker {
         self.core.save(key, body, revision, self.core.config.limits.sessions_ttl * 2).await
     }
 
-    async fn announce_superseded(&self, key: &SessionKey) {
-        self.core.announce_superseded(key).await;
+    async fn announce_over(&self, key: &SessionKey, over: Over) {
+        self.core.announce_over(key, over).await;
     }
 
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {

@@ -78,11 +78,15 @@ pub(super) fn subject_key(subject: &str) -> u64 {
     hasher.finish()
 }
 
+/// What is lost with a permission that is not listed.
+const UNKNOWN: &str = "it is not known what for";
+
 impl Names {
     /// The permission that is missing, as `nats/STREAMS.md` lists them.
     pub fn grant(&self, verb: Verb, subject: &str) -> Grant {
         let (log, live) = (self.area("log"), self.area("live"));
         let (ctl, ctl_live, peer) = (self.area("ctl"), self.area("ctllive"), self.witness_subject());
+        let superseded = self.superseded_subject();
         let (meta, sessions) = (key_subject(&self.meta_bucket(), ""), key_subject(&self.sessions_bucket(), ""));
         let within = |prefix: &str| format!("{prefix}>");
         let (subjects, lost, vital) = match verb {
@@ -95,6 +99,9 @@ impl Names {
             }
             Verb::Subscribe if subject.starts_with("_INBOX.") => ("_INBOX.>".into(), "no answer is heard", true),
             Verb::Subscribe if subject == peer => (peer, "starting nodes cannot ask this one what it has seen", false),
+            _ if subject == superseded => {
+                (superseded, "connections whose session goes on elsewhere are closed some time later", false)
+            }
             Verb::Subscribe if subject.starts_with(&meta) => {
                 (subject.to_owned(), "changes made by other nodes are noticed some seconds later", false)
             }
@@ -122,7 +129,7 @@ impl Names {
                 ("$JS.API.STREAM.>".into(), "logs and sessions can be neither set up nor read", true)
             }
             Verb::Publish if subject.starts_with("$JS.API.") => (subject.to_owned(), "JetStream cannot be asked", true),
-            _ => (subject.to_owned(), "it is not known what for", false),
+            _ => (subject.to_owned(), UNKNOWN, false),
         };
         Grant { subjects, lost, vital }
     }
@@ -317,6 +324,10 @@ mod tests {
             (Verb::Subscribe, "carrick.ctllive.*", "carrick.ctllive.>", true),
             (Verb::Subscribe, "_INBOX.abc.*", "_INBOX.>", true),
             (Verb::Subscribe, "carrick.peer.witness", "carrick.peer.witness", false),
+            (Verb::Subscribe, "carrick.peer.superseded", "carrick.peer.superseded", false),
+            (Verb::Publish, "carrick.peer.superseded", "carrick.peer.superseded", false),
+            (Verb::Publish, "carrick.peer.witness", "carrick.peer.witness", false),
+            (Verb::Publish, "carrick.ctllive.x", "carrick.ctllive.>", true),
             (Verb::Subscribe, "$KV.carrick_meta.log.*", "$KV.carrick_meta.log.*", false),
             (Verb::Publish, "carrick.log.default.x", "carrick.log.>", true),
             (Verb::Publish, "carrick.live.default.x", "carrick.live.>", true),
@@ -327,6 +338,7 @@ mod tests {
             (Verb::Publish, "$JS.API.STREAM.INFO.x", "$JS.API.STREAM.>", true),
         ] {
             assert_eq!(grant(verb, subject), (subjects.to_owned(), vital), "{verb:?} {subject}");
+            assert_ne!(names.grant(verb, subject).lost, UNKNOWN, "{verb:?} {subject}");
         }
     }
 

@@ -5,7 +5,7 @@ use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::publish::{Write, WriteError};
 use super::{Attempts, Core};
-use crate::broker::{Answering, SaveError, SessionKey, StoredSession, Unavailable};
+use crate::broker::{Answering, Over, SaveError, SessionKey, StoredSession, Unavailable};
 use crate::protocol::MessageId;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -13,6 +13,9 @@ use futures_util::StreamExt;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Follows the key of a session that was ended for good, where it is announced that it is over.
+const ENDED: &str = " ended";
 
 /// A deletion's marker only has to outlive writes that were under way.
 const MARKER_LIFE: Duration = Duration::from_secs(10);
@@ -136,24 +139,30 @@ impl Core {
         }
     }
 
-    /// Tells the nodes that another connection has taken a session's place. Whoever does not hear it finds out when it
-    /// writes its session the next time.
-    pub(super) async fn announce_superseded(&self, key: &SessionKey) {
+    /// Tells the nodes that a session is over. Whoever does not hear it finds out when it writes its session the next time.
+    pub(super) async fn announce_over(&self, key: &SessionKey, over: Over) {
         let Some(generation) = self.generation() else { return };
-        let (subject, key) = (self.names.superseded_subject(), Bytes::from(key.0.clone()));
-        let sent = generation.api().mux.publish(subject, HeaderMap::new(), key, ATTEMPT).await;
+        let mut text = key.0.clone();
+        if over == Over::Ended {
+            text.push_str(ENDED);
+        }
+        let subject = self.names.superseded_subject();
+        let sent = generation.api().mux.publish(subject, HeaderMap::new(), Bytes::from(text), ATTEMPT).await;
         if let Err(error) = sent {
-            tracing::debug!(%error, "a restore was not announced");
+            tracing::debug!(%error, "the end of a session was not announced");
         }
     }
 
-    /// Hears of restores on all nodes until the connection ends.
+    /// Hears of sessions that are over, on all nodes, until the connection ends.
     pub(super) async fn hear_of_superseded(self: Arc<Self>, connection: Arc<Connection>) {
         let Ok(mut messages) = connection.subscribe(self.names.superseded_subject()).await else { return };
         while let Some(Some(message)) = connection.link.dead.run_until_cancelled(messages.next()).await {
-            if let Ok(key) = String::from_utf8(message.payload.to_vec()) {
-                self.feed.superseded(&SessionKey(key));
-            }
+            let Ok(text) = std::str::from_utf8(&message.payload) else { continue };
+            let (key, over) = match text.strip_suffix(ENDED) {
+                Some(key) => (key, Over::Ended),
+                None => (text, Over::Replaced),
+            };
+            self.feed.session_over(&SessionKey(key.to_owned()), over);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which rejections of history were false: the client's position was provably complete.
 
 use super::judge::{Position, Rules};
-use super::member::{Arrival, Record, Reject};
+use super::record::{Arrival, Record, Reject};
 use super::source::{Ack, Id, Published, TRANSIENT_LANE};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub(super) struct StreamLog {
     judged: HashMap<u16, u64>,
     /// Messages of earlier turns that were not acknowledged: they may be stored later.
     open: HashSet<Id>,
+    /// The last message of the earlier turns.
+    last: Option<Ack>,
     /// Said to be not stored by every attempt.
     pub refused: HashSet<Id>,
     /// From the first attempt to its answer, of all messages that are or may be stored.
@@ -43,11 +45,12 @@ impl StreamLog {
     pub fn note(&mut self, source: &Published) {
         if source.lane == TRANSIENT_LANE {
             self.transient.extend(source.acks.iter().map(|ack| (ack.id, ack.clone())));
-            self.transient_begun = source.after + source.begun;
+            self.transient_begun = source.past.begun + source.begun;
             return;
         }
-        self.judged.insert(source.lane, source.after);
-        self.open.extend(source.open.iter().copied());
+        self.judged.insert(source.lane, source.past.begun);
+        self.open.extend(source.past.open.iter().map(|unacked| unacked.id));
+        self.note_last(source.past.last.as_ref());
         for ack in &source.acks {
             self.spans.push((ack.begun, ack.at));
             if let Some((epoch, offset)) = &ack.position {
@@ -57,7 +60,7 @@ impl StreamLog {
             }
             self.acks.insert(ack.id, ack.clone());
         }
-        for unacked in &source.unacknowledged {
+        for unacked in source.past.open.iter().chain(&source.unacknowledged) {
             if unacked.refused {
                 self.refused.insert(unacked.id);
             } else {
@@ -65,6 +68,24 @@ impl StreamLog {
                 self.spans.push((unacked.begun, unacked.ended + Duration::from_secs(60)));
             }
         }
+    }
+
+    fn note_last(&mut self, of_lane: Option<&Ack>) {
+        let Some(Ack { position: Some((epoch, offset)), begun, .. }) = of_lane else { return };
+        let is_later = |last: &Ack| match &last.position {
+            Some((its_epoch, its_offset)) if its_epoch == epoch => offset > its_offset,
+            _ => *begun > last.begun,
+        };
+        if self.last.as_ref().is_none_or(is_later) {
+            self.last = of_lane.cloned();
+        }
+    }
+
+    /// The message at this position, if what was stored after it is known: one of this turn, or the last one before.
+    fn known(&self, epoch: &Arc<str>, offset: u64) -> Option<&Ack> {
+        let is_there = |ack: &&Ack| ack.position.as_ref().is_some_and(|at| at.0 == *epoch && at.1 == offset);
+        let of_turn = self.places.get(&(Arc::clone(epoch), offset)).and_then(|id| self.acks.get(id));
+        of_turn.or_else(|| self.last.as_ref().filter(is_there))
     }
 
     /// It was published in an earlier turn.
@@ -97,7 +118,7 @@ impl StreamLog {
         if self.epochs.get(epoch).is_none_or(|last| *last <= at) {
             return None;
         }
-        let ack = self.acks.get(self.places.get(&(Arc::clone(epoch), offset))?)?;
+        let ack = self.known(epoch, offset)?;
         let age = at.saturating_duration_since(ack.begun);
         let after = self.stored_between(ack.begun, at);
         (age + MARGIN < limits.ttl && after < limits.messages)
@@ -127,7 +148,7 @@ pub(super) fn is_false_alarm(record: &Record, reject: &Reject, log: &StreamLog, 
         let same = arrival.follow == reject.follow;
         same || arrival.connection < reject.connection && record.follower.follows[arrival.follow].stream == *stream
     };
-    let before = record.arrivals[..reject.after].iter().rev().filter(counts);
+    let before = record.earlier.iter().chain(&record.arrivals[..reject.after]).rev().filter(counts);
     let (epoch, offset) = before.filter_map(|arrival| arrival.position.as_ref()).next()?;
     log.keeps(epoch, *offset, reject.at, limits)
 }

@@ -1,15 +1,15 @@
 //! Clients of the base protocol: what they miss while they are away is nobody's business, but a connection that stands
 //! must bring everything, once and in order.
 
-use super::member::{Arrival, Habits, OPEN_TIMEOUT, PAUSE, Record, Stay, Surroundings, read_id, stopped};
+use super::member::{Habits, OPEN_TIMEOUT, PAUSE, SILENCE, Surroundings, read_id, stopped};
+use super::record::{Arrival, Record, Stay};
 use super::roster::{Dice, Follower};
 use super::{Drops, Phase};
-use crate::client::{Connection, Frame, Received, command};
+use crate::client::{BASE_JSON, Connection, Frame, Received, command};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::time::Instant;
-
-const BASE_JSON: &str = "actioncable-v1-json";
 
 /// One client of a run.
 pub struct BaseMember {
@@ -70,7 +70,7 @@ impl BaseMember {
     async fn hand_over(&mut self, connected: Option<Option<Instant>>) {
         self.surroundings.turns.mark_unchanged();
         self.record.stays.extend(connected.map(|stood| stay(stood, None)));
-        let next = Record::new(self.record.follower.clone());
+        let next = self.record.next(connected.is_some());
         let record = std::mem::replace(&mut self.record, next);
         // Nobody takes it once the run has ended.
         let _ = self.surroundings.records.send(record).await;
@@ -96,6 +96,7 @@ impl BaseMember {
         let mut leave_at = leave_if(*phase.borrow_and_update());
         let mut awaited: BTreeSet<String> =
             self.record.follower.follows.iter().map(|follow| follow.identifier.clone()).collect();
+        let (mut heard, mut tick) = (Instant::now(), Instant::now());
         loop {
             let leave = async move {
                 match leave_at {
@@ -104,10 +105,21 @@ impl BaseMember {
                 }
             };
             let text = tokio::select! {
-                received = link.next() => match received {
-                    Some(Ok(Received::Text(text))) => text,
-                    _ => return End::Lost,
-                },
+                received = link.next() => {
+                    heard = Instant::now();
+                    match received {
+                        Some(Ok(Received::Text(text))) => text,
+                        _ => return End::Lost,
+                    }
+                }
+                () = tokio::time::sleep_until(tick) => {
+                    tick += Duration::from_secs(1);
+                    if heard.elapsed() > SILENCE {
+                        self.record.silences += 1;
+                        return End::Lost;
+                    }
+                    continue;
+                }
                 () = leave => return End::Dropped,
                 Ok(()) = turns.changed() => {
                     self.hand_over(Some(*stood)).await;
@@ -161,5 +173,67 @@ impl BaseMember {
 }
 
 fn stay(stood: Option<Instant>, by_client: Option<bool>) -> Stay {
-    Stay { stood, ended: Instant::now(), fresh: false, session: 0, by_client, positions: BTreeMap::new() }
+    let (ended, positions) = (Instant::now(), BTreeMap::new());
+    // Clients of this protocol have no sessions.
+    Stay { welcomed: None, stood, ended, fresh: false, session: 0, by_client, positions }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::check::progress::Progress;
+    use crate::client::check::roster::{Follow, Kind};
+    use futures_util::{SinkExt, StreamExt};
+    use std::sync::Arc;
+    use tokio::net::TcpListener;
+    use tokio::sync::{mpsc, watch};
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+
+    #[expect(clippy::result_large_err, reason = "the library's callback type")]
+    fn choose_protocol(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+        response.headers_mut().insert("sec-websocket-protocol", BASE_JSON.parse().unwrap());
+        Ok(response)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_falls_silent_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/cable", listener.local_addr().unwrap()).parse().unwrap();
+        let follow = Follow { identifier: "i".to_owned(), stream: "s".to_owned() };
+        let follower = Follower { id: 0, kind: Kind::Base, follows: vec![follow], seed: 1 };
+        let progress = Arc::new(Progress::of(&follower));
+        let (phase, watching) = watch::channel(Phase::Setup);
+        let ((_waves, waving), (_skew, clocks), (_turns, turning)) =
+            (watch::channel(0), watch::channel(0), watch::channel(0));
+        let surroundings = Surroundings {
+            urls: vec![url],
+            trust: None,
+            phase: watching,
+            waves: waving,
+            skew: clocks,
+            silent: None,
+            progress: Arc::clone(&progress),
+            turns: turning,
+            records: mpsc::channel(1).0,
+        };
+        let second = Duration::from_secs(1);
+        let (stay, away) = (second..second, second..second);
+        let habits = Habits { drops: Drops::Never, stay, away, history: true, whispers: false };
+        let member = tokio::spawn(BaseMember::new(follower, habits, surroundings).run());
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut ws = tokio_tungstenite::accept_hdr_async(tcp, choose_protocol).await.unwrap();
+        ws.send(Message::text(r#"{"type":"welcome"}"#)).await.unwrap();
+        ws.next().await.unwrap().unwrap();
+        ws.send(Message::text(r#"{"type":"confirm_subscription","identifier":"i"}"#)).await.unwrap();
+        while !progress.settled.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        // From here on seconds pass at once.
+        tokio::time::pause();
+        let end = tokio::time::timeout(second * 60, ws.next()).await.expect("it does not stay on a dead connection");
+        assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+        phase.send_replace(Phase::Stop);
+        assert_eq!(member.await.unwrap().silences, 1);
+    }
 }

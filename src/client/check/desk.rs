@@ -1,11 +1,11 @@
 //! Who publishes what: the sources of a run, turn after turn.
 
 use super::Phase;
-use super::member::{Progress, Silent};
+use super::progress::{Progress, Silent};
 use super::removal::Remover;
 use super::roster::{Dice, Follower, Kind, Roster};
 use super::run::Pace;
-use super::source::{Id, Outlet, Published, Sort, Source, TRANSIENT_LANE};
+use super::source::{Outlet, Past, Published, Sort, Source, TRANSIENT_LANE};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,8 +55,8 @@ pub(super) struct Desk {
     silents: Vec<Arc<Silent>>,
     /// Stream ⇒ those who may be excluded.
     excludable: HashMap<String, Vec<(usize, Arc<Progress>)>>,
-    /// Stream and lane ⇒ messages begun, and those of them that may yet be stored.
-    books: HashMap<(String, u16), (u64, Vec<Id>)>,
+    /// By stream and lane.
+    books: HashMap<(String, u16), Past>,
     /// Removals are named by it.
     turn: u64,
 }
@@ -87,9 +87,7 @@ impl Desk {
     pub fn note(&mut self, published: &[Published]) {
         self.turn += 1;
         for source in published {
-            let book = self.books.entry((source.stream.clone(), source.lane)).or_default();
-            book.0 = source.after + source.begun;
-            book.1.extend(source.unacknowledged.iter().filter(|unacked| !unacked.refused).map(|unacked| unacked.id));
+            self.books.entry((source.stream.clone(), source.lane)).or_default().add(source);
         }
     }
 
@@ -101,8 +99,8 @@ impl Desk {
         let interval = Duration::from_secs(1) * u32::try_from(count).unwrap_or(u32::MAX) / self.pace.rate.max(1);
         let mut all = Vec::new();
         let mut add = |stream: String, lane, sort, interval: Duration, silent: Option<Arc<Silent>>| {
-            let book = self.books.get(&(stream.clone(), lane)).cloned().unwrap_or_default();
-            let seed = self.roster.seed ^ (all.len() as u64) << 32 ^ book.0;
+            let past = self.books.get(&(stream.clone(), lane)).cloned().unwrap_or_default();
+            let seed = self.roster.seed ^ (all.len() as u64) << 32 ^ past.begun;
             all.push(Source {
                 outlet: self.outlet.clone(),
                 stream,
@@ -112,8 +110,7 @@ impl Desk {
                 dice: Dice::new(seed),
                 interval,
                 delay: interval.mul_f64((all.len() % count.max(1)) as f64 / count.max(1) as f64),
-                after: book.0,
-                open: book.1,
+                past,
                 phase: phase.clone(),
                 silent,
                 acknowledged: Arc::clone(acknowledged),

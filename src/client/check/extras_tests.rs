@@ -1,10 +1,10 @@
 //! Forged traces of what is not kept, not for everybody, or not for ever.
 
 use super::judge::{Rules, judge};
-use super::member::{Arrival, Record, Stay, Whisper};
+use super::record::{Arrival, Disconnect, Record, Stay, Whisper};
 use super::removal::Removal;
 use super::roster::{Follow, Follower, Kind};
-use super::source::{Ack, FIRST_WHISPER_LANE, Id, Published, TRANSIENT_LANE};
+use super::source::{Ack, FIRST_WHISPER_LANE, Id, Past, Published, TRANSIENT_LANE, Unacked};
 use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,8 +29,7 @@ fn published(lane: u16, start: Instant) -> Published {
     Published {
         stream: "s".to_owned(),
         lane,
-        after: 0,
-        open: vec![],
+        past: Past::default(),
         begun: 3,
         acks: (1..=3).map(ack).collect(),
         retries: 0,
@@ -42,6 +41,7 @@ fn published(lane: u16, start: Instant) -> Published {
 /// A client whose one connection of its first session stood all the time.
 fn record(id: usize, kind: Kind, start: Instant) -> Record {
     let stay = Stay {
+        welcomed: Some(start),
         stood: Some(start),
         ended: start + SECOND * 60,
         fresh: false,
@@ -89,7 +89,7 @@ fn transient_messages_may_be_lost_and_nothing_else() {
 fn whispers_reach_others_once_and_never_their_sender() {
     let start = Instant::now();
     let mut sender = record(0, Kind::Plain, start);
-    sender.whispers.push(Whisper { n: 1, stream: "s".to_owned(), at: start + SECOND * 3 });
+    sender.whispers.push(Whisper { n: 1, stream: "s".to_owned(), session: 1, at: start + SECOND * 3 });
     let heard = |client: usize, numbers: &[u64]| {
         let mut records = [sender.clone(), record(1, Kind::Plain, start)];
         records[client].arrivals = arrivals(FIRST_WHISPER_LANE, numbers, start);
@@ -101,6 +101,25 @@ fn whispers_reach_others_once_and_never_their_sender() {
     assert_eq!(heard(0, &[1]).misdirected.count, 1, "back to its sender");
     assert_eq!(heard(1, &[1, 1]).misdirected.count, 1, "twice");
     assert_eq!(heard(1, &[2]).misdirected.count, 1, "nobody whispered it");
+    // A session that the sender got afterwards is another client to the server.
+    let mut anew = sender.clone();
+    (anew.arrivals, anew.stays[0].session) = (arrivals(FIRST_WHISPER_LANE, &[1], start), 2);
+    assert_eq!(verdict(&[], &[anew], &[]).misdirected.count, 0);
+}
+
+#[test]
+fn a_whisper_of_an_earlier_turn_may_still_arrive() {
+    let start = Instant::now();
+    let before = Record {
+        whispers: (1..=2).map(|n| Whisper { n, stream: "s".to_owned(), session: 1, at: start }).collect(),
+        ..record(0, Kind::Plain, start)
+    };
+    let sender = before.next(true);
+    assert_eq!((sender.whispered_before, sender.next(true).whispered_before), (2, 2));
+    for (n, misdirected) in [(1, 0), (2, 0), (3, 1)] {
+        let listener = Record { arrivals: arrivals(FIRST_WHISPER_LANE, &[n], start), ..record(1, Kind::Plain, start) };
+        assert_eq!(verdict(&[], &[sender.clone(), listener], &[]).misdirected.count, misdirected, "whisper {n}");
+    }
 }
 
 #[test]
@@ -122,14 +141,20 @@ fn the_excluded_client_never_gets_the_message_and_others_must() {
     assert_eq!(verdict(&[source.clone()], &[later], &[]).not_excluded.count, 0);
 }
 
+/// A remote disconnect of the first session of client 0.
+fn removal(at: Instant) -> Removal {
+    Removal { client: 0, session: 1, begun: at, ended: at, acknowledged: true, restored_at: vec![], counted: false }
+}
+
 #[test]
 fn who_is_thrown_out_is_gone_and_stays_gone() {
     let start = Instant::now();
     let at = start + SECOND * 10;
-    let removal = Removal { client: 0, session: 1, begun: at, at: Some(at), restored_at: vec![] };
+    let removal = removal(at);
     let ended = |after: Duration| {
         let mut record = record(0, Kind::Plain, start);
-        (record.stays[0].ended, record.disconnects) = (at + after, 1);
+        record.stays[0].ended = at + after;
+        record.disconnects.push(Disconnect { session: 1, at: at + after });
         record
     };
     let obeyed = verdict(&[], &[ended(SECOND)], std::slice::from_ref(&removal));
@@ -137,11 +162,71 @@ fn who_is_thrown_out_is_gone_and_stays_gone() {
     assert_eq!(verdict(&[], &[ended(SECOND)], &[]).disconnects, 1, "nobody asked for it");
     assert_eq!(verdict(&[], &[ended(SECOND * 6)], std::slice::from_ref(&removal)).revived.count, 1, "still there");
     let mut back = ended(SECOND);
-    let again = Stay { stood: Some(at + SECOND * 2), ended: at + SECOND * 3, ..back.stays[0].clone() };
+    let again = Stay { welcomed: Some(at + SECOND * 2), ended: at + SECOND * 3, ..back.stays[0].clone() };
     back.stays.push(again);
     assert_eq!(verdict(&[], &[back], std::slice::from_ref(&removal)).revived.count, 1, "restored");
     let elsewhere = Removal { restored_at: vec!["node:1".to_owned()], ..removal };
     assert_eq!(verdict(&[], &[ended(SECOND)], &[elsewhere]).revived.count, 1, "restored elsewhere");
+}
+
+#[test]
+fn a_connection_without_a_welcome_belongs_to_no_session() {
+    let start = Instant::now();
+    let at = start + SECOND * 10;
+    let mut away = record(0, Kind::Plain, start);
+    away.stays[0].ended = at - SECOND;
+    // It still shows the number of the session before when it drops.
+    away.stays.push(Stay { welcomed: None, stood: None, ended: at + SECOND * 30, ..away.stays[0].clone() });
+    assert_eq!(verdict(&[], &[away], &[removal(at)]).revived.count, 0);
+}
+
+#[test]
+fn who_was_welcomed_before_its_removal_did_not_come_back_after_it() {
+    let start = Instant::now();
+    let at = start + SECOND * 10;
+    let mut slow = record(0, Kind::Plain, start);
+    // Its history waited for the store.
+    let stay = &mut slow.stays[0];
+    (stay.welcomed, stay.stood, stay.ended) = (Some(at - SECOND), Some(at + SECOND * 2), at + SECOND * 3);
+    assert_eq!(verdict(&[], &[slow], &[removal(at)]).revived.count, 0);
+}
+
+#[test]
+fn a_removal_explains_a_disconnect_of_its_session_and_time_only() {
+    let start = Instant::now();
+    let at = start + SECOND * 10;
+    let sent_away = |session: u32, at: Instant| {
+        let mut record = record(0, Kind::Plain, start);
+        record.stays[0].ended = at;
+        record.disconnects.push(Disconnect { session, at });
+        record
+    };
+    let unasked = |record: Record, removal: Removal| verdict(&[], &[record], &[removal]).disconnects;
+    assert_eq!(unasked(sent_away(1, at + SECOND * 4), removal(at)), 0);
+    assert_eq!(unasked(sent_away(1, at - SECOND), removal(at)), 1, "before it");
+    assert_eq!(unasked(sent_away(1, at + SECOND * 6), removal(at)), 1, "long after it");
+    assert_eq!(unasked(sent_away(2, at + SECOND), removal(at)), 1, "of another session");
+    let unanswered = Removal { acknowledged: false, ended: at + SECOND * 20, ..removal(at) };
+    assert_eq!(unasked(sent_away(1, at + SECOND * 22), unanswered), 0, "it may have happened");
+    // A client that is named by its identifiers came back while it was being thrown out.
+    let mut returned = sent_away(2, at + SECOND * 2);
+    returned.stays.push(Stay { session: 2, welcomed: Some(at + SECOND), fresh: true, ..returned.stays[0].clone() });
+    let slow = Removal { ended: at + SECOND * 3 / 2, ..removal(at) };
+    assert_eq!(unasked(returned, slow), 0);
+}
+
+#[test]
+fn a_removal_of_the_turn_before_is_judged_by_what_comes_after() {
+    let start = Instant::now();
+    let at = start + SECOND * 10;
+    let earlier = Removal { counted: true, ..removal(at) };
+    let judged = |record: Record| verdict(&[], &[record], std::slice::from_ref(&earlier));
+    let mut obeys = record(0, Kind::Plain, start);
+    obeys.stays[0].ended = at + SECOND;
+    obeys.disconnects.push(Disconnect { session: 1, at: at + SECOND });
+    let verdict = judged(obeys);
+    assert_eq!((verdict.removals, verdict.disconnects, verdict.revived.count), (0, 0, 0));
+    assert_eq!(judged(record(0, Kind::Plain, start)).revived.count, 1, "it stands for long");
 }
 
 #[test]
@@ -171,8 +256,9 @@ fn what_an_earlier_turn_has_judged_must_not_come_again() {
     let start = Instant::now();
     let mut source = published(0, start);
     source.acks.iter_mut().for_each(|ack| ack.id.n += 10);
-    source.after = 10;
-    source.open = vec![Id { lane: 0, n: 5 }];
+    let error = "503".to_owned();
+    let open = Unacked { id: Id { lane: 0, n: 5 }, begun: start, ended: start, refused: false, error };
+    source.past = Past { begun: 10, open: vec![open], last: None };
     for (n, doubled) in [(4, 1), (5, 0)] {
         let mut record = record(0, Kind::Plain, start);
         record.arrivals.push(arrival(0, n, start + SECOND));

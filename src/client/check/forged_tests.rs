@@ -4,9 +4,9 @@
 
 use super::alarms::Limits;
 use super::judge::{Rules, judge};
-use super::member::{Arrival, Record, Reject, Stay};
+use super::record::{Arrival, Record, Reject, Stay};
 use super::roster::{Dice, Follow, Follower, Kind};
-use super::source::{Ack, Id, Published, Unacked};
+use super::source::{Ack, Id, Past, Published, Unacked};
 use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -74,8 +74,7 @@ impl Trace {
         let published = Published {
             stream: STREAM.to_owned(),
             lane: 0,
-            after: 0,
-            open: vec![],
+            past: Past::default(),
             begun: MESSAGES,
             acks: (1..=MESSAGES).map(ack).collect(),
             retries: 0,
@@ -111,8 +110,36 @@ impl Trace {
         self.record.rejects.push(Reject { follow: 0, after: self.record.arrivals.len(), connection: 1, at });
     }
 
+    /// Takes an arrival away.
+    fn lose(&mut self, index: usize) -> Arrival {
+        self.record.rejects.iter_mut().filter(|reject| reject.after > index).for_each(|reject| reject.after -= 1);
+        self.record.arrivals.remove(index)
+    }
+
+    /// The run turns after the first connection: what was published and seen until then is over.
+    fn turn(mut self) -> Self {
+        let ended = self.record.stays[0].ended;
+        let (mut before, mut after) = (self.published.clone(), self.published.clone());
+        let until = self.begun_before(ended);
+        before.acks.retain(|ack| ack.id.n <= until);
+        before.begun = until;
+        after.acks.retain(|ack| ack.id.n > until);
+        after.past.add(&before);
+        let (mut first, mut rest) = (self.record.clone(), self.record.clone());
+        first.arrivals.retain(|arrival| arrival.connection == 1);
+        first.stays.truncate(1);
+        rest.arrivals.retain(|arrival| arrival.connection > 1);
+        rest.arrivals.iter_mut().for_each(|arrival| arrival.connection -= 1);
+        rest.stays.remove(0);
+        rest.rejects.iter_mut().for_each(|reject| reject.after -= first.arrivals.len());
+        rest.earlier = first.next(false).earlier;
+        (self.published, self.record) = (after, rest);
+        self
+    }
+
     fn end_stay(&mut self, stood: Option<Instant>, ended: Instant) {
         self.record.stays.push(Stay {
+            welcomed: stood,
             stood,
             ended,
             fresh: false,
@@ -247,13 +274,71 @@ fn late_messages_on_a_connection_that_stands_are_found() {
 #[test]
 fn a_silent_hole_is_found_under_any_limits() {
     for mut trace in honest().take(40) {
-        let index = trace.record.arrivals.len() / 3;
-        let gone = trace.record.arrivals.remove(index);
-        trace.record.rejects.retain(|reject| reject.after < index.saturating_sub(1) || reject.after > index + 1);
-        trace.record.rejects.iter_mut().filter(|reject| reject.after > index).for_each(|reject| reject.after -= 1);
+        let third = trace.record.arrivals.len() / 3;
+        let is_live = |arrival: &Arrival| arrival.at == trace.acked_at(arrival.id.n) + Duration::from_millis(1);
+        let index = third + trace.record.arrivals[third..].iter().position(is_live).unwrap();
+        let gone = trace.lose(index);
+        let begun = trace.acked_at(gone.id.n) - STORING;
+        // Of what is told around its place only what came afterwards could tell of it.
+        trace.record.rejects.retain(|reject| reject.at < begun || reject.after > index);
         let verdict = trace.verdict();
         assert!(charges(&verdict).contains(&"unsignalled"), "{gone:?}: {verdict:?}");
     }
+}
+
+#[test]
+fn a_rejection_tells_only_of_messages_that_were_begun_before_it() {
+    let honest = Trace::honest(7, limits(10_000, 300));
+    let index = honest.record.arrivals.iter().position(|arrival| arrival.id.n == MESSAGES / 2).unwrap();
+    let begun = honest.published.acks[usize::try_from(MESSAGES / 2 - 1).unwrap()].begun;
+    let (moment, signalled) = (Duration::from_millis(10), true);
+    for (at, signalled) in [(begun - moment, !signalled), (begun, signalled), (begun + moment, signalled)] {
+        let mut trace = honest.clone();
+        trace.lose(index);
+        trace.record.rejects.push(Reject { follow: 0, after: index, connection: 1, at });
+        let verdict = trace.verdict();
+        assert_eq!(verdict.missing.count, 1);
+        assert_eq!(verdict.unsignalled.count, u64::from(!signalled), "{:?} after it was begun", at - begun);
+    }
+}
+
+#[test]
+fn what_a_client_had_before_a_turn_counts_after_it() {
+    let honest = Trace::honest(11, limits(10_000, 300));
+    assert_eq!(charges(&honest.clone().turn().verdict()), Vec::<&str>::new());
+    // It comes back with a new session, and has a position: a silent hole is no history by time.
+    let mut trace = honest.clone().turn();
+    trace.record.stays[0].fresh = true;
+    trace.lose(0);
+    let verdict = trace.verdict();
+    assert_eq!((verdict.unsignalled.count, verdict.by_time), (1, 0), "{verdict:?}");
+    // Its last message before the turn was the stream's last, and is kept.
+    let mut trace = honest.turn();
+    let at = trace.record.stays[0].stood.unwrap();
+    trace.record.rejects.push(Reject { follow: 0, after: 0, connection: 1, at });
+    assert_eq!(trace.verdict().false_alarms.count, 1);
+    // Not if something else may have been stored after it.
+    trace.record.earlier[0].position = Some((Arc::from("e"), 5));
+    assert_eq!(trace.verdict().false_alarms.count, 0);
+}
+
+#[test]
+fn what_a_connection_loses_once_it_stands_is_not_lost_by_time() {
+    let mut trace = Trace::honest(11, limits(10_000, 300));
+    // Nothing but what its second connection, whose session is new, brings live.
+    trace.record.stays[1].fresh = true;
+    let stood = trace.record.stays[1].stood.unwrap();
+    let second = |arrival: &Arrival| arrival.connection == 2 && arrival.at > stood;
+    let (first, last) = (
+        trace.record.arrivals.iter().position(second).unwrap(),
+        trace.record.arrivals.iter().rposition(second).unwrap(),
+    );
+    assert!(last - first > 2);
+    let gone = trace.lose(last - 1);
+    trace.record.arrivals.retain(|arrival| arrival.connection > 1);
+    let verdict = trace.verdict();
+    assert_eq!(verdict.unsignalled.count, 1, "{gone:?}: {verdict:?}");
+    assert!(verdict.by_time > 0);
 }
 
 /// The protocol's history by time tells of no losses.

@@ -2,7 +2,7 @@
 
 use super::alarms::{Limits, StreamLog, is_false_alarm};
 use super::live::Lateness;
-use super::member::Record;
+use super::record::{Record, Reject};
 use super::removal::{Removal, judge_removals};
 use super::roster::Kind;
 use super::source::{Ack, Id, Published};
@@ -184,9 +184,9 @@ fn judge_subscription(
             continue;
         }
         let describe = || format!("client {client} {} {id:?} at {acked:?}", subscription.identifier);
-        if is_missed_by_time(record, &subscription.stream, ack) {
+        if is_missed_by_time(record, follow, ack) {
             verdict.by_time += 1;
-        } else if !is_signalled(record, follow, *id, acked) {
+        } else if !is_signalled(record, follow, ack) {
             verdict.unsignalled.add(describe);
         }
         verdict.missing.add(describe);
@@ -224,22 +224,28 @@ impl Order {
     }
 }
 
-/// The client came back with a new session after this message, and had no position of its stream to ask from.
-fn is_missed_by_time(record: &Record, stream: &str, ack: &Ack) -> bool {
-    let positioned = record
-        .arrivals
-        .iter()
-        .find(|arrival| arrival.position.is_some() && record.follower.follows[arrival.follow].stream == stream);
-    let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
-    let stays = (1..=first).zip(&record.stays);
-    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.ended)
-}
-
-/// A `reject_history` came where the message is missing: after all that precede it and before all that follow.
-fn is_signalled(record: &Record, follow: usize, id: Id, at: Option<&(Arc<str>, u64)>) -> bool {
-    if record.rejects.iter().all(|reject| reject.follow != follow) {
+/// The client came back with a new session after this message, and had no position to ask from: this subscription had
+/// brought none by then, in this turn or before.
+fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
+    if record.earlier.iter().any(|arrival| arrival.follow == follow) {
         return false;
     }
+    let positioned = record.arrivals.iter().find(|arrival| arrival.position.is_some() && arrival.follow == follow);
+    let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
+    let stays = (1..=first).zip(&record.stays);
+    // What is published once it has its history must come live.
+    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.stood.unwrap_or(stay.ended))
+}
+
+/// A `reject_history` came where the message is missing: after all that precede it and before all that follow. It can
+/// only tell of what was there when it was sent, so it came after the message's first attempt, which may be the one that
+/// stored it, however much later that was acknowledged.
+fn is_signalled(record: &Record, follow: usize, ack: &Ack) -> bool {
+    let tells = |reject: &&Reject| reject.follow == follow && reject.at >= ack.begun;
+    if !record.rejects.iter().any(|reject| tells(&reject)) {
+        return false;
+    }
+    let (id, at) = (ack.id, ack.position.as_ref());
     // The first arrival of this subscription that follows the missing message, and the last that precedes it.
     let mut precedes = 0;
     let mut follows = usize::MAX;
@@ -255,7 +261,7 @@ fn is_signalled(record: &Record, follow: usize, id: Id, at: Option<&(Arc<str>, u
             precedes = precedes.max(index + 1);
         }
     }
-    record.rejects.iter().any(|reject| reject.follow == follow && (precedes..=follows).contains(&reject.after))
+    record.rejects.iter().filter(tells).any(|reject| (precedes..=follows).contains(&reject.after))
 }
 
 /// A drop may cut the copies of one message apart where two identifiers share a stream: the client's position is then

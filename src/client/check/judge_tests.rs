@@ -2,9 +2,9 @@
 
 use super::credentials::Credentials;
 use super::judge::{Rules, judge};
-use super::member::{Arrival, Record, Reject, Stay};
+use super::record::{Arrival, Record, Reject, Stay};
 use super::roster::{Follower, Kind, Roster};
-use super::source::{Ack, Id, Published};
+use super::source::{Ack, Id, Past, Published};
 use super::verdict::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +24,7 @@ fn published(follower: &Follower) -> Vec<Published> {
     let of = |stream| Published {
         stream,
         lane: 0,
-        after: 0,
-        open: vec![],
+        past: Past::default(),
         begun: 3,
         acks: acks.clone(),
         retries: 0,
@@ -102,6 +101,7 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
     let arrivals = [(0, 1), (1, 1), (0, 2), (0, 3), (1, 3)];
     assert_eq!(verdict(&double, &arrivals).missing.count, 1, "without a drop nothing is excused");
     let ended = |offset| Stay {
+        welcomed: None,
         stood: None,
         ended: tokio::time::Instant::now(),
         fresh: false,
@@ -127,10 +127,11 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
 #[test]
 fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     let plain = follower(Kind::Plain);
+    let published = published(&plain);
     for (after, unsignalled) in [(0, 1), (1, 0), (2, 1)] {
         let mut lossy = record(&plain, &[(0, 1), (0, 3)]);
         lossy.rejects.push(Reject { follow: 0, after, connection: 1, at: tokio::time::Instant::now() });
-        let verdict = judge(&published(&plain), &[lossy], &[], &Rules::default());
+        let verdict = judge(&published, &[lossy], &[], &Rules::default());
         assert_eq!((verdict.missing.count, verdict.unsignalled.count), (1, unsignalled), "rejected after {after}");
         assert_eq!(verdict.rejects.count, 1);
     }

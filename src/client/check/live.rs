@@ -1,6 +1,6 @@
 //! How long messages are on their way to connections that stand.
 
-use super::member::{Arrival, Record, Stay};
+use super::record::{Arrival, Record, Stay};
 use super::source::Ack;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Stock clients that drop and come back, and write down everything they get.
 
+use super::progress::{Progress, Silent};
+use super::record::{Arrival, Disconnect, Record, Reject, Stay, Whisper};
 use super::roster::{Dice, Follower, Kind};
 use super::source::{FIRST_WHISPER_LANE, Id};
 use super::{Drops, Phase};
@@ -9,170 +11,16 @@ use crate::client::{Connection, EXT_JSON, Received, StockClient, StockEvent, Tru
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use url::Url;
 
-/// The stock client takes a connection for dead after two ping intervals without a frame.
-const SILENCE: Duration = Duration::from_secs(6);
+/// Stock clients of both protocols take a connection for dead after two ping intervals without a frame.
+pub(super) const SILENCE: Duration = Duration::from_secs(6);
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A message as it reached a client.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    /// Index in [`Follower::follows`].
-    pub follow: usize,
-    pub id: Id,
-    /// Epoch and offset.
-    pub position: Option<(Arc<str>, u64)>,
-    /// Counts the client's connections.
-    pub connection: u32,
-    pub at: Instant,
-}
-
-/// The server said that messages of a subscription are lost.
-#[derive(Clone, Copy, Debug)]
-pub struct Reject {
-    /// Index in [`Follower::follows`].
-    pub follow: usize,
-    /// Arrivals of the member before it.
-    pub after: usize,
-    /// Counts the client's connections, as in [`Arrival`].
-    pub connection: u32,
-    pub at: Instant,
-}
-
-/// A whisper, as its sender knows it.
-#[derive(Clone, Debug)]
-pub struct Whisper {
-    pub n: u64,
-    pub stream: String,
-    pub at: Instant,
-}
-
-/// A connection, once it has ended.
-#[derive(Clone, Debug)]
-pub struct Stay {
-    /// When every subscription stood and had its history; `None` if it never came to that.
-    pub stood: Option<Instant>,
-    pub ended: Instant,
-    /// A return whose session was not restored.
-    pub fresh: bool,
-    /// Number of the client's session.
-    pub session: u32,
-    /// `None`: the run ended it.
-    pub by_client: Option<bool>,
-    /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
-    pub positions: BTreeMap<String, u64>,
-}
-
-/// Everything a member saw.
-#[derive(Clone, Debug)]
-pub struct Record {
-    pub follower: Follower,
-    pub arrivals: Vec<Arrival>,
-    /// In order; [`Arrival::connection`] counts them from 1.
-    pub stays: Vec<Stay>,
-    pub restored: u32,
-    /// Returns with a session id that was not restored.
-    pub fresh: u32,
-    /// What a healthy server never does: refused subscriptions, being sent away, frames out of the protocol.
-    pub surprises: Vec<String>,
-    pub rejects: Vec<Reject>,
-    /// From the first attempt to come back until every subscription stood and had its history.
-    pub resumes: Vec<Duration>,
-    pub disconnects: u32,
-    /// What it whispered.
-    pub whispers: Vec<Whisper>,
-    /// Connections that heard nothing for two ping intervals.
-    pub silences: u32,
-    /// Returns with a clock that is wrong.
-    pub skewed: u32,
-}
-
-impl Record {
-    /// Of somebody who has seen nothing yet.
-    pub fn new(follower: Follower) -> Self {
-        Self {
-            follower,
-            arrivals: Vec::new(),
-            stays: Vec::new(),
-            restored: 0,
-            fresh: 0,
-            surprises: Vec::new(),
-            rejects: Vec::new(),
-            resumes: Vec::new(),
-            disconnects: 0,
-            whispers: Vec::new(),
-            silences: 0,
-            skewed: 0,
-        }
-    }
-}
-
-/// What the run watches while it runs.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// All subscriptions are confirmed or restored now.
-    pub settled: AtomicBool,
-    /// Messages that arrived, per subscription.
-    pub arrived: Vec<AtomicU64>,
-    /// Its present session; `None` until it has one.
-    session: Mutex<Option<Session>>,
-    /// Connections that ended where two identifiers share a stream: as many messages may be missing.
-    pub excusable: AtomicU64,
-}
-
-/// What ties connections of one client together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Counts the client's sessions from 1.
-    pub number: u32,
-    /// Its first id; a server without authentication knows the client by it.
-    pub first: String,
-    /// Its present id.
-    pub sid: String,
-}
-
-impl Progress {
-    pub fn of(follower: &Follower) -> Self {
-        Self { arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
-    }
-
-    pub fn session(&self) -> Option<Session> {
-        self.session.lock().ok()?.clone()
-    }
-
-    /// Nothing counts that came before.
-    pub(super) fn start_anew(&self) {
-        self.arrived.iter().for_each(|count| count.store(0, Ordering::Release));
-        self.excusable.store(0, Ordering::Release);
-    }
-
-    /// A welcome came; answers with the number of the session.
-    pub(super) fn welcome(&self, sid: &str, restored: bool) -> u32 {
-        let Ok(mut session) = self.session.lock() else { return 0 };
-        let next = match session.take() {
-            Some(old) if restored => Session { sid: sid.to_owned(), ..old },
-            old => Session { number: old.map_or(0, |old| old.number) + 1, first: sid.to_owned(), sid: sid.to_owned() },
-        };
-        let number = next.number;
-        *session = Some(next);
-        number
-    }
-}
-
-/// A stream that gets its first message while its followers are away.
-#[derive(Debug)]
-pub struct Silent {
-    pub followers: usize,
-    pub away: AtomicUsize,
-    /// Becomes true when the first message is acknowledged.
-    pub published: watch::Sender<bool>,
-}
 
 /// When members stay and leave.
 #[derive(Clone, Debug)]
@@ -208,6 +56,8 @@ pub struct Member {
     connection: u32,
     /// When it began to come back; `None` on the first connection and once it is back.
     returning_since: Option<Instant>,
+    /// When the session was named, on the present connection.
+    welcomed: Option<Instant>,
     /// When every subscription stood, on the present connection.
     stood: Option<Instant>,
     /// The present connection came back to a session that was gone.
@@ -265,6 +115,7 @@ impl Member {
             record,
             connection: 0,
             returning_since: None,
+            welcomed: None,
             stood: None,
             fresh: false,
             session: 0,
@@ -298,7 +149,7 @@ impl Member {
                 End::Lost => false,
             };
             if self.record.follower.kind == Kind::Double {
-                self.progress.excusable.fetch_add(1, Ordering::AcqRel);
+                self.progress.cuts.fetch_add(1, Ordering::AcqRel);
             }
             if by_client {
                 self.returning_since = None;
@@ -333,20 +184,21 @@ impl Member {
             Kind::Double => self.stock.positions().iter().map(|(stream, seen)| (stream.clone(), seen.offset)).collect(),
             _ => BTreeMap::new(),
         };
-        let (stood, fresh, session) = (self.stood.take(), std::mem::take(&mut self.fresh), self.session);
-        self.record.stays.push(Stay { stood, ended: Instant::now(), fresh, session, by_client, positions });
+        let (welcomed, stood, fresh) = (self.welcomed.take(), self.stood.take(), std::mem::take(&mut self.fresh));
+        let (session, ended) = (self.session, Instant::now());
+        self.record.stays.push(Stay { welcomed, stood, ended, fresh, session, by_client, positions });
     }
 
     /// Hands over what was written down so far, and goes on with an empty record.
     async fn hand_over(&mut self, connected: bool) {
         self.turns.mark_unchanged();
         if connected {
-            let stood = self.stood;
+            let (welcomed, stood) = (self.welcomed, self.stood);
             self.note_stay(&End::Stop);
-            self.stood = stood;
+            (self.welcomed, self.stood) = (welcomed, stood);
         }
         self.connection = u32::from(connected);
-        let next = Record::new(self.record.follower.clone());
+        let next = self.record.next(connected);
         let record = std::mem::replace(&mut self.record, next);
         // Nobody takes it once the run has ended.
         let _ = self.records.send(record).await;
@@ -456,7 +308,7 @@ impl Member {
         self.whispered += 1;
         let (n, lane) = (self.whispered, FIRST_WHISPER_LANE.checked_add(u16::try_from(follower.id).ok()?)?);
         let follow = &follower.follows[0];
-        let whisper = Whisper { n, stream: follow.stream.clone(), at: Instant::now() };
+        let whisper = Whisper { n, stream: follow.stream.clone(), session: self.session, at: Instant::now() };
         let command = command::whisper(&follow.identifier, &serde_json::json!({"lane": lane, "n": n, "size": 0}));
         self.record.whispers.push(whisper);
         Some(command)
@@ -479,6 +331,7 @@ impl Member {
             match event {
                 StockEvent::Delivery(data) => self.arrived(&data),
                 StockEvent::Welcome { restored } => {
+                    self.welcomed = Some(Instant::now());
                     self.session = self.progress.welcome(self.stock.url_sid().unwrap_or_default(), restored);
                     self.fresh = returning && !restored;
                     self.record.restored += u32::from(restored);
@@ -499,7 +352,7 @@ impl Member {
                     self.answered.insert(identifier);
                 }
                 StockEvent::Disconnect { reason, reconnect } => {
-                    self.record.disconnects += 1;
+                    self.record.disconnects.push(Disconnect { session: self.session, at: Instant::now() });
                     if !reconnect {
                         self.record.surprises.push(format!("sent away for good: {reason}"));
                     }

@@ -1,8 +1,8 @@
 //! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
 //! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
 //!
-//! Reading order: [`roster`] (who follows what, with [`credentials`]), [`source`] (publishing), [`member`] and [`base`] (following), [`removal`]
-//! (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness, [`transient`] and
+//! Reading order: [`roster`] (who follows what, with [`credentials`]), [`source`] (publishing), [`member`] and [`base`] (following, with [`record`] as
+//! their book and [`progress`] as what others see of them), [`removal`] (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness, [`transient`] and
 //! [`standing`] for what is not kept, and [`verdict`] as its outcome), [`run`] (all of it in phases), [`probe`] (what the
 //! server can), [`report`] (figures for people and programs).
 
@@ -20,6 +20,8 @@ mod judge_tests;
 pub mod live;
 pub mod member;
 pub mod probe;
+pub mod progress;
+pub mod record;
 pub mod removal;
 pub mod report;
 pub mod roster;
@@ -31,13 +33,13 @@ pub mod verdict;
 
 pub use alarms::Limits;
 pub use credentials::Credentials;
+pub use desk::Extras;
 pub use judge::{Rules, judge};
-pub use member::Record;
 pub use probe::Features;
+pub use record::Record;
 pub use report::Report;
 pub use roster::{Dice, Kind, Roster};
-pub use run::Extras;
-pub use run::{Check, Pace};
+pub use run::{Check, Conductor, Pace};
 pub use source::Published;
 pub use verdict::{Finding, Verdict};
 

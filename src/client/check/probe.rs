@@ -231,14 +231,15 @@ async fn publish(url: &str, outlet: &Outlet, stream: &str, n: usize) -> Result<b
 
 /// A client on the probe's stream.
 struct Watcher {
-    url: Url,
+    /// Without credentials.
+    shown: String,
     client: Resumable,
 }
 
 impl Watcher {
     fn new(url: &Url, identifier: &str, trust: Option<Trust>) -> Self {
         let client = Resumable::new(url.clone(), StockClient::new([identifier])).trusting(trust);
-        Self { url: url.clone(), client }
+        Self { shown: bare_url(url.as_str()), client }
     }
 
     /// The next event; `None` at the deadline.
@@ -248,7 +249,7 @@ impl Watcher {
                 Err(_) => return Ok(None),
                 Ok(Some(Update::Event(event))) => return Ok(Some(event)),
                 Ok(Some(Update::Opened | Update::Lost { .. })) => {}
-                Ok(None) => return Err(Unable(format!("{}: the server sent the client away", self.url))),
+                Ok(None) => return Err(Unable(format!("{}: the server sent the client away", self.shown))),
             }
         }
     }
@@ -262,11 +263,11 @@ impl Watcher {
                     return Err(Unable(format!(
                         "{}: the server rejected the subscription: give the application's --secret to sign stream names \
                          with (without one, the server must allow public streams)",
-                        self.url
+                        self.shown
                     )));
                 }
                 Some(_) => {}
-                None => return Err(Unable(format!("{}: subscription unanswered for {STEP:?}", self.url))),
+                None => return Err(Unable(format!("{}: subscription unanswered for {STEP:?}", self.shown))),
             }
         }
     }
@@ -282,9 +283,10 @@ impl Watcher {
             }
         }
         Err(Unable(format!(
-            "{}: a message published at {published_at} did not arrive within {STEP:?}: \
+            "{}: a message published at {} did not arrive within {STEP:?}: \
              do these addresses belong to one deployment?",
-            self.url
+            self.shown,
+            bare_url(published_at)
         )))
     }
 
@@ -357,4 +359,24 @@ impl Watcher {
 
 fn is_probe(message: &str, n: usize) -> bool {
     serde_json::from_str::<serde_json::Value>(message).is_ok_and(|message| message["probe"] == n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn row_19_what_cannot_be_checked_is_told_without_credentials() {
+        // Accepts in the kernel and never answers.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let url = format!("ws://{address}/cable?jid=s3cr3t").parse().unwrap();
+        let mut watcher = Watcher::new(&url, "i", None);
+        let subscribing = watcher.subscribe().await.unwrap_err().to_string();
+        let publishing = format!("http://user:s3cr3t@{address}/_broadcast?key=s3cr3t");
+        let receiving = watcher.receive(0, &publishing).await.unwrap_err().to_string();
+        for error in [subscribing, receiving] {
+            assert!(error.starts_with(&format!("ws://{address}/cable: ")) && !error.contains("s3cr3t"), "{error}");
+        }
+    }
 }

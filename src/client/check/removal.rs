@@ -4,7 +4,9 @@
 
 use super::Phase;
 use super::credentials::Credentials;
-use super::member::{OPEN_TIMEOUT, Progress, Record};
+use super::member::OPEN_TIMEOUT;
+use super::progress::Progress;
+use super::record::{Disconnect, Record};
 use super::roster::Dice;
 use super::source::Outlet;
 use super::verdict::Verdict;
@@ -32,10 +34,30 @@ pub struct Removal {
     /// Number of the session that was to end.
     pub session: u32,
     pub begun: Instant,
-    /// When it was acknowledged; `None`: it was not, and may have happened or not.
-    pub at: Option<Instant>,
+    /// When it was acknowledged, or given up.
+    pub ended: Instant,
+    /// Otherwise it may have happened or not.
+    pub acknowledged: bool,
     /// Addresses at which the dead session was restored.
     pub restored_at: Vec<String>,
+    /// Of an earlier turn of the run: it is counted, and what it causes may come only now.
+    pub counted: bool,
+}
+
+impl Removal {
+    /// The server may have sent the client away for it.
+    fn explains(&self, disconnect: &Disconnect, record: &Record, within: Duration) -> bool {
+        // Identifiers may name a client: then a session that it got before the answer is meant, too.
+        let began =
+            record.stays.iter().filter(|stay| stay.session == disconnect.session).find_map(|stay| stay.welcomed);
+        let is_meant = disconnect.session == self.session || began.is_some_and(|began| began <= self.ended);
+        is_meant && (self.begun..=self.ended + within).contains(&disconnect.at)
+    }
+
+    /// Beyond this time nothing more is to be seen of it.
+    pub(super) fn is_over(&self, now: Instant, within: Duration) -> bool {
+        now > self.ended + within.max(WELCOME)
+    }
 }
 
 /// The command that throws out whoever has these identifiers.
@@ -77,7 +99,7 @@ impl Remover {
             let key = format!("{}-removal-{}", self.outlet.run, all.len());
             let identifiers = self.credentials.identifiers(*client, &session.first);
             let done = publisher.publish(command(&identifiers), &key).await.is_ok();
-            let at = done.then(Instant::now);
+            let ended = Instant::now();
             let mut restored_at = Vec::new();
             if done {
                 for url in &self.urls {
@@ -87,7 +109,15 @@ impl Remover {
                     }
                 }
             }
-            all.push(Removal { client: *client, session: session.number, begun, at, restored_at });
+            all.push(Removal {
+                client: *client,
+                session: session.number,
+                begun,
+                ended,
+                acknowledged: done,
+                restored_at,
+                counted: false,
+            });
         }
     }
 }
@@ -109,28 +139,35 @@ async fn is_restored(url: &Url, outlet: &Outlet) -> bool {
 /// Holds what one member saw against the removals of it.
 pub(super) fn judge_removals(record: &Record, removals: &[Removal], within: Duration, verdict: &mut Verdict) {
     let client = record.follower.id;
-    let mut addressed = 0;
-    for removal in removals.iter().filter(|removal| removal.client == client) {
-        addressed += 1;
-        let of_session = || record.stays.iter().filter(|stay| stay.session == removal.session);
-        let Some(at) = removal.at else { continue };
-        verdict.removals += 1;
-        if !removal.restored_at.is_empty() {
-            verdict
-                .revived
-                .add(|| format!("client {client}: a dead session was restored at {:?}", removal.restored_at));
+    let of_client = || removals.iter().filter(|removal| removal.client == client);
+    for removal in of_client().filter(|removal| removal.acknowledged) {
+        // Before its welcome a connection belongs to no session.
+        let welcomes = || {
+            let of_session = record.stays.iter().filter(|stay| stay.session == removal.session);
+            of_session.filter_map(|stay| Some((stay.welcomed?, stay)))
+        };
+        let at = removal.ended;
+        if !removal.counted {
+            verdict.removals += 1;
+            if !removal.restored_at.is_empty() {
+                verdict
+                    .revived
+                    .add(|| format!("client {client}: a dead session was restored at {:?}", removal.restored_at));
+            }
         }
-        if of_session().any(|stay| stay.ended > at + within) {
+        if welcomes().any(|(_, stay)| stay.ended > at + within) {
             verdict
                 .revived
                 .add(|| format!("client {client} was still connected {within:?} after its remote disconnect"));
         }
-        if of_session().any(|stay| stay.stood.is_some_and(|stood| stood > at + ON_ITS_WAY)) {
+        if welcomes().any(|(welcomed, _)| welcomed > at + ON_ITS_WAY) {
             verdict.revived.add(|| format!("client {client} came back with a session that had ended"));
         }
         // Its next session is new, as it must be.
         let anew = record.stays.iter().filter(|stay| stay.fresh && stay.session == removal.session + 1).count();
         verdict.fresh = verdict.fresh.saturating_sub(anew as u64);
     }
-    verdict.disconnects += record.disconnects.saturating_sub(addressed);
+    let asked_for = |at: &&Disconnect| of_client().any(|removal| removal.explains(at, record, within));
+    let nobodys = record.disconnects.iter().filter(|disconnect| !asked_for(disconnect)).count();
+    verdict.disconnects += u32::try_from(nobodys).unwrap_or(u32::MAX);
 }

@@ -76,6 +76,8 @@ pub struct Report {
     pub drops: u64,
     /// Connections that the server or the network ended.
     pub connections_lost: u64,
+    /// Those of them on which nothing was heard for two ping intervals.
+    pub silences: u64,
     /// `disconnect` messages that nobody asked for.
     pub disconnects: u64,
     /// Returns with the session restored.
@@ -142,7 +144,7 @@ impl Report {
             unacknowledged: v.unacknowledged.count,
             retries: v.retries,
             duplicate_acks: v.duplicate_acks,
-            longest_ack_gap_ms: millis(outcome.longest_ack_gap()),
+            longest_ack_gap_ms: millis(outcome.longest_ack_gap),
             expected: v.expected,
             delivered: v.arrived,
             lost: v.missing.count,
@@ -173,6 +175,7 @@ impl Report {
             epochs: v.epochs.len(),
             drops: v.drops,
             connections_lost: v.losses,
+            silences: v.silences,
             disconnects: u64::from(v.disconnects),
             restored: v.restored,
             resubscribed: v.fresh,
@@ -197,6 +200,9 @@ impl fmt::Display for Report {
         let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, note: &str| {
             writeln!(f, "{name:<20} {count:>9}  {note}").map(|()| ())
         };
+        let line_if_any = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, note: &str| {
+            if count > 0 { line(f, name, count, note) } else { Ok(()) }
+        };
         line(f, "published", self.published, "")?;
         let gap = format!("longest gap {} ms, {} retries", self.longest_ack_gap_ms, self.retries);
         line(f, "acked", self.acked, &gap)?;
@@ -204,7 +210,9 @@ impl fmt::Display for Report {
         line(f, "delivered", self.delivered, &format!("of {} that had to be", self.expected))?;
         line(f, "lost", self.lost, "acked, never delivered")?;
         line(f, "unsignalled gaps", self.unsignalled, "lost, and no reject_history tells of it")?;
+        line_if_any(f, "by time", self.by_time, "of the lost: clients came back with neither session nor position")?;
         line(f, "duplicated", self.duplicated, "")?;
+        line_if_any(f, "forgotten", self.forgotten, "stored again, the limits had removed the first copy")?;
         line(f, "reordered", self.reordered, "")?;
         line(f, "wrong positions", self.wrong_positions, "")?;
         line(f, "rejects", self.rejects, "reject_history")?;
@@ -221,6 +229,7 @@ impl fmt::Display for Report {
         line(f, "excluded", self.excluded, &format!("{} reached the client that was excluded", self.not_excluded))?;
         line(f, "thrown out", self.removals, &format!("{} survived their remote disconnect", self.revived))?;
         line(f, "base clients", self.base_delivered, &format!("delivered, {} lost", self.base_lost))?;
+        line_if_any(f, "base removed", self.base_removed, "not brought, the limits may have removed it before")?;
         line(f, "surprises", self.surprises, "refusals, frames out of the protocol")?;
         line(f, "excused copies", self.excused, "cut between two copies of one message")?;
         line(f, "without position", self.unpositioned, "")?;
@@ -229,7 +238,8 @@ impl fmt::Display for Report {
         if self.skewed_returns > 0 {
             line(f, "with a wrong clock", self.skewed_returns, "returns")?;
         }
-        line(f, "connections lost", self.connections_lost, &format!("{} disconnect messages", self.disconnects))?;
+        let how = format!("{} after silence, {} disconnect messages", self.silences, self.disconnects);
+        line(f, "connections lost", self.connections_lost, &how)?;
         let Percentiles { count, p50, p99, max } = self.resume_ms;
         line(f, "resumed", count as u64, &format!("p50 {p50} ms, p99 {p99} ms, max {max} ms"))?;
         for (kind, examples) in &self.examples {
@@ -242,5 +252,25 @@ impl fmt::Display for Report {
             [] => writeln!(f, "PASS: nothing promised was broken (seed {})", self.seed),
             some => writeln!(f, "FAIL: {} (seed {})", some.join(", "), self.seed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::check::Verdict;
+
+    #[test]
+    fn what_is_excused_is_named_where_there_is_some() {
+        let shown = |verdict: Verdict| {
+            let outcome = Outcome { verdict, ..Outcome::default() };
+            Report::new(&outcome, Features::default(), 1, true).to_string()
+        };
+        let excused = shown(Verdict { by_time: 40, forgotten: 7, base_removed: 3, silences: 2, ..Verdict::default() });
+        for (name, count) in [("by time", 40), ("forgotten", 7), ("base removed", 3)] {
+            assert!(excused.contains(&format!("{name:<20} {count:>9}  ")), "{excused}");
+            assert!(!shown(Verdict::default()).contains(name));
+        }
+        assert!(excused.contains("2 after silence"), "{excused}");
     }
 }

@@ -1,8 +1,9 @@
 //! Sources: some per stream, one request at a time, each with a key, tried again until it is acknowledged.
 
 use super::Phase;
-use super::member::{Progress, Silent};
+use super::progress::{Progress, Silent};
 use super::roster::Dice;
+use crate::boottime;
 use crate::client::publisher::{OutgoingMeta, PublishError};
 use crate::client::{Outgoing, Publisher, Trust};
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use tokio::time::Instant;
 
 /// Pause before the next server is asked, where there are several.
 const TURN: Duration = Duration::from_millis(100);
+/// A pause that ends so much later than it was to is no pause of a busy machine.
+const SUSPENDED: Duration = Duration::from_secs(2);
 /// For all followers of a silent stream to leave.
 const LEAVING: Duration = Duration::from_secs(20);
 
@@ -70,15 +73,34 @@ pub struct Unacked {
     pub error: String,
 }
 
-/// Everything that one source published to its stream.
+/// What a source did in earlier turns of the run.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// Messages begun.
+    pub begun: u64,
+    /// Those of them that may yet be stored.
+    pub open: Vec<Unacked>,
+    /// The last one with a position.
+    pub last: Option<Ack>,
+}
+
+impl Past {
+    /// A turn is over.
+    pub fn add(&mut self, turn: &Published) {
+        self.begun = turn.past.begun + turn.begun;
+        self.open.extend(turn.unacknowledged.iter().filter(|unacked| !unacked.refused).cloned());
+        if let Some(last) = turn.acks.iter().rev().find(|ack| ack.position.is_some()) {
+            self.last = Some(last.clone());
+        }
+    }
+}
+
+/// Everything that one source published to its stream in one turn of the run.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub stream: String,
     pub lane: u16,
-    /// Number of the message before the first.
-    pub after: u64,
-    /// Earlier messages that may yet be stored.
-    pub open: Vec<Id>,
+    pub past: Past,
     /// Messages begun.
     pub begun: u64,
     pub acks: Vec<Ack>,
@@ -134,10 +156,7 @@ pub struct Source {
     pub interval: Duration,
     /// Of the first message, so that publishers do not march in step.
     pub delay: Duration,
-    /// Number of the message before the first.
-    pub after: u64,
-    /// Earlier messages that may yet be stored.
-    pub open: Vec<Id>,
+    pub past: Past,
     pub phase: watch::Receiver<Phase>,
     pub silent: Option<Arc<Silent>>,
     /// Counts acknowledgements of the whole run.
@@ -150,8 +169,7 @@ impl Source {
         let mut published = Published {
             stream: self.stream.clone(),
             lane: self.lane,
-            after: self.after,
-            open: std::mem::take(&mut self.open),
+            past: self.past.clone(),
             begun: 0,
             acks: Vec::new(),
             retries: 0,
@@ -181,7 +199,7 @@ impl Source {
         let started = Instant::now() + self.delay;
         tokio::time::sleep_until(started).await;
         while *self.phase.borrow() == Phase::Run || published.begun == 0 {
-            let first = self.after + published.begun + 1;
+            let first = self.past.begun + published.begun + 1;
             let count = if let Sort::Batch(count) = self.sort { u64::from(count) } else { 1 };
             published.begun += count;
             let ids = (first..first + count).map(|n| Id { lane: self.lane, n }).collect();
@@ -279,6 +297,8 @@ struct Publishers {
     all: Vec<Publisher>,
     turn: usize,
     retries: u64,
+    /// As a publisher's own: the server forgets the key while the machine is suspended, too.
+    clock: fn() -> Duration,
 }
 
 impl Publishers {
@@ -290,7 +310,7 @@ impl Publishers {
             Ok(publisher.trusting(outlet.trust.clone()))
         };
         let all: Result<Vec<_>, PublishError> = outlet.urls.iter().map(publisher).collect();
-        Ok(Self { all: all?, turn: first, retries: 0 })
+        Ok(Self { all: all?, turn: first, retries: 0, clock: boottime::now })
     }
 
     async fn publish(
@@ -299,26 +319,81 @@ impl Publishers {
         key: &str,
         retry_for: Duration,
     ) -> Result<Vec<crate::client::Published>, PublishError> {
-        let started = Instant::now();
-        let mut any_unknown = false;
+        let started = (self.clock)();
+        let (mut any_unknown, mut all_attempts) = (false, 0);
         loop {
             let count = self.all.len();
             match self.all[self.turn % count].publish(body.clone(), key).await {
-                Err(PublishError::GaveUp { attempts, waited, unknown, last }) => {
+                Err(PublishError::GaveUp { attempts, unknown, last, .. }) => {
                     any_unknown |= unknown;
-                    if started.elapsed() >= retry_for {
-                        return Err(PublishError::GaveUp { attempts, waited, unknown: any_unknown, last });
+                    all_attempts += attempts;
+                    let waited = || (self.clock)().saturating_sub(started);
+                    let goes_on = waited() < retry_for && {
+                        tokio::time::sleep(TURN).await;
+                        // Far longer than it was to be: the machine was suspended.
+                        waited() < retry_for + SUSPENDED
+                    };
+                    if !goes_on {
+                        let (attempts, waited, unknown) = (all_attempts, waited(), any_unknown);
+                        return Err(PublishError::GaveUp { attempts, waited, unknown, last });
                     }
                 }
                 answer => return answer,
             }
             self.turn += 1;
             self.retries += 1;
-            tokio::time::sleep(TURN).await;
         }
     }
 
     fn retries(&self) -> u64 {
         self.retries + self.all.iter().map(Publisher::retries).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// Answers 503 to everything, and counts.
+    async fn unavailable(asked: Arc<AtomicU64>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/_broadcast", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                let mut buffer = [0; 4_096];
+                while tcp.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+                    tcp.write_all(answer).await.unwrap();
+                }
+            }
+        });
+        url
+    }
+
+    /// An hour passes between any two looks at it.
+    fn clock_of_a_laptop() -> Duration {
+        static HOURS: AtomicU64 = AtomicU64::new(0);
+        Duration::from_secs(3_600 * HOURS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn row_01_no_server_is_asked_again_after_a_suspension() {
+        let asked = Arc::<AtomicU64>::default();
+        let urls = vec![unavailable(Arc::clone(&asked)).await, unavailable(Arc::clone(&asked)).await];
+        let retry_for = Duration::from_secs(5_400);
+        let outlet = Outlet { urls, key: None, trust: None, run: "r".to_owned(), retry_for };
+        let mut publishers = Publishers::new(&outlet, 0).unwrap();
+        publishers.clock = clock_of_a_laptop;
+        // One hour at the first look, which leaves some time; two at the second.
+        let body = Bytes::from_static(b"{}");
+        let publishing = publishers.publish(&body, "k", retry_for);
+        let ended = tokio::time::timeout(Duration::from_secs(20), publishing).await.expect("it gives up");
+        let error = ended.unwrap_err();
+        assert!(matches!(error, PublishError::GaveUp { attempts: 1, unknown: true, .. }), "{error}");
+        assert_eq!((asked.load(Ordering::Relaxed), publishers.retries()), (1, 0));
     }
 }

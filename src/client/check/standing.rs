@@ -3,7 +3,7 @@
 
 use super::alarms::StreamLog;
 use super::judge::Rules;
-use super::member::Record;
+use super::record::Record;
 use super::source::{Ack, Id};
 use super::verdict::Verdict;
 use std::collections::{HashMap, HashSet};

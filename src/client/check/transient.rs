@@ -1,7 +1,7 @@
 //! Whispers and transient messages: they may be lost, but never come twice, with a position, or back to their sender.
 
 use super::alarms::StreamLog;
-use super::member::{Record, Stay, Whisper};
+use super::record::{Arrival, Record, Stay, Whisper};
 use super::source::{Id, TRANSIENT_LANE};
 use super::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
@@ -34,15 +34,32 @@ impl Passing {
     }
 }
 
-/// All whispers of a run, by sender and number.
-pub(super) struct Whispers<'a>(HashMap<(usize, u64), &'a Whisper>);
+/// All whispers of a turn of the run.
+pub(super) struct Whispers<'a> {
+    /// By sender and number.
+    sent: HashMap<(usize, u64), &'a Whisper>,
+    /// Sender ⇒ how much it had whispered before.
+    before: HashMap<usize, u64>,
+}
 
 impl<'a> Whispers<'a> {
     pub fn of(records: &'a [Record]) -> Self {
         let of_one =
             |record: &'a Record| record.whispers.iter().map(|whisper| ((record.follower.id, whisper.n), whisper));
-        Self(records.iter().flat_map(of_one).collect())
+        let before = records.iter().map(|record| (record.follower.id, record.whispered_before)).collect();
+        Self { sent: records.iter().flat_map(of_one).collect(), before }
     }
+
+    /// A whisper of an earlier turn, which may have been on its way.
+    fn is_earlier(&self, sender: usize, n: u64) -> bool {
+        self.before.get(&sender).is_some_and(|before| (1..=*before).contains(&n))
+    }
+}
+
+/// Number of the session that it reached.
+fn session_of(record: &Record, arrival: &Arrival) -> Option<u32> {
+    let index = usize::try_from(arrival.connection).ok()?.checked_sub(1)?;
+    Some(record.stays.get(index)?.session)
 }
 
 pub(super) fn judge_transient(
@@ -60,10 +77,14 @@ pub(super) fn judge_transient(
         let fault = match id.whisperer() {
             _ if arrival.position.is_some() => Some("with a position"),
             _ if !seen.insert(id) => Some("twice"),
-            Some(sender) if sender == client => Some("back to its sender"),
-            Some(sender) => match whispers.0.get(&(sender, id.n)) {
+            Some(sender) => match whispers.sent.get(&(sender, id.n)) {
+                // To the server another session is another client.
+                Some(whisper) if sender == client && session_of(record, arrival) == Some(whisper.session) => {
+                    Some("back to its sender")
+                }
                 Some(whisper) if whisper.stream == subscription.stream => None,
                 Some(_) => Some("on a stream that it was not whispered to"),
+                None if whispers.is_earlier(sender, id.n) => None,
                 None => Some("though nobody whispered it"),
             },
             None if id.n > log.transient_begun => Some("though nobody published it"),
@@ -83,8 +104,10 @@ pub(super) fn judge_transient(
     for ack in log.transient.values() {
         verdict.transient.count(stood(ack.begun, ack.at), seen.contains(&ack.id));
     }
-    let others =
-        whispers.0.iter().filter(|((sender, _), whisper)| *sender != client && whisper.stream == subscription.stream);
+    let others = whispers
+        .sent
+        .iter()
+        .filter(|((sender, _), whisper)| *sender != client && whisper.stream == subscription.stream);
     for ((sender, n), whisper) in others {
         let heard = seen.iter().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
         verdict.whispers.count(stood(whisper.at - AROUND.min(whisper.at.elapsed()), whisper.at), heard);

@@ -18,6 +18,7 @@ struct Nobody;
 impl Commands for Nobody {
     fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
     fn commands_lost(&self) {}
+    fn session_over(&self, _: &SessionKey, _: Over) {}
 }
 
 fn hub(store: &Arc<Store>) -> Arc<Hub> {

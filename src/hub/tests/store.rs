@@ -118,7 +118,7 @@ impl Broker for Store {
     async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
         unreachable!("there are no sessions")
     }
-    async fn announce_superseded(&self, _: &SessionKey) {
+    async fn announce_over(&self, _: &SessionKey, _: Over) {
         unreachable!("there are no sessions")
     }
     async fn delete_session(&self, _: &SessionKey, _: Option<u64>) -> Result<bool, Unavailable> {

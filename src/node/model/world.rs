@@ -55,6 +55,10 @@ impl Wires {
             queue.push_back(event());
         }
     }
+
+    fn all(&self, tell: impl Fn(&HubFeed)) {
+        self.hubs.lock().unwrap().iter().for_each(tell);
+    }
 }
 
 struct SharedFeed(Arc<Wires>);
@@ -68,15 +72,21 @@ impl Feed for SharedFeed {
         self.0.send(|| Event::Transient(stream.clone(), message.clone(), overflow));
     }
 
-    fn lagged(&self, _: &StreamName) {}
-
-    fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
-        for hub in self.0.hubs.lock().unwrap().iter() {
-            hub.disconnect(mark, command.clone());
-        }
+    fn lagged(&self, stream: &StreamName) {
+        self.0.all(|hub| hub.lagged(stream));
     }
 
-    fn commands_lost(&self) {}
+    fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
+        self.0.all(|hub| hub.disconnect(mark, command.clone()));
+    }
+
+    fn commands_lost(&self) {
+        self.0.all(HubFeed::commands_lost);
+    }
+
+    fn session_over(&self, key: &SessionKey, over: Over) {
+        self.0.all(|hub| hub.session_over(key, over));
+    }
 }
 
 /// A node's view of the shared log.
@@ -163,8 +173,8 @@ impl Broker for NodeBroker {
         tokio::task::yield_now().await;
         self.log().save_beside(key, body, revision).await
     }
-    async fn announce_superseded(&self, key: &SessionKey) {
-        self.log().announce_superseded(key).await;
+    async fn announce_over(&self, key: &SessionKey, over: Over) {
+        self.log().announce_over(key, over).await;
     }
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.log().delete_session(key, revision).await

@@ -1,7 +1,7 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, LogState, Logs, Looked, Page, ReadFrom,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, LogState, Logs, Looked, Over, Page, ReadFrom,
     RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
@@ -174,7 +174,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing knows no sessions")
     }
 
-    async fn announce_superseded(&self, _: &SessionKey) {
+    async fn announce_over(&self, _: &SessionKey, _: Over) {
         unreachable!("publishing knows no sessions")
     }
 

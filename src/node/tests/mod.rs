@@ -240,8 +240,8 @@ impl Feed for Fan {
     fn disconnect(&self, mark: u64, command: RemoteDisconnect) {
         self.all(|hub| hub.disconnect(mark, command.clone()));
     }
-    fn superseded(&self, key: &crate::broker::SessionKey) {
-        self.all(|hub| hub.superseded(key));
+    fn session_over(&self, key: &crate::broker::SessionKey, over: crate::broker::Over) {
+        self.all(|hub| hub.session_over(key, over));
     }
     fn commands_lost(&self) {
         self.all(|hub| hub.commands_lost());

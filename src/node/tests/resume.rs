@@ -111,6 +111,28 @@ async fn a_session_ends_with_its_token() {
     }
 }
 
+/// A connection outlives its token, and a fresh one for the same client gives the session its own life.
+#[tokio::test]
+async fn row_12_a_stale_token_neither_closes_a_session_nor_hides_its_end() {
+    let cluster = Cluster::with(Script::default(), Setup { jwt: Some(tokens()), ..Setup::default() });
+    let stale = expiring("u", 2);
+    let (mut first, kept) = cluster.welcomed_with(0, with_token(None, Some(&stale))).await;
+    let (mut second, given_up) = cluster.welcomed_with(0, with_token(None, Some(&stale))).await;
+    first.subscribed(CHAT).await;
+    second.subscribed(CHAT).await;
+    eventually("the token expires", || tokens_verdict(&stale)).await;
+    for sid in [&kept, &given_up] {
+        let frame = restored(&cluster, with_token(Some(sid), Some(&stale))).await;
+        assert_eq!(frame["reason"], "token_expired");
+    }
+    cluster.publish("a", "1").await;
+    assert_eq!((&first.next().await["message"], &second.next().await["message"]), (&value!(1), &value!(1)));
+    second.vanish();
+    eventually("its end is told", || cluster.app.disconnects().len() == 1).await;
+    let welcome = restored(&cluster, with_token(Some(&kept), Some(&expiring("u", 60)))).await;
+    assert_eq!((&welcome["restored"], &welcome["restored_ids"]), (&value!(true), &value!([CHAT])));
+}
+
 fn tokens_verdict(token: &str) -> bool {
     let now = crate::node::save::unix_ms() / 1_000;
     Jwt::new(tokens()).unwrap().verify(token, now).is_err()

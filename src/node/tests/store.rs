@@ -27,6 +27,8 @@ pub struct Writes {
     pub deletions: AtomicU64,
     /// They are not answered now.
     pub stuck: AtomicBool,
+    /// What says that a session was restored is not.
+    pub notes_stuck: AtomicBool,
     /// Each of them takes so long.
     pub takes: Mutex<Duration>,
     /// What becomes of them.
@@ -74,6 +76,9 @@ impl Writes {
     async fn taken(&self, body: &Bytes) -> Result<(), SaveError> {
         self.count(body);
         self.answered().await;
+        while &**body == b"restored" && self.notes_stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
         match self.fault() {
             Some(Fault::Away) => Err(Unavailable("away".into()).into()),
             Some(Fault::Full) => Err(SaveError::Full("full".into())),
@@ -157,8 +162,8 @@ impl Broker for Store {
         self.writes.taken(&body).await?;
         self.log.save_beside(key, body, revision).await
     }
-    async fn announce_superseded(&self, key: &SessionKey) {
-        self.log.announce_superseded(key).await;
+    async fn announce_over(&self, key: &SessionKey, over: Over) {
+        self.log.announce_over(key, over).await;
     }
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.writes.answered().await;

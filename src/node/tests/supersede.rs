@@ -1,10 +1,20 @@
 //! A restored session takes the place of the one before.
 
 use super::*;
-use crate::broker::SessionKey;
+use crate::broker::{Over, SaveError, SessionKey};
+use crate::node::supersede;
+use crate::session::Succession;
 use serde_json::{Value, json as value};
 
 const CHAT: &str = r#"{"channel":"Chat"}"#;
+
+fn elsewhere() -> Value {
+    value!({ "close": 1000, "reason": "Session resumed elsewhere" })
+}
+
+fn ended() -> Value {
+    value!({ "close": 1000, "reason": "Session ended" })
+}
 
 fn sid(welcome: &Value) -> String {
     welcome["sid"].as_str().unwrap_or_else(|| panic!("{welcome}")).to_owned()
@@ -38,7 +48,7 @@ async fn row_12_the_first_frame_after_the_welcome_ends_the_session_before_and_it
         assert_eq!(old.next().await["message"], 1);
         assert_eq!(new.next().await["message"], 1);
         new.send(value!({ "command": "pong" }));
-        assert_eq!(old.next().await, value!({ "close": 1000, "reason": "Session resumed elsewhere" }));
+        assert_eq!(old.next().await, elsewhere());
         until_gone(&cluster, &first).await;
         assert!(is_stored(&cluster, &second).await);
         let mut late = cluster.connect_with(1, hello(Some(&first)));
@@ -104,7 +114,7 @@ async fn row_12_a_connection_whose_session_goes_on_elsewhere_does_not_write_it_a
     old.subscribed(CHAT).await;
     // Another node went on with it, and its message to this one was lost.
     let (one, other) = (SessionKey::of(&first), SessionKey::of("other"));
-    assert!(crate::node::supersede::end(&cluster.nodes[1], &one, &other).await.unwrap());
+    assert_eq!(supersede::end(&cluster.nodes[1], &one, &other).await.unwrap(), None);
     cluster.broker.delete_session(&one, None).await.unwrap();
     old.perform(CHAT, "{}");
     old.subscribe(r#"{"channel":"Chat","id":2}"#);
@@ -173,8 +183,7 @@ async fn row_12_a_first_frame_counts_however_soon_the_connection_ends() {
             new.next().await;
             tokio::time::sleep(Duration::from_millis(10)).await;
             act(&new);
-            let told = old.next().await;
-            assert_eq!(told, value!({ "close": 1000, "reason": "Session resumed elsewhere" }), "{what}, node {node}");
+            assert_eq!(old.next().await, elsewhere(), "{what}, node {node}");
             until_gone(&cluster, &first).await;
             let mut late = cluster.connect_with(1, hello(Some(&first)));
             assert_eq!(late.next().await["restored"], Value::Null, "{what}, node {node}");
@@ -192,7 +201,7 @@ async fn row_12_the_applications_disconnect_ends_what_was_restored_in_silence() 
         let second = sid(&silent.next().await);
         old.perform(CHAT, "{}");
         assert_eq!(old.next().await["close"], 1011);
-        assert_eq!(silent.next().await["close"], 1000, "node {node}");
+        assert_eq!(silent.next().await, ended(), "node {node}");
         until_gone(&cluster, &first).await;
         until_gone(&cluster, &second).await;
         for sid in [&first, &second] {
@@ -248,5 +257,227 @@ async fn row_12_a_session_too_large_or_without_room_is_not_resumable_and_its_cli
         // Without room what was stored before stays: its client asks for the rest anew.
         let restored = welcome["restored_ids"].as_array().map_or(0, Vec::len);
         assert!(restored < if max_session_size.is_some() { 1 } else { 40 }, "{what}: {welcome}");
+    }
+}
+
+/// Writes what became of a session, as another node would.
+async fn note(cluster: &Cluster, sid: &str, succession: &Succession) {
+    let place = SessionKey::of(sid).derived("succession");
+    cluster.broker.save_beside(&place, Bytes::from(succession.encode()), None).await.unwrap();
+}
+
+async fn noted(cluster: &Cluster, sid: &str) -> Option<Over> {
+    supersede::over(&cluster.nodes[0], &SessionKey::of(sid)).await.unwrap()
+}
+
+/// Uses up the share of saved sessions to the last byte.
+async fn fill(cluster: &Cluster) {
+    let (mut size, mut step) = (0, 1 << 14);
+    while step > 0 {
+        let body = Bytes::from(vec![b' '; size + step]);
+        match cluster.broker.save_session(&SessionKey::of("filler"), body, None).await {
+            Ok(_) => size += step,
+            Err(SaveError::Full(_)) => step /= 2,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_12_a_full_share_does_not_delay_the_end_of_what_was_restored_in_silence() {
+    let cluster = Cluster::with(Script::default(), Setup { sessions_budget: 20_000, ..Setup::default() });
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    let mut unheard = cluster.connect_with(1, hello(Some(&first)));
+    let second = sid(&unheard.next().await);
+    fill(&cluster).await;
+    let (_again, _) = cluster.welcomed_with(0, hello(Some(&first))).await;
+    assert_eq!(unheard.next().await, elsewhere());
+    until_gone(&cluster, &second).await;
+    // What was deleted has made room.
+    for _ in 0..100 {
+        tokio::time::sleep(SECOND / 100).await;
+        if noted(&cluster, &second).await.is_some() {
+            return;
+        }
+    }
+    panic!("it was not noted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_12_a_full_share_keeps_nobody_from_ending_a_session_and_is_not_asked_again_and_again() {
+    let writes = Arc::new(store::Writes::default());
+    let cluster = Cluster::with(ending(), Setup { writes: writes.clone(), ..Setup::default() });
+    let mut all = Vec::new();
+    for n in 0..20 {
+        let (mut old, first) = cluster.welcomed().await;
+        old.subscribed(CHAT).await;
+        let mut silent = cluster.connect_with(n % 2, hello(Some(&first)));
+        let second = sid(&silent.next().await);
+        all.push((old, silent, [first, second]));
+    }
+    writes.fail(store::Fault::Full);
+    writes.take();
+    for (old, silent, sids) in &mut all {
+        old.perform(CHAT, "{}");
+        assert_eq!(old.next().await["close"], 1011);
+        assert_eq!(silent.next().await, ended());
+        for sid in sids {
+            until_gone(&cluster, sid).await;
+        }
+    }
+    tokio::time::sleep(60 * SECOND).await;
+    let (number, _) = writes.take();
+    assert!(number <= 20 * 6, "{number} writes for 20 sessions");
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_12_a_full_share_does_not_keep_a_first_frame_from_ending_the_session_before() {
+    let cluster = Cluster::with(Script::default(), Setup { sessions_budget: 20_000, ..Setup::default() });
+    let (mut old, first) = cluster.welcomed().await;
+    old.subscribed(CHAT).await;
+    let mut new = cluster.connect_with(1, hello(Some(&first)));
+    let second = sid(&new.next().await);
+    fill(&cluster).await;
+    new.send(value!({ "command": "pong" }));
+    assert_eq!(old.next().await, elsewhere());
+    until_gone(&cluster, &first).await;
+    assert_eq!(noted(&cluster, &first).await, Some(Over::Replaced));
+    assert!(is_stored(&cluster, &second).await);
+}
+
+/// The application hears of the end of each session that it knows, once.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_application_hears_of_the_end_of_what_was_restored_in_silence() {
+    let told = FarewellConfig { tell_restores: true, ..FarewellConfig::default() };
+    let graced = FarewellConfig { grace: 10 * SECOND, ..FarewellConfig::default() };
+    for node in [0, 1] {
+        for farewells in [told.clone(), graced.clone()] {
+            let with_grace = !farewells.grace.is_zero();
+            let cluster = Cluster::with(ending(), Setup { farewells, ..Setup::default() });
+            let (mut old, first) = cluster.welcomed().await;
+            old.subscribed(CHAT).await;
+            let mut silent = cluster.connect_with(node, hello(Some(&first)));
+            let second = sid(&silent.next().await);
+            // It has been noted that the session goes on.
+            tokio::time::sleep(SECOND).await;
+            old.perform(CHAT, "{}");
+            assert_eq!(silent.next().await, ended(), "node {node}");
+            tokio::time::sleep(60 * SECOND).await;
+            let calls = cluster.app.calls();
+            let about =
+                |sid: &str| calls.iter().filter(|call| matches!(call, Call::Disconnect(of, _) if of == sid)).count();
+            // With grace it is one session for the application, whatever its sid.
+            let expected = (usize::from(!with_grace), 1);
+            assert_eq!((about(&first), about(&second)), expected, "node {node}, grace: {with_grace}");
+        }
+    }
+}
+
+/// Whoever ended the session died before it could close what was restored from it.
+#[tokio::test(start_paused = true)]
+async fn row_12_what_was_restored_from_a_session_that_was_ended_goes_nowhere() {
+    let cluster = Cluster::new(Script::default());
+    let (mut old, first) = cluster.welcomed().await;
+    old.subscribed(CHAT).await;
+    let mut silent = cluster.connect_with(1, hello(Some(&first)));
+    let second = sid(&silent.next().await);
+    note(&cluster, &first, &Succession::closed(Over::Ended)).await;
+    let mut back = cluster.connect_with(0, hello(Some(&second)));
+    assert_eq!(back.next().await["restored"], Value::Null);
+    silent.send(value!({ "command": "pong" }));
+    assert_eq!(silent.next().await, ended());
+    eventually("the application knows", || cluster.app.disconnects().len() == 1).await;
+}
+
+/// A session is ended while the one that was restored from it is restored once more.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_end_of_a_session_reaches_all_that_were_restored_from_it_one_after_the_other() {
+    let cluster = Cluster::new(Script::default());
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    let (unheard, second) = cluster.welcomed_with(0, hello(Some(&first))).await;
+    unheard.vanish();
+    let (mut last, third) = cluster.welcomed_with(1, hello(Some(&second))).await;
+    until_gone(&cluster, &first).await;
+    // As if the first one were not over yet.
+    note(&cluster, &first, &Succession::default().restored(&SessionKey::of(&second).0)).await;
+    supersede::end_for_good(&cluster.nodes[0], SessionKey::of(&first));
+    assert_eq!(last.next().await, ended());
+    for sid in [&second, &third] {
+        until_gone(&cluster, sid).await;
+        assert_eq!(noted(&cluster, sid).await, Some(Over::Ended));
+        let mut late = cluster.connect_with(0, hello(Some(sid)));
+        assert_eq!(late.next().await["restored"], Value::Null);
+    }
+}
+
+/// What comes after the welcome counts while it is still being noted that the session goes on.
+#[tokio::test(start_paused = true)]
+async fn row_12_a_first_frame_counts_while_the_restore_is_being_noted() {
+    let farewells = FarewellConfig { grace: 10 * SECOND, ..FarewellConfig::default() };
+    let writes = Arc::new(store::Writes::default());
+    let cluster = Cluster::with(Script::default(), Setup { farewells, writes: writes.clone(), ..Setup::default() });
+    let (mut old, first) = cluster.welcomed().await;
+    old.subscribed(CHAT).await;
+    writes.notes_stuck.store(true, Ordering::Relaxed);
+    let (new, _) = cluster.welcomed_with(1, hello(Some(&first))).await;
+    // Its welcome is written, and the note is not.
+    tokio::time::sleep(SECOND / 100).await;
+    new.send(value!({ "command": "pong" }));
+    let _ = new.commands.send(Incoming::Closed);
+    assert_eq!(old.next().await, elsewhere());
+    until_gone(&cluster, &first).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_12_a_client_that_goes_before_it_is_welcomed_uses_up_no_restore_and_closes_nobody() {
+    let writes = Arc::new(store::Writes::default());
+    let cluster = Cluster::with(Script::default(), Setup { writes: writes.clone(), ..Setup::default() });
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+    let (mut silent, _) = cluster.welcomed_with(0, hello(Some(&first))).await;
+    for _ in 0..5 {
+        writes.stuck.store(true, Ordering::Relaxed);
+        let gone = cluster.connect_with(1, hello(Some(&first)));
+        eventually("it is about to be let in", || cluster.nodes[1].registry.len() == 1).await;
+        tokio::time::sleep(SECOND / 2).await;
+        gone.vanish();
+        writes.stuck.store(false, Ordering::Relaxed);
+        eventually("it has gone", || cluster.nodes[1].registry.is_empty()).await;
+    }
+    cluster.publish("a", "1").await;
+    assert_eq!(silent.next().await["message"], 1, "nobody has taken its place");
+    let mut back = cluster.connect_with(1, hello(Some(&first)));
+    assert_eq!(back.next().await["restored"], true);
+}
+
+/// Another restore has taken its place in silence, and its connection is about to be closed.
+#[tokio::test(start_paused = true)]
+async fn row_12_of_two_restores_at_one_moment_the_one_that_speaks_stays() {
+    for spoken_to in [0, 1] {
+        let cluster = Cluster::new(Script::default());
+        let (mut browser, first) = cluster.welcomed().await;
+        browser.subscribed(CHAT).await;
+        browser.vanish();
+        let (mut speaks, second) = cluster.welcomed_with(spoken_to, hello(Some(&first))).await;
+        let (one, silent) = (SessionKey::of(&first), SessionKey::of("silent"));
+        let node = &cluster.nodes[1];
+        let known = supersede::succession(node, &one).await.unwrap();
+        let claim = supersede::claim(node, &one, &silent, known).await.unwrap();
+        speaks.send(value!({ "command": "pong" }));
+        until_gone(&cluster, &first).await;
+        claim.keep(node);
+        tokio::time::sleep(10 * SECOND).await;
+        cluster.publish("a", "1").await;
+        assert_eq!(speaks.next().await["message"], 1);
+        assert_eq!(noted(&cluster, "silent").await, Some(Over::Replaced));
+        speaks.vanish();
+        let mut back = cluster.connect_with(0, hello(Some(&second)));
+        assert_eq!(back.next().await["restored"], true);
     }
 }

@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn no_retry_goes_on_beyond_the_window() {
-        for (setup, seed) in Setup::ALL.into_iter().zip(0..400).cycle().take(400) {
+        for (seed, setup) in (0..400).zip(Setup::ALL.into_iter().cycle()) {
             let plan = Plan::of(setup, seed, Length::Long);
             let number = |name: &str| -> u64 {
                 let text = plan.settings.iter().find(|(option, _)| *option == name).map(|(_, value)| value.clone());

@@ -11,7 +11,7 @@ mod server;
 mod start;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Head, Limits, Looked, Overflow, RemoteDisconnect, Unavailable};
+use crate::broker::{Broker, Feed, Head, Limits, Looked, Over, Overflow, RemoteDisconnect, SessionKey, Unavailable};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;
@@ -27,6 +27,7 @@ enum Told {
     Lagged(StreamName),
     Disconnect(u64, RemoteDisconnect),
     CommandsLost,
+    Over(SessionKey, Over),
 }
 
 #[derive(Default)]
@@ -68,6 +69,9 @@ impl Feed for Recorder {
     }
     fn commands_lost(&self) {
         self.tell(Told::CommandsLost);
+    }
+    fn session_over(&self, key: &SessionKey, over: Over) {
+        self.tell(Told::Over(key.clone(), over));
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::broker::{SaveError, SessionKey};
+use crate::broker::SaveError;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_shared_and_updated_by_revision() {
@@ -65,6 +65,24 @@ async fn a_remote_disconnect_reaches_every_node_and_leaves_a_mark() {
     eventually("heard", || three.feed.all().len() == 1).await;
     assert!(matches!(three.feed.all()[0], Told::Disconnect(seq, _) if seq == later && later > mark));
     assert_eq!(three.broker.mark(&command.identifiers).await.unwrap(), mark);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_12_every_node_hears_which_session_is_over_and_why() {
+    let server = Server::start();
+    let (one, two) = (Node::on(&server).await, Node::on(&server).await);
+    for (sid, over) in [("a", Over::Replaced), ("b", Over::Ended)] {
+        let told = Told::Over(SessionKey::of(sid), over);
+        // Whoever has just connected may not be subscribed to it yet.
+        for node in [&one, &two] {
+            let begin = std::time::Instant::now();
+            while !node.feed.all().contains(&told) {
+                assert!(begin.elapsed() < PATIENCE, "{told:?} is not heard");
+                one.broker.announce_over(&SessionKey::of(sid), over).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

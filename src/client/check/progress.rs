@@ -1,0 +1,73 @@
+//! What a run watches of its members while it runs.
+
+use super::roster::Follower;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::watch;
+
+/// What the run watches while it runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// All subscriptions are confirmed or restored now.
+    pub settled: AtomicBool,
+    /// Messages that arrived, per subscription.
+    pub arrived: Vec<AtomicU64>,
+    /// Its present session; `None` until it has one.
+    session: Mutex<Option<Session>>,
+    /// Connections that ended where two identifiers share a stream: as many copies may be missing.
+    pub cuts: AtomicU64,
+}
+
+/// What ties connections of one client together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Counts the client's sessions from 1.
+    pub number: u32,
+    /// Its first id; a server without authentication knows the client by it.
+    pub first: String,
+    /// Its present id.
+    pub sid: String,
+}
+
+impl Progress {
+    pub fn of(follower: &Follower) -> Self {
+        Self { arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+
+    pub fn session(&self) -> Option<Session> {
+        self.session.lock().ok()?.clone()
+    }
+
+    /// Nothing counts that came before.
+    pub(super) fn start_anew(&self) {
+        self.arrived.iter().for_each(|count| count.store(0, Ordering::Release));
+        self.cuts.store(0, Ordering::Release);
+    }
+
+    /// How many copies of this stream's messages may be missing.
+    pub(super) fn excusable(&self, follower: &Follower, stream: &str) -> u64 {
+        let shared = follower.follows.iter().filter(|follow| follow.stream == stream).count() > 1;
+        if shared { self.cuts.load(Ordering::Acquire) } else { 0 }
+    }
+
+    /// A welcome came; answers with the number of the session.
+    pub(super) fn welcome(&self, sid: &str, restored: bool) -> u32 {
+        let Ok(mut session) = self.session.lock() else { return 0 };
+        let next = match session.take() {
+            Some(old) if restored => Session { sid: sid.to_owned(), ..old },
+            old => Session { number: old.map_or(0, |old| old.number) + 1, first: sid.to_owned(), sid: sid.to_owned() },
+        };
+        let number = next.number;
+        *session = Some(next);
+        number
+    }
+}
+
+/// A stream that gets its first message while its followers are away.
+#[derive(Debug)]
+pub struct Silent {
+    pub followers: usize,
+    pub away: AtomicUsize,
+    /// Becomes true when the first message is acknowledged.
+    pub published: watch::Sender<bool>,
+}
