@@ -1,4 +1,6 @@
-//! Whispers and transient messages: they may be lost, but never come twice, with a position, or back to their sender.
+//! Whispers and transient messages: they may be lost, but never come twice on a connection, with a position, or back to
+//! their sender. On the next connection one may come again: a node that stood still is late, and nothing tells it what the
+//! client was sent elsewhere meanwhile.
 
 use super::alarms::StreamLog;
 use super::record::{Arrival, Record, Stay, Whisper};
@@ -72,11 +74,13 @@ pub(super) fn judge_transient(
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
     let mut seen: HashSet<Id> = HashSet::new();
+    let mut on_connections: HashSet<(u32, Id)> = HashSet::new();
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && !arrival.id.is_stored()) {
         let id = arrival.id;
+        seen.insert(id);
         let fault = match id.whisperer() {
             _ if arrival.position.is_some() => Some("with a position"),
-            _ if !seen.insert(id) => Some("twice"),
+            _ if !on_connections.insert((arrival.connection, id)) => Some("twice on one connection"),
             Some(sender) => match whispers.sent.get(&(sender, id.n)) {
                 // To the server another session is another client.
                 Some(whisper) if sender == client && session_of(record, arrival) == Some(whisper.session) => {
