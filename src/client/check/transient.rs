@@ -4,7 +4,7 @@ use super::alarms::StreamLog;
 use super::record::{Arrival, Record, Stay, Whisper};
 use super::source::{Id, TRANSIENT_LANE};
 use super::verdict::Verdict;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -67,16 +67,26 @@ pub(super) fn judge_transient(
     follow: usize,
     log: &StreamLog,
     whispers: &Whispers<'_>,
+    within: Duration,
     verdict: &mut Verdict,
 ) {
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
-    let mut seen: HashSet<Id> = HashSet::new();
+    // Message ⇒ the connection that brought it last.
+    let mut seen: HashMap<Id, u32> = HashMap::new();
+    let sent_at = |id: Id| match id.whisperer() {
+        Some(sender) => whispers.sent.get(&(sender, id.n)).map(|whisper| whisper.at),
+        None => log.transient.get(&id).map(|ack| ack.at),
+    };
+    // A node that lags behind may bring it to a connection that came later: it cannot know what another one has brought.
+    let is_on_its_way = |arrival: &Arrival| sent_at(arrival.id).is_none_or(|sent| arrival.at <= sent + within);
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && !arrival.id.is_stored()) {
         let id = arrival.id;
+        let before = seen.insert(id, arrival.connection);
+        let again = before.is_some_and(|before| before == arrival.connection || !is_on_its_way(arrival));
         let fault = match id.whisperer() {
             _ if arrival.position.is_some() => Some("with a position"),
-            _ if !seen.insert(id) => Some("twice"),
+            _ if again => Some("twice"),
             Some(sender) => match whispers.sent.get(&(sender, id.n)) {
                 // To the server another session is another client.
                 Some(whisper) if sender == client && session_of(record, arrival) == Some(whisper.session) => {
@@ -92,9 +102,12 @@ pub(super) fn judge_transient(
         };
         if let Some(fault) = fault {
             let what = if id.lane == TRANSIENT_LANE { "transient message" } else { "whisper" };
-            verdict
-                .misdirected
-                .add(|| format!("client {client} {}: {what} {id:?} came {fault}", subscription.identifier));
+            verdict.misdirected.add(|| {
+                format!(
+                    "client {client} {}: {what} {id:?} came {fault} on connection {}",
+                    subscription.identifier, arrival.connection
+                )
+            });
         }
     }
     let stood = |from: Instant, to: Instant| {
@@ -102,14 +115,14 @@ pub(super) fn judge_transient(
         record.stays.iter().any(spans)
     };
     for ack in log.transient.values() {
-        verdict.transient.count(stood(ack.begun, ack.at), seen.contains(&ack.id));
+        verdict.transient.count(stood(ack.begun, ack.at), seen.contains_key(&ack.id));
     }
     let others = whispers
         .sent
         .iter()
         .filter(|((sender, _), whisper)| *sender != client && whisper.stream == subscription.stream);
     for ((sender, n), whisper) in others {
-        let heard = seen.iter().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
+        let heard = seen.keys().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
         verdict.whispers.count(stood(whisper.at - AROUND.min(whisper.at.elapsed()), whisper.at), heard);
     }
 }
