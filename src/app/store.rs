@@ -159,7 +159,7 @@ async fn start_nats(
         client.password = Some(credentials.password.clone());
         witness_file = Some(config.embedded_nats.jetstream_store_dir.join("witness"));
         store_mark = Some(embedded.mark().clone());
-        store_size = Some(crate::nats::embedded::store_limit(&config.embedded_nats.jetstream_store_dir)?);
+        store_size = Some(embedded.store_limit());
     }
     let servers: Vec<_> = config.nats.servers.iter().map(|server| bare_url(server)).collect();
     let servers = match &store.embedded {

@@ -288,8 +288,16 @@ fn describe(raw: Raw<'_>, secret: bool, is_url: bool) -> String {
 fn is_plain(text: &str) -> bool {
     let is_known = |c: char| c.is_ascii_alphanumeric() || " \".-_:/,;[]".contains(c);
     let mut after_colons = text.split(':').skip(1);
-    text.chars().all(is_known)
-        && after_colons.all(|rest| rest.starts_with("//") || rest.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+    text.chars().all(is_known) && after_colons.all(|rest| rest.starts_with("//") || begins_with_port(rest))
+}
+
+/// A number (-1: any port), and then nothing of which it might be the beginning.
+fn begins_with_port(text: &str) -> bool {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let rest = unsigned.trim_start_matches(|c: char| c.is_ascii_digit());
+    // A server's URL has no path, so what follows a slash may be the end of a password.
+    let ends = |rest: &str| rest.is_empty() || rest.starts_with([',', ';', ']', '"', ' ']);
+    rest.len() < unsigned.len() && (ends(rest) || rest.strip_prefix('/').is_some_and(ends))
 }
 
 #[cfg(test)]
@@ -304,10 +312,15 @@ mod tests {
             "nats://u:hunter2#h:4222",
             "nats://u:hunter2/h",
             "u:hunter2",
+            "nats://u:7hunter2/h",
+            "nats://u:7-hunter2/h",
+            "nats://u:-hunter2/h",
+            "nats://u:7/hunter2",
+            "h:4222,nats://u:7.hunter2/h",
         ] {
             assert_eq!(describe(Raw::Text(text), false, true), "***", "{text}");
         }
-        for text in ["nats://h:99999", "h:0,nats://i", "nats://h"] {
+        for text in ["nats://h:99999", "nats://h:99999/", "h:0,nats://i", "h:-2;nats://i:0, j:1", "nats://h"] {
             assert_eq!(describe(Raw::Text(text), false, true), format!("{text:?}"));
         }
         assert_eq!(describe(Raw::Text("x"), true, false), "***");

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Level;
 
 /// How long events of a kind are counted before their number is told. Short enough for somebody who watches the log, long
-/// enough that no flood fills a disk: two lines of each kind in this time.
+/// enough that no flood fills a disk: two lines of each kind and level in this time.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
 /// One definition per event: the variant, its name (a label of the metric, and a field of its lines), the component that

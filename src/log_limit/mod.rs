@@ -5,8 +5,8 @@
 //! each waiting request would say while the store or the application is away, is an [`Event`] and logged by [`limited!`]:
 //!
 //! * The first one is logged at once, as it is.
-//! * Those that follow within [`PERIOD`] are counted: their values are not even looked at. At level `debug` each one has a
-//!   line of that level.
+//! * Those that follow within [`PERIOD`] and are no more severe are counted: their values are not even looked at. At level
+//!   `debug` each one has a line of that level.
 //! * One line tells how many they were: when the period ends, also if nothing follows, and when the process ends
 //!   ([`Summaries`]).
 //! * Every one counts in the metric `log_events_total`.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Level;
 
-/// Begins with an event that is logged, and counts those that follow.
+/// Begins with an event that is logged, and counts those that follow and are no more severe.
 #[derive(Debug)]
 pub(super) struct Window {
     began: Option<Instant>,
@@ -36,7 +36,9 @@ impl Window {
     }
 
     pub fn admit(&mut self, level: Level, now: Instant, period: Duration) -> Verdict {
-        if self.began.is_some_and(|began| now < began + period) {
+        // What is more severe than the one that was logged may not hide behind it: the log may show only such.
+        let is_more_severe = level < self.level;
+        if !is_more_severe && self.began.is_some_and(|began| now < began + period) {
             self.counted += 1;
             return Verdict::Count { is_first: self.counted == 1 };
         }
@@ -69,17 +71,35 @@ mod tests {
     fn row_17_the_first_is_logged_and_the_others_are_told_once() {
         let (mut window, begin) = (Window::new(), Instant::now());
         let after = |millis: u64| begin + Duration::from_millis(millis);
-        assert_eq!(window.admit(Level::INFO, after(0), PERIOD), Verdict::Log(None));
+        assert_eq!(window.admit(Level::WARN, after(0), PERIOD), Verdict::Log(None));
         assert_eq!(window.due(PERIOD), None, "nothing to tell");
         for number in 1..=11_999 {
-            let verdict = window.admit(Level::WARN, after(number / 2_000), PERIOD);
+            let level = if number % 2 == 0 { Level::WARN } else { Level::INFO };
+            let verdict = window.admit(level, after(number / 2_000), PERIOD);
             assert_eq!(verdict, Verdict::Count { is_first: number == 1 });
         }
         assert_eq!(window.due(PERIOD), Some(after(10_000)));
-        let counted = Counted { number: 11_999, level: Level::INFO, time: PERIOD };
+        let counted = Counted { number: 11_999, level: Level::WARN, time: PERIOD };
         assert_eq!(window.close(after(10_000)), Some(counted), "at the level of the one that was logged");
         assert_eq!((window.close(after(10_001)), window.due(PERIOD)), (None, None), "once");
         assert_eq!(window.admit(Level::WARN, after(10_002), PERIOD), Verdict::Log(None), "logged again at once");
+    }
+
+    #[test]
+    fn row_17_an_error_is_not_hidden_behind_warnings() {
+        let (mut window, begin) = (Window::new(), Instant::now());
+        let after = |millis: u64| begin + Duration::from_millis(millis);
+        window.admit(Level::WARN, after(0), PERIOD);
+        window.admit(Level::WARN, after(1_000), PERIOD);
+        let warned = Counted { number: 1, level: Level::WARN, time: Duration::from_secs(2) };
+        assert_eq!(window.admit(Level::ERROR, after(2_000), PERIOD), Verdict::Log(Some(warned)));
+        for number in 1..=1_000 {
+            let level = if number % 2 == 0 { Level::WARN } else { Level::ERROR };
+            assert_eq!(window.admit(level, after(3_000), PERIOD), Verdict::Count { is_first: number == 1 });
+        }
+        let counted = Counted { number: 1_000, level: Level::ERROR, time: PERIOD };
+        assert_eq!(window.close(after(12_000)), Some(counted), "told where errors are shown");
+        assert_eq!(window.admit(Level::WARN, after(12_001), PERIOD), Verdict::Log(None));
     }
 
     #[test]

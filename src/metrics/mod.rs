@@ -149,6 +149,7 @@ metrics! {
     Counter LEADERS_MOVED = "leaders_moved_total", "JetStream streams whose leadership this node moved to the server that leads the log";
     Counter STORE_DENIALS = "store_denials_total", "subscriptions and publications that NATS permissions or limits refused";
     Counter EMBEDDED_NATS_RESTARTS = "embedded_nats_restarts_total", "restarts of the embedded nats-server";
+    Gauge EMBEDDED_NATS_STORE_LIMIT = "embedded_nats_store_limit_bytes", "bytes that the store of the embedded nats-server may take; follows what is free on its disk";
     Counter HISTORY_PAGES = "history_pages_read_total", "pages of history read from the store; clients that catch up together share them";
     Counter HISTORY_CONFIRMED = "history_confirmed_total", "history requests answered completely";
     Counter HISTORY_REJECTED = "history_rejected_total", "history requests rejected, or gaps signalled";

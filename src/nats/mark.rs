@@ -20,8 +20,9 @@
 //! Suspicion stays in the file until somebody has dealt with it ([`StoreMark::clear`]), also across further crashes.
 //! Where the kernel names no boot (only Linux does), each end without a clean stop counts as a crash of the machine.
 
+use super::private;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -136,24 +137,10 @@ fn boot_id() -> Option<String> {
 
 /// Birth of a file that lives as long as the store, in Unix nanoseconds.
 fn identity(store: &Path) -> io::Result<Option<String>> {
-    let file = open_own(File::options().create(true).append(true), &store.join(LASTING))?;
+    let file = private::file(File::options().create(true).append(true), &store.join(LASTING))?;
     let about = file.metadata()?;
     let birth = about.created().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     Ok(birth.map(|birth| birth.as_nanos().to_string()))
-}
-
-/// Opens a file of this user, never through a link: others may have put one into a directory that a group shares.
-pub fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    use rustix::fs::OFlags;
-    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path)?;
-    let about = file.metadata()?;
-    if about.is_file() && about.uid() == rustix::process::geteuid().as_raw() {
-        return Ok(file);
-    }
-    let why = format!("{} is not a file of this user: find out who put it there, and remove it", path.display());
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 enum Former {
@@ -164,15 +151,14 @@ enum Former {
 }
 
 fn read(store: &Path) -> io::Result<Former> {
-    let text = open_own(File::options().read(true), &store.join(FILE)).and_then(|mut file| {
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).map(|_| text)
-    });
-    match text {
-        Ok(text) => Ok(serde_json::from_slice(&text).map_or_else(|e| Former::Unreadable(e.to_string()), Former::Known)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Former::None),
-        Err(error) => Err(error),
-    }
+    let mut file = match private::file(File::options().read(true), &store.join(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.is_not_found() => return Ok(Former::None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text).map_or_else(|e| Former::Unreadable(e.to_string()), Former::Known))
 }
 
 /// Returns when the record is on the disk; a crash leaves the old one or the new one.
@@ -182,6 +168,11 @@ fn write(store: &Path, record: &Record) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(store.join(FILE)).map_err(|e| e.error)?;
     File::open(store)?.sync_all()
+}
+
+fn is_mine(entry: &std::fs::DirEntry) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(entry.metadata()?.uid() == private::me())
 }
 
 /// Flushes all files and folders under `path`; nothing if it does not exist.
@@ -195,7 +186,11 @@ fn sync_tree(path: &Path) -> io::Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            sync_tree(&entry.path())?;
+            match sync_tree(&entry.path()) {
+                // The `lost+found` of a volume, not the server's.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_mine(&entry)? => {}
+                synced => synced?,
+            }
         } else if kind.is_file() {
             File::open(entry.path())?.sync_all()?;
         }
@@ -279,6 +274,33 @@ mod tests {
         let store = left(false, true);
         std::fs::remove_file(store.path().join(FILE)).unwrap();
         assert!(suspicion(&store, Some("a")).is_some());
+    }
+
+    /// Volumes of Kubernetes open to a group what they find at each start of a pod.
+    #[test]
+    fn row_22_what_a_volume_opens_to_a_group_is_closed_again() {
+        use std::os::unix::fs::PermissionsExt;
+        let store = left(false, false);
+        let files = [FILE, LASTING].map(|name| store.path().join(name));
+        identity(store.path()).unwrap();
+        for file in &files {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o660)).unwrap();
+        }
+        assert!(matches!(read(store.path()).unwrap(), Former::Known(_)));
+        identity(store.path()).unwrap();
+        for file in &files {
+            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn row_22_a_link_in_place_of_the_note_is_told_with_the_cure() {
+        let store = left(false, true);
+        let note = store.path().join(FILE);
+        std::fs::rename(&note, store.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &note).unwrap();
+        let error = StoreMark::open_in(store.path(), false, Some("a".into()), Some("this".into())).unwrap_err();
+        assert!(error.to_string().contains("it is a link") && error.to_string().contains("rm -r"), "{error}");
     }
 
     #[test]

@@ -4,4 +4,5 @@ pub mod connect;
 #[cfg(unix)]
 pub mod embedded;
 pub mod mark;
+pub mod private;
 pub mod socket;

@@ -31,6 +31,7 @@ mod proof;
 mod pulse;
 mod random;
 mod returning;
+mod room;
 mod sabotage;
 mod slow;
 mod strike;

@@ -27,7 +27,7 @@ async fn row_15_memory_depends_on_what_is_kept_not_on_what_passed() {
 
 #[tokio::test]
 async fn row_15_full_memory_refuses_and_keeps_what_it_has() {
-    let options = Server::on(Backend::Memory).option("memory_history_size", 1 << 20).option("history_ttl", 3);
+    let options = Server::on(Backend::Memory).option("memory_history_size", 1 << 20).option("history_ttl", 10);
     let server = options.option("metrics_http", "/metrics").start();
     let text = json!("x".repeat(100_000)).to_string();
     let publish = async |n: usize| server.post(&json!({"stream": format!("chat/{n}"), "data": text}).to_string()).await;

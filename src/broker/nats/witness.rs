@@ -6,7 +6,7 @@
 
 use super::api::{Kept, StreamInfo};
 use super::headers;
-use crate::nats::mark::open_own;
+use crate::nats::private;
 use crate::protocol::MessageId;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -103,8 +103,8 @@ impl Witness {
 
 /// Reads the marks written by [`write_file`]. A missing file is a first start; an unreadable one is reported.
 pub(super) fn read_file(path: &Path) -> Vec<Mark> {
-    let read = open_own(std::fs::File::options().read(true), path).and_then(std::io::read_to_string);
-    let text = match read {
+    let open = private::file(std::fs::File::options().read(true), path).map_err(std::io::Error::from);
+    let text = match open.and_then(std::io::read_to_string) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {

@@ -78,6 +78,13 @@ fn transient_messages_may_be_lost_and_nothing_else() {
     assert_eq!(lossy.failures(), Vec::<String>::new());
     assert_eq!((lossy.transient.expected, lossy.transient.arrived, lossy.transient.lost), (3, 2, 1));
     assert_eq!(judged(&[1, 2, 2]).misdirected.count, 1, "twice");
+    let again = |connection| {
+        let mut record = record(0, Kind::Plain, start);
+        record.arrivals = arrivals(TRANSIENT_LANE, &[1, 2, 2], start);
+        record.arrivals[2].connection = connection;
+        verdict(&transient, &[record], &[]).misdirected.count
+    };
+    assert_eq!((again(1), again(2)), (1, 0), "again on another connection: from a node that stood still");
     assert_eq!(judged(&[4]).misdirected.count, 1, "nobody published it");
     let mut positioned = record(0, Kind::Plain, start);
     positioned.arrivals = arrivals(TRANSIENT_LANE, &[1], start);

@@ -225,7 +225,12 @@ impl fmt::Display for Report {
         {
             line(f, name, arrived, &format!("{lost} of {expected} lost that connections stood for"))?;
         }
-        line(f, "misdirected", self.misdirected, "of them: with a position, twice, or to their sender")?;
+        line(
+            f,
+            "misdirected",
+            self.misdirected,
+            "of them: with a position, twice on one connection, or to their sender",
+        )?;
         line(f, "excluded", self.excluded, &format!("{} reached the client that was excluded", self.not_excluded))?;
         line(f, "thrown out", self.removals, &format!("{} survived their remote disconnect", self.revived))?;
         line(f, "base clients", self.base_delivered, &format!("delivered, {} lost", self.base_lost))?;

@@ -1,10 +1,12 @@
-//! Whispers and transient messages: they may be lost, but never come twice, with a position, or back to their sender.
+//! Whispers and transient messages: they may be lost, but never come twice on a connection, with a position, or back to
+//! their sender. On the next connection one may come again: a node that stood still is late, and nothing tells it what the
+//! client was sent elsewhere meanwhile.
 
 use super::alarms::StreamLog;
 use super::record::{Arrival, Record, Stay, Whisper};
 use super::source::{Id, TRANSIENT_LANE};
 use super::verdict::Verdict;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -72,21 +74,21 @@ pub(super) fn judge_transient(
 ) {
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
-    // Message ⇒ the connection that brought it last.
-    let mut seen: HashMap<Id, u32> = HashMap::new();
+    let mut seen: HashSet<Id> = HashSet::new();
+    let mut on_connections: HashSet<(u32, Id)> = HashSet::new();
     let sent_at = |id: Id| match id.whisperer() {
         Some(sender) => whispers.sent.get(&(sender, id.n)).map(|whisper| whisper.at),
         None => log.transient.get(&id).map(|ack| ack.at),
     };
-    // A node that lags behind may bring it to a connection that came later: it cannot know what another one has brought.
+    // A server that brings it after that has kept it.
     let is_on_its_way = |arrival: &Arrival| sent_at(arrival.id).is_none_or(|sent| arrival.at <= sent + within);
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && !arrival.id.is_stored()) {
         let id = arrival.id;
-        let before = seen.insert(id, arrival.connection);
-        let again = before.is_some_and(|before| before == arrival.connection || !is_on_its_way(arrival));
+        let again = !seen.insert(id);
         let fault = match id.whisperer() {
             _ if arrival.position.is_some() => Some("with a position"),
-            _ if again => Some("twice"),
+            _ if !on_connections.insert((arrival.connection, id)) => Some("twice on one connection"),
+            _ if again && !is_on_its_way(arrival) => Some("again, long after it was sent"),
             Some(sender) => match whispers.sent.get(&(sender, id.n)) {
                 // To the server another session is another client.
                 Some(whisper) if sender == client && session_of(record, arrival) == Some(whisper.session) => {
@@ -115,14 +117,14 @@ pub(super) fn judge_transient(
         record.stays.iter().any(spans)
     };
     for ack in log.transient.values() {
-        verdict.transient.count(stood(ack.begun, ack.at), seen.contains_key(&ack.id));
+        verdict.transient.count(stood(ack.begun, ack.at), seen.contains(&ack.id));
     }
     let others = whispers
         .sent
         .iter()
         .filter(|((sender, _), whisper)| *sender != client && whisper.stream == subscription.stream);
     for ((sender, n), whisper) in others {
-        let heard = seen.keys().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
+        let heard = seen.iter().any(|id| id.whisperer() == Some(*sender) && id.n == *n);
         verdict.whispers.count(stood(whisper.at - AROUND.min(whisper.at.elapsed()), whisper.at), heard);
     }
 }

@@ -5,8 +5,10 @@
 //! file system is mounted: volumes of containers are made so, and nobody else is there.
 
 use super::EmbeddedError;
-use super::own::me;
+use crate::nats::private::me;
+use std::collections::BTreeMap;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -66,22 +68,38 @@ pub(super) fn check(store: &Path) -> Result<Vec<String>, EmbeddedError> {
     Ok(warnings)
 }
 
-/// The directories above the store, as it is named and as it really lies, and the links on the way.
-fn above(store: &Path) -> std::io::Result<Vec<(PathBuf, Metadata)>> {
-    let named = std::path::absolute(store)?;
-    let real = store.canonicalize()?;
-    let mut paths: Vec<&Path> = named.ancestors().chain(real.ancestors().skip(1)).collect();
-    paths.sort_unstable();
-    paths.dedup();
-    let mut found = Vec::new();
-    for path in paths {
-        let about = std::fs::symlink_metadata(path)?;
-        // The store itself is looked at elsewhere; here only if it is a link.
-        if about.is_symlink() || path != named {
-            found.push((path.to_owned(), about));
+/// Links on the way to one place; the kernel follows no more either.
+const MOST_LINKS: usize = 40;
+
+/// All that decides where the store's name leads: each directory on the way, link by link, and the links themselves.
+fn above(store: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
+    // What is still to be gone, last step first. `absolute` leaves `..` as it is.
+    let steps = |path: &Path| path.components().rev().map(|step| step.as_os_str().to_owned()).collect::<Vec<_>>();
+    let mut ahead = steps(&std::path::absolute(store)?);
+    let (mut here, mut links) = (PathBuf::new(), 0);
+    let mut found = BTreeMap::new();
+    while let Some(step) = ahead.pop() {
+        if step == ".." {
+            here.pop();
+            continue;
         }
+        // The root replaces where we are.
+        let next = here.join(step);
+        let about = std::fs::symlink_metadata(&next)?;
+        if about.is_symlink() {
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(rustix::io::Errno::LOOP.into());
+            }
+            ahead.extend(steps(&std::fs::read_link(&next)?));
+        } else {
+            here.clone_from(&next);
+        }
+        found.insert(next, about);
     }
-    Ok(found)
+    // The store itself is looked at elsewhere.
+    found.remove(&here);
+    Ok(found.into_iter().collect())
 }
 
 fn is_mounted(path: &Path, about: &Metadata) -> bool {
@@ -114,6 +132,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn links_that_lead_nowhere_end() {
+        let place = tempfile::tempdir().unwrap();
+        symlink("b", place.path().join("a")).unwrap();
+        symlink("a", place.path().join("b")).unwrap();
+        let error = above(&place.path().join("a/store")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()), "{error}");
+    }
+
     fn set(path: &Path, mode: u32) {
         std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
@@ -142,6 +169,21 @@ mod tests {
             prepare_store(&link).unwrap();
         }
         assert_eq!(check(&store).unwrap(), [] as [String; 0]);
+        // And what lies between: a link that leads to a link in a directory of everybody.
+        let (named, between) = (place.path().join("named"), place.path().join("between"));
+        std::fs::create_dir(&between).unwrap();
+        set(&between, 0o777);
+        symlink("../shared/deep/../deep/store", between.join("link")).unwrap();
+        symlink("between/./link", &named).unwrap();
+        let said = prepare_store(&named).unwrap_err().to_string();
+        assert!(said.contains(&format!("chmod o-w {}", between.display())), "{said}");
+        set(&between, 0o755);
+        prepare_store(&named).unwrap();
+        let inside = above(&named).unwrap().into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        for on_the_way in [&named, &between, &between.join("link"), &shared, &shared.join("deep")] {
+            assert!(inside.contains(on_the_way), "{} in {inside:?}", on_the_way.display());
+        }
+        assert!(!inside.contains(&store), "the store itself is looked at elsewhere");
         // Giving files away takes root, as in CI.
         if chown(&shared, Some(12_345), None).is_ok() {
             assert_eq!(check(&store).unwrap(), [format!("{} belongs to user 12345", shared.display())]);

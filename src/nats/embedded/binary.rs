@@ -174,7 +174,7 @@ fn sha256(mut source: impl std::io::Read) -> std::io::Result<String> {
 #[cfg(feature = "embedded-nats")]
 mod unpacked {
     use super::{EmbeddedError, Identity, sha256};
-    use crate::nats::embedded::own;
+    use crate::nats::private;
     use flate2::read::DeflateDecoder;
     use rustix::fs::OFlags;
     use std::fs::{File, OpenOptions, Permissions};
@@ -203,7 +203,7 @@ mod unpacked {
     /// A file named after version and checksum, reused if it is ours and intact. The caller holds the store's lock, so
     /// nobody else is at work here and other versions can go.
     pub(super) fn into_directory(directory: &Path) -> Result<Unpacked, EmbeddedError> {
-        let held = own::private_dir(directory)?;
+        let held = private::directory(directory)?;
         let within = through(&held, directory);
         let name = format!("nats-server-{VERSION}-{}", &SHA256[..12]);
         let (path, program) = (directory.join(&name), within.join(&name));

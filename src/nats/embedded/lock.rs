@@ -1,6 +1,7 @@
 //! The exclusive lock on a store directory.
 
 use super::{EmbeddedError, own};
+use crate::nats::private;
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -25,7 +26,7 @@ impl StoreLock {
     pub(super) async fn acquire(store: &Path, patience: Duration) -> Result<Self, EmbeddedError> {
         own::prepare_store(store)?;
         let path = store.join("carrick.lock");
-        let mut file = own::private_file(&path)?;
+        let mut file = private::file(File::options().read(true).write(true).create(true).truncate(false), &path)?;
         let deadline = Instant::now() + patience;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -6,6 +6,7 @@
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
+//! * [`room`]: how many bytes the store may take; [`growth`]: a running server gets more.
 //! * [`members`]: who belongs to a cluster, and how one is removed.
 //! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
 //!
@@ -18,11 +19,13 @@ mod binary;
 pub mod conf;
 pub mod config;
 mod current;
+mod growth;
 mod lock;
 pub mod members;
 mod output;
 mod own;
 mod probe;
+mod room;
 mod server;
 mod spawn;
 mod supervisor;
@@ -107,25 +110,4 @@ async fn a_build_without_the_server_says_what_to_do() {
     let config = EmbeddedConfig { addr, store_dir: store.path().to_owned(), ..EmbeddedConfig::default() };
     let error = EmbeddedServer::start(config).await.unwrap_err().to_string();
     assert!(error.contains("--enats_bin") && error.contains("--nats_servers"), "{error}");
-}
-
-/// Bytes that an embedded store may take: what it takes now, and what is free on its disk but for a rest, so that the
-/// server refuses messages before writing fails. Other users of the disk keep what they have.
-pub fn store_limit(store: &std::path::Path) -> std::io::Result<u64> {
-    let disk = rustix::fs::statvfs(store)?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    Ok(size_of_tree(store)?.saturating_add(free / 100 * 95))
-}
-
-fn size_of_tree(directory: &std::path::Path) -> std::io::Result<u64> {
-    let mut size: u64 = 0;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        size = size.saturating_add(match kind.is_dir() {
-            true => size_of_tree(&entry.path())?,
-            false => entry.metadata()?.len(),
-        });
-    }
-    Ok(size)
 }

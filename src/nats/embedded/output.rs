@@ -57,13 +57,17 @@ fn is_out_of_space(text: &str) -> bool {
     text.contains("will be DISABLED") || text.contains("no space left on device")
 }
 
+/// What the server has said that something must be done about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub out_of_space: bool,
+    /// How often it has read its configuration again, and uses it.
+    pub reloads: u64,
+}
+
 /// Passes on lines until the server closes its end. Routine lines only on request (`verbose`). Answers with the last
-/// warnings and errors. `out_of_space` is set when the server says so.
-pub(super) async fn forward(
-    source: impl AsyncRead + Unpin,
-    verbose: bool,
-    out_of_space: watch::Sender<bool>,
-) -> Vec<String> {
+/// warnings and errors.
+pub(super) async fn forward(source: impl AsyncRead + Unpin, verbose: bool, heard: watch::Sender<Heard>) -> Vec<String> {
     let mut kept = VecDeque::new();
     let mut source = BufReader::new(source);
     let mut bytes = Vec::new();
@@ -89,8 +93,11 @@ pub(super) async fn forward(
             }
             kept.push_back(text.to_owned());
             if is_out_of_space(text) {
-                out_of_space.send_replace(true);
+                heard.send_modify(|heard| heard.out_of_space = true);
             }
+        }
+        if text.starts_with("Reloaded server configuration") {
+            heard.send_modify(|heard| heard.reloads += 1);
         }
         match severity {
             Severity::Error if is_about_a_connection(text) => limited!(ERROR, NatsConnection, "{text}"),
@@ -144,15 +151,16 @@ mod tests {
 
     #[tokio::test]
     async fn keeps_the_last_troubles_and_tells_of_a_full_disk() {
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(Heard::default());
         let mut log = String::from("[1] [INF] routine\n[1] [WRN] Plaintext passwords detected, use nkeys\n");
         for n in 0..7 {
             log.push_str(&format!("[1] [ERR] trouble {n}\n"));
         }
+        log.push_str("[1] [INF] Reloaded server configuration (sha256:00)\n");
         log.push_str("[1] [ERR] JetStream out of File resources, will be DISABLED");
         let kept = forward(log.as_bytes(), false, sender).await;
         assert_eq!(kept.len(), KEPT);
         assert_eq!(kept[0], "trouble 3");
-        assert!(*receiver.borrow());
+        assert_eq!(*receiver.borrow(), Heard { out_of_space: true, reloads: 1 });
     }
 }

@@ -1,20 +1,17 @@
 //! What is safe to use of a store directory: what others cannot have put there.
 //!
-//! The directory itself may belong to root and to a group, as volumes do. What Carrick makes in it is its own: opened
-//! without following links, of this user, and closed to all others. Whoever may write to the directory through its group is
-//! trusted with the data, but runs nothing here: see [`super::binary`].
+//! The directory itself may belong to root and to a group, as volumes do. What Carrick makes in it is [`private`]. Whoever
+//! may write to the directory through its group is trusted with the data, but runs nothing here: see [`super::binary`].
 
 use super::{EmbeddedError, ancestors};
-use rustix::fs::OFlags;
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use crate::nats::private::{self, PrivateError, me};
+use std::fs::{DirBuilder, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Mode bits: others may write.
 const OTHERS_WRITE: u32 = 0o002;
-/// Mode bits: anybody but the owner may do something.
-const NOT_PRIVATE: u32 = 0o077;
 
 /// Creates the store directory if needed, open to this user alone. One that exists must be safe.
 pub(super) fn prepare_store(store: &Path) -> Result<(), EmbeddedError> {
@@ -58,64 +55,13 @@ fn check(path: &Path, about: &Metadata, may_own: impl Fn(u32) -> bool) -> Result
     Ok(())
 }
 
-pub(super) fn me() -> u32 {
-    rustix::process::geteuid().as_raw()
-}
-
-/// A directory of Carrick's own in the store: made, or found to be of this user and no link, and closed to all others. The
-/// answer holds it, whatever happens to its name.
-pub(super) fn private_dir(path: &Path) -> Result<File, EmbeddedError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(EmbeddedError::store(path, "creating it")(error));
+impl From<PrivateError> for EmbeddedError {
+    fn from(error: PrivateError) -> Self {
+        match error {
+            PrivateError::Foreign { path, why, cure } => Self::Unsafe { path, why, cure },
+            PrivateError::Failed { path, action, source } => Self::Store { path, action, source },
         }
-        _ => {}
     }
-    let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
-    let open = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
-    let directory = open.map_err(|error| link_or(path, "opening it", error))?;
-    close_to_others(path, &directory)?;
-    Ok(directory)
-}
-
-/// A file of Carrick's own in the store, made or found to be of this user, no link and nothing but a file. Its content stays.
-pub(super) fn private_file(path: &Path) -> Result<File, EmbeddedError> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits() as i32);
-    let file = options.open(path).map_err(|error| link_or(path, "opening it", error))?;
-    let about = file.metadata().map_err(EmbeddedError::store(path, "looking at it"))?;
-    if !about.is_file() || about.nlink() != 1 {
-        return Err(foreign(path, "it is no file of its own"));
-    }
-    close_to_others(path, &file)?;
-    Ok(file)
-}
-
-fn close_to_others(path: &Path, open: &File) -> Result<(), EmbeddedError> {
-    let about = open.metadata().map_err(EmbeddedError::store(path, "looking at it"))?;
-    if about.uid() != me() {
-        return Err(foreign(path, &format!("it belongs to user {}", about.uid())));
-    }
-    if about.mode() & NOT_PRIVATE != 0 {
-        let mode = about.mode() & 0o700;
-        open.set_permissions(Permissions::from_mode(mode))
-            .map_err(EmbeddedError::store(path, "closing it to others"))?;
-    }
-    Ok(())
-}
-
-fn link_or(path: &Path, action: &'static str, error: io::Error) -> EmbeddedError {
-    match std::fs::symlink_metadata(path) {
-        Ok(about) if about.is_symlink() => foreign(path, "it is a link"),
-        Ok(about) if about.uid() != me() => foreign(path, &format!("it belongs to user {}", about.uid())),
-        _ => EmbeddedError::store(path, action)(error),
-    }
-}
-
-fn foreign(path: &Path, why: &str) -> EmbeddedError {
-    let cure = format!("find out who put it there, and remove it (rm -r {})", path.display());
-    EmbeddedError::Unsafe { path: path.to_owned(), why: format!("{why}, and Carrick did not make it so"), cure }
 }
 
 /// An empty private directory under the store for generated files.
@@ -127,7 +73,7 @@ pub(super) fn fresh_run_dir(store: &Path) -> Result<PathBuf, EmbeddedError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(EmbeddedError::store(run, "emptying it")(e)),
         _ => {}
     }
-    private_dir(&run)?;
+    private::directory(&run)?;
     Ok(run)
 }
 
@@ -151,7 +97,8 @@ pub(super) fn others_may_change(program: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{chown, symlink};
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     const STRANGER: u32 = 12_345;
 
@@ -212,42 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn row_22_nothing_is_written_through_a_link() {
+    fn row_22_the_directory_for_generated_files_is_never_behind_a_link() {
         let place = tempfile::tempdir().unwrap();
-        let (victim, lock) = (place.path().join("victim"), place.path().join("carrick.lock"));
-        std::fs::write(&victim, "precious").unwrap();
-        symlink(&victim, &lock).unwrap();
-        assert!(refusal(private_file(&lock)).contains("it is a link"));
-        std::fs::remove_file(&lock).unwrap();
-        std::fs::hard_link(&victim, &lock).unwrap();
-        assert!(refusal(private_file(&lock)).contains("no file of its own"));
-        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
-        let (elsewhere, bin) = (place.path().join("elsewhere"), place.path().join("bin"));
+        let elsewhere = place.path().join("elsewhere");
         std::fs::create_dir(&elsewhere).unwrap();
-        symlink(&elsewhere, &bin).unwrap();
-        assert!(refusal(private_dir(&bin)).contains("it is a link"));
         symlink(&elsewhere, place.path().join("run")).unwrap();
         set(place.path(), 0o700);
         let run = fresh_run_dir(place.path()).unwrap();
         assert!(!std::fs::symlink_metadata(&run).unwrap().is_symlink() && elsewhere.exists());
-    }
-
-    #[test]
-    fn row_22_what_is_ours_is_closed_to_others_and_what_is_not_is_refused() {
-        let place = tempfile::tempdir().unwrap();
-        let (file, directory) = (place.path().join("carrick.lock"), place.path().join("bin"));
-        std::fs::write(&file, "kept").unwrap();
-        std::fs::create_dir(&directory).unwrap();
-        set(&file, 0o666);
-        set(&directory, 0o777);
-        private_file(&file).unwrap();
-        private_dir(&directory).unwrap();
-        assert_eq!((mode(&file), mode(&directory)), (0o600, 0o700));
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept", "never truncated by opening it");
-        if given_away(&file) && given_away(&directory) {
-            assert!(refusal(private_file(&file)).contains("user 12345"));
-            assert!(refusal(private_dir(&directory)).contains("user 12345"));
-        }
     }
 
     #[test]

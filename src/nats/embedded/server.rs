@@ -7,6 +7,7 @@ use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
 use crate::critical::critical;
 use crate::nats::mark::{self, StoreMark};
+use crate::nats::private::PrivateError;
 use crate::secret::Secret;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub struct EmbeddedServer {
     version: String,
     credentials: Credentials,
     mark: Arc<StoreMark>,
+    /// Bytes that JetStream may take, as of the start.
+    store_limit: u64,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
     /// How long a stop may take; read when `stop` fires.
@@ -90,6 +93,7 @@ impl EmbeddedServer {
         let mut supervisor = Supervisor::new(config, lock, mark.clone(), binary, credentials, status);
         let process = supervisor.start().await?;
         supervisor.announce();
+        let store_limit = process.store_limit();
 
         let stop = CancellationToken::new();
         let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
@@ -102,6 +106,7 @@ impl EmbeddedServer {
             version,
             credentials,
             mark,
+            store_limit,
             status: watched,
             stop,
             stop_timeout,
@@ -142,6 +147,11 @@ impl EmbeddedServer {
     /// Whether the store can have lost what it had acknowledged, see [`crate::nats::mark`].
     pub fn mark(&self) -> &Arc<StoreMark> {
         &self.mark
+    }
+
+    /// Bytes that the store could take when the server was started. It may be more since.
+    pub fn store_limit(&self) -> u64 {
+        self.store_limit
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -211,7 +221,10 @@ async fn open_mark(config: &EmbeddedConfig) -> Result<Arc<StoreMark>, EmbeddedEr
     let opened = tokio::task::spawn_blocking(move || StoreMark::open(&store, always)).await;
     let opened = opened.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
     let path = || config.store_dir.join(mark::FILE);
-    opened.map(Arc::new).map_err(|source| EmbeddedError::store(path(), "writing it")(source))
+    opened.map(Arc::new).map_err(|error| match error.downcast::<PrivateError>() {
+        Ok(unsafe_file) => unsafe_file.into(),
+        Err(source) => EmbeddedError::store(path(), "writing it")(source),
+    })
 }
 
 /// A URL that this machine can connect to.

@@ -4,8 +4,9 @@ use super::binary::Binary;
 use super::conf::{self, Runtime};
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::StoreLock;
+use super::output::Heard;
 use super::server::{DEFAULT_STOP, State, Status, reachable};
-use super::{EmbeddedError, current, output, own, probe, spawn};
+use super::{EmbeddedError, current, growth, output, own, probe, room, spawn};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
@@ -13,6 +14,7 @@ use crate::secret::{Secret, bare_url};
 use rustix::process::{Pid, Signal};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,12 +43,27 @@ pub(super) struct Process {
     since: Instant,
     /// Passes on its log; ends with the process, with its last warnings and errors.
     output: JoinHandle<Vec<String>>,
-    out_of_space: watch::Receiver<bool>,
+    heard: watch::Receiver<Heard>,
+    told: Told,
+}
+
+/// What the configuration of one process says of its own.
+pub(super) struct Told {
+    pub file: PathBuf,
+    pub addr: ListenAddr,
+    pub max_store: u64,
+}
+
+impl Process {
+    /// Bytes that JetStream may take.
+    pub(super) fn store_limit(&self) -> u64 {
+        self.told.max_store
+    }
 }
 
 /// Keeps one server running.
 pub(super) struct Supervisor {
-    config: EmbeddedConfig,
+    pub(super) config: EmbeddedConfig,
     pub(super) server_name: String,
     /// With the real port, once it is known.
     pub(super) addr: ListenAddr,
@@ -121,26 +138,10 @@ impl Supervisor {
     async fn launch(&mut self) -> Result<Process, EmbeddedError> {
         let store = &self.config.store_dir;
         let run = own::fresh_run_dir(store)?;
-        let max_store = super::store_limit(store).map_err(EmbeddedError::store(store, "measuring it"))?;
-        let text = conf::generate(
-            &self.config,
-            &Runtime {
-                server_name: &self.server_name,
-                store_dir: store,
-                ports_dir: &run,
-                credentials: &self.credentials,
-                addr: &self.addr,
-                max_store,
-            },
-        );
-        let file = run.join("nats-server.conf");
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&file)
-            .and_then(|mut open| open.write_all(text.as_bytes()))
-            .map_err(EmbeddedError::store(&file, "writing it"))?;
+        let max_store = self.measure().await.map_err(EmbeddedError::store(store, "measuring it"))?;
+        let told = Told { file: run.join("nats-server.conf"), addr: self.addr.clone(), max_store };
+        let file = &told.file;
+        write_new(file, &self.configuration(&told)).map_err(EmbeddedError::store(file, "writing it"))?;
 
         self.binary.check().await?;
         let mut command = Command::new(&self.binary.program);
@@ -148,23 +149,37 @@ impl Supervisor {
         command.as_std_mut().env_clear();
         // Settings of Carrick, secrets among them, are none of the server's business; its Go runtime's are.
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GO")));
-        command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.arg("-c").arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = spawn::spawn(command, self.lock.descriptor()).await.map_err(EmbeddedError::Spawn)?;
         let pid = child.id().expect("a child that was not waited for has an id");
         if let Err(error) = self.lock.note(Some(pid)) {
             tracing::warn!(context = "enats", %error, "cannot write the lock file of the store");
         }
         let stderr = child.stderr.take().expect("its standard error is a pipe");
-        let (full, out_of_space) = watch::channel(false);
+        let (said, heard) = watch::channel(Heard::default());
         let output = tokio::spawn(critical(
             "enats.output",
-            output::forward(stderr, self.config.debug || self.config.trace, full),
+            output::forward(stderr, self.config.debug || self.config.trace, said),
         ));
         self.status.send_modify(|status| {
             status.state = State::Starting;
             status.pid = Some(pid);
         });
-        Ok(Process { child, pid, since: Instant::now(), output, out_of_space })
+        growth::show(max_store);
+        Ok(Process { child, pid, since: Instant::now(), output, heard, told })
+    }
+
+    pub(super) fn configuration(&self, told: &Told) -> String {
+        let run = self.config.store_dir.join("run");
+        let runtime = Runtime {
+            server_name: &self.server_name,
+            store_dir: &self.config.store_dir,
+            ports_dir: &run,
+            credentials: &self.credentials,
+            addr: &told.addr,
+            max_store: told.max_store,
+        };
+        conf::generate(&self.config, &runtime)
     }
 
     /// Waits until the client listener is up and answers with its port. JetStream recovers its store before that: `first`
@@ -262,13 +277,14 @@ impl Supervisor {
     /// Follows one process until something has to be done.
     async fn watch(&self, process: &mut Process, stop: &CancellationToken) -> End {
         let pid = process.pid;
-        let mut out_of_space = process.out_of_space.clone();
+        let (heard, mut full) = (process.heard.clone(), process.heard.clone());
         let filled = async move {
-            if out_of_space.wait_for(|full| *full).await.map(drop).is_err() {
+            if full.wait_for(|heard| heard.out_of_space).await.map(drop).is_err() {
                 // The server has closed its log: it has ended, which is seen below.
                 std::future::pending::<()>().await;
             }
         };
+        let Process { child, told, .. } = process;
         let observe = async {
             tokio::pin!(filled);
             tokio::select! {
@@ -278,6 +294,15 @@ impl Supervisor {
                     let Some(system) = member else { return std::future::pending().await };
                     current::stay_current(&reachable(&self.addr), &self.credentials, &system, &self.status).await;
                 } => {}
+                () = async {
+                    // It reads no configuration again before it has started.
+                    let mut status = self.status.subscribe();
+                    let ready = status.wait_for(|status| status.state == State::Ready).await.is_ok();
+                    if !ready || !self.config.jetstream {
+                        return std::future::pending().await;
+                    }
+                    self.follow_room(pid, told, heard).await
+                } => {}
                 () = &mut filled => {}
             }
             self.wait_for_space().await;
@@ -286,7 +311,7 @@ impl Supervisor {
             // A stop that was asked for is not a death, even if the server is gone already.
             biased;
             () = stop.cancelled() => End::Stop,
-            status = process.child.wait() => End::Died(status),
+            status = child.wait() => End::Died(status),
             () = observe => End::SpaceIsBack,
         }
     }
@@ -337,12 +362,10 @@ impl Supervisor {
         );
         loop {
             tokio::time::sleep(SPACE_PERIOD).await;
-            match rustix::fs::statvfs(store) {
-                Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) >= ENOUGH_SPACE => return,
+            match room::free(store) {
+                Ok(free) if free >= ENOUGH_SPACE => return,
                 Ok(_) => {}
-                Err(errno) => {
-                    tracing::warn!(context = "enats", error = %errno, "the disk of the store cannot be measured")
-                }
+                Err(error) => tracing::warn!(context = "enats", %error, "the disk of the store cannot be measured"),
             }
         }
     }
@@ -390,8 +413,14 @@ impl Supervisor {
     }
 }
 
+/// A file that only this user may read, and that is not there yet.
+pub(super) fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
 /// To a child that was not waited for, so the id cannot belong to another process.
-fn signal(pid: u32, signal: Signal) {
+pub(super) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid as i32).expect("a process id is positive");
     if let Err(error) = rustix::process::kill_process(pid, signal) {
         tracing::warn!(context = "enats", %error, "nats-server cannot be signalled");

@@ -12,7 +12,7 @@ async fn row_17_calls_that_are_made_again_do_not_fill_the_log() {
         "message" => Fault::Cut.into(),
         _ => Reply::usual(call),
     });
-    let server = app.server().option("rpc_command_timeout", 400).start();
+    let server = app.server().option("rpc_command_timeout", 2_000).start();
     let identifier = json!({"channel": "Chat"}).to_string();
     let begun = Instant::now();
     let mut clients = Vec::new();
@@ -95,15 +95,19 @@ async fn row_17_commands_that_cannot_be_read_do_not_fill_the_log() {
     told_once(server, begun, 100, "unreadable_command", "unreadable remote command");
 }
 
-/// There is room again every second, and not for long.
+/// There is room again every few seconds, and not for long.
 #[tokio::test]
 async fn row_17_a_memory_that_is_full_again_and_again_does_not_fill_the_log() {
-    let builder = server().option("memory_history_size", 100_000).option("history_ttl", 1).option("dedup_window", 1);
+    let builder = server().option("memory_history_size", 100_000).option("history_ttl", 4).option("dedup_window", 1);
     let server = builder.start();
     let begun = Instant::now();
     let body = json!({"stream": "chat", "data": json!("x".repeat(20_000)).to_string()}).to_string();
     for _ in 0..3 {
-        while server.post(&body).await.status == 201 {}
+        let mut kept = 0;
+        while server.post(&body).await.status == 201 {
+            kept += 1;
+            assert!(kept < 100, "messages age out faster than they come");
+        }
         eventually("there is room", async || (server.metric("memory_history_bytes").await < 50_000).then_some(()))
             .await;
     }
@@ -137,7 +141,7 @@ async fn row_17_clients_that_leave_with_long_addresses_do_not_fill_the_log() {
 async fn row_17_an_application_that_comes_and_goes_does_not_fill_the_log() {
     const TURNS: u64 = 6;
     let mut app = Application::usual(Wire::Grpc);
-    let server = app.server().option("rpc_command_timeout", 200).start();
+    let server = app.server().option("rpc_command_timeout", 2_000).start();
     let mut client = server.connect().await;
     let identifier = json!({"channel": "Chat"}).to_string();
     client.subscribe(&identifier).await;
@@ -208,7 +212,7 @@ async fn row_17_servers_that_are_away_are_told_of_once() {
 async fn row_17_an_application_that_is_told_late_again_and_again_does_not_fill_the_log() {
     const TURNS: usize = 4;
     let mut app = Application::usual(Wire::Grpc);
-    let server = app.server().option("rpc_command_timeout", 200).start();
+    let server = app.server().option("rpc_command_timeout", 2_000).start();
     let mut clients = Vec::new();
     for _ in 0..TURNS {
         clients.push(server.connect().await);
