@@ -36,6 +36,8 @@ pub struct MemoryBroker {
     room: Arc<Room>,
     /// In the table's order.
     logs: Vec<Log>,
+    /// What becomes of messages of a policy that keeps nothing.
+    overflow: Overflow,
     sessions: Mutex<Sessions>,
 }
 
@@ -126,6 +128,22 @@ impl MemoryBroker {
 
     /// `history_size`: bytes of memory for the history of all streams, overhead included; 0: no limit.
     pub fn within(history_size: usize, limits: Limits, dedup_window: Duration, feed: Arc<dyn Feed>) -> Arc<Self> {
+        Arc::new(Self::build(history_size, limits, dedup_window, Overflow::Drop, feed))
+    }
+
+    /// No log at all. Who has none relies on the connection: nothing gets lost on one that stands.
+    pub(super) fn without_log(feed: Arc<dyn Feed>) -> Arc<Self> {
+        let limits = Limits::plain(0, Duration::ZERO, Duration::ZERO);
+        Arc::new(Self::build(0, limits, Duration::ZERO, Overflow::Disconnect, feed))
+    }
+
+    fn build(
+        history_size: usize,
+        limits: Limits,
+        dedup_window: Duration,
+        overflow: Overflow,
+        feed: Arc<dyn Feed>,
+    ) -> Self {
         let Limits { table, sessions_ttl, sessions_budget } = limits;
         let room = Arc::new(Room::new(history_size));
         let logs: Vec<Log> =
@@ -134,7 +152,7 @@ impl MemoryBroker {
             logs.iter().map(|log| LogState { epoch: log.epoch.clone(), limit: log.limit, ttl: log.ttl }).collect();
         let logs_now = Logs::new(table.clone(), states);
         let status = Status { ready: true, readable: true, generation: 1, logs: logs_now, reason: "".into() };
-        Arc::new(Self {
+        Self {
             table,
             sessions_ttl,
             sessions_budget,
@@ -143,8 +161,9 @@ impl MemoryBroker {
             clock: Clock(SystemTime::now(), Instant::now()),
             room,
             logs,
+            overflow,
             sessions: Mutex::default(),
-        })
+        }
     }
 
     /// Of the default policy's log.
@@ -204,8 +223,7 @@ impl Broker for MemoryBroker {
         let log = self.log(&stream);
         if transient || !log.keeps {
             let message = Message { offset: 0, time: 0, payload, meta };
-            // Of a broker that keeps nothing nobody expects that messages get lost on a connection that stands.
-            let overflow = if transient || self.table.keeps_any() { Overflow::Drop } else { Overflow::Disconnect };
+            let overflow = if transient { Overflow::Drop } else { self.overflow };
             self.feed.transient(&stream, Arc::new(message), overflow);
             return Ok(Appended {
                 epoch: log.epoch.clone(),
@@ -345,5 +363,52 @@ impl Broker for MemoryBroker {
 
     async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
         Ok(lock(&self.sessions).marks.get(identifiers).map_or(0, |(mark, _)| *mark))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::none;
+    use super::*;
+    use crate::protocol::{MessageId, Meta};
+
+    /// What becomes of each unstored message where a follower does not keep up.
+    #[derive(Default)]
+    struct Overflows(Mutex<Vec<Overflow>>);
+
+    impl Feed for Overflows {
+        fn live(&self, _: &StreamName, _: u64, _: Arc<Message>) {}
+        fn transient(&self, _: &StreamName, _: Arc<Message>, overflow: Overflow) {
+            lock(&self.0).push(overflow);
+        }
+        fn lagged(&self, _: &StreamName) {}
+        fn disconnect(&self, _: u64, _: RemoteDisconnect) {}
+        fn commands_lost(&self) {}
+        fn session_over(&self, _: &SessionKey, _: Over) {}
+    }
+
+    async fn overflow(broker: impl FnOnce(Arc<dyn Feed>) -> Arc<MemoryBroker>, transient: bool) -> Vec<Overflow> {
+        let feed = Arc::new(Overflows::default());
+        let publication = Publication {
+            stream: "a".into(),
+            data: "1".into(),
+            meta: Meta::default(),
+            transient,
+            id: MessageId::random(),
+        };
+        let appended = broker(feed.clone()).append(publication).await.expect("nothing is stored");
+        assert_eq!(appended.offset, 0);
+        lock(&feed.0).clone()
+    }
+
+    #[tokio::test]
+    async fn row_18_what_a_policy_does_not_keep_may_be_dropped_and_nothing_is_without_a_broker() {
+        let keeps_nothing = |feed| {
+            let limits = Limits::plain(0, Duration::from_secs(60), Duration::from_secs(60));
+            MemoryBroker::new(limits, Duration::ZERO, feed)
+        };
+        assert_eq!(overflow(keeps_nothing, false).await, [Overflow::Drop]);
+        assert_eq!(overflow(none::new, false).await, [Overflow::Disconnect]);
+        assert_eq!(overflow(none::new, true).await, [Overflow::Drop]);
     }
 }

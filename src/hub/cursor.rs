@@ -6,8 +6,9 @@
 //! in the stream's tail and in the log, and the connection fetches it when the client has read. No other stored message of
 //! the stream comes between the copies.
 
+use super::backlog::Backlog;
 use super::fanout::{Fanout, GroupId};
-use super::members::{Member, Members};
+use super::members::{Had, Member, Members};
 use super::outbox::Outbox;
 use super::pages::SharedPage;
 use super::receiver::{HistoryJob, Identifier, Receiver};
@@ -46,14 +47,7 @@ pub struct Cursor {
     /// The log began a new life and the client has not been told yet.
     lost_past: bool,
     /// What the log keeps between here and the tail, on its way to a client that is far behind.
-    page: Option<Box<Backlog>>,
-}
-
-/// A page that a cursor is sent; after the last message it has had everything that the page covers.
-struct Backlog {
-    page: Arc<SharedPage>,
-    /// Place of the next message.
-    next: usize,
+    backlog: Option<Box<Backlog>>,
 }
 
 impl Cursor {
@@ -69,7 +63,7 @@ impl Cursor {
             named: 0,
             claimed: None,
             lost_past: false,
-            page: None,
+            backlog: None,
         }
     }
 
@@ -86,11 +80,6 @@ impl Cursor {
         self.paced
     }
 
-    /// Holds messages that were read from the log for it.
-    pub fn holds_page(&self) -> bool {
-        self.page.is_some()
-    }
-
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -99,12 +88,12 @@ impl Cursor {
         self.members.iter().any(|member| member.held)
     }
 
-    /// Stops live delivery; every member has had everything up to `complete_to`.
-    pub fn pause(&mut self, complete_to: u64) {
+    /// Stops live delivery; every member has had as much as the stream.
+    pub fn pause(&mut self, reached: Had) {
         if self.live {
             self.live = false;
             for member in &mut *self.members {
-                member.had = complete_to;
+                member.had = reached;
             }
         }
     }
@@ -115,7 +104,7 @@ impl Cursor {
         }
     }
 
-    pub fn join(&mut self, identifier: &Arc<Identifier>, group: GroupId, from: u64, held: bool) {
+    pub fn join(&mut self, identifier: &Arc<Identifier>, group: GroupId, from: Had, held: bool) {
         self.paced = false;
         self.members.push(Member {
             identifier: identifier.clone(),
@@ -159,10 +148,10 @@ impl Cursor {
         self.members.iter_mut().find(|member| &*member.identifier.text == identifier)
     }
 
-    /// The member replays from `start`; the cursor must be paused.
-    pub fn begin_history(&mut self, identifier: &str, start: Start, job: Arc<HistoryJob>) {
+    /// The member replays from `start`, a position of the stream, which has come as far as `reached`; the cursor must be
+    /// paused.
+    pub fn begin_history(&mut self, identifier: &str, start: Start, reached: Had, job: Arc<HistoryJob>) {
         let first_claim = self.claimed;
-        self.page = None;
         self.paced = false;
         self.copying = false;
         if let Some(claimed) = start.claimed {
@@ -175,15 +164,16 @@ impl Cursor {
         };
         member.held = false;
         let released = member.released.as_mut().and_then(|released| Some((released.at.take()?, released)));
-        member.had = match released {
+        let from = match released {
             // A late command: what went out without positions is skipped, what lies before it is replayed. A sibling
             // may have moved the client's position meanwhile; the first one it named tells what this member has had.
             Some((at, released)) => {
-                released.skip = (at, member.had);
+                released.skip = (at, member.had.up_to);
                 first_claim.map_or(start.after.offset, |claim| claim.min(start.after.offset))
             }
             None => start.after.offset,
         };
+        member.had = reached.of(from);
         member.positioned = true;
         if let Some(earlier) = member.job.replace(job.clone()) {
             job.overtake(earlier);
@@ -208,13 +198,13 @@ impl Cursor {
         for member in self.members.iter_mut().filter(|member| member.held) {
             member.held = false;
             member.positioned = false;
-            member.released.get_or_insert_default().at = Some(member.had);
+            member.released.get_or_insert_default().at = Some(member.had.up_to);
         }
     }
 
-    /// The lowest offset that some member has had, if that is less than `complete_to`.
-    pub fn behind(&self, complete_to: u64) -> Option<u64> {
-        self.members.iter().map(|member| member.had).min().filter(|had| *had < complete_to)
+    /// What the member that is furthest behind has had, if that is less than `complete_to`.
+    pub fn behind(&self, complete_to: u64) -> Option<Had> {
+        self.members.iter().map(|member| member.had).min().filter(|had| had.up_to < complete_to)
     }
 
     /// The log began a new life: what was known is void. The loss is signalled when the stream is open again, so that the
@@ -223,7 +213,7 @@ impl Cursor {
         self.sent = 0;
         self.named = 0;
         self.claimed = None;
-        self.page = None;
+        self.backlog = None;
         self.live = false;
         self.paced = false;
         self.copying = false;
@@ -235,20 +225,24 @@ impl Cursor {
     }
 
     /// The stream is open: everybody goes on from where it stands now. Held members are still to be asked what they have.
-    pub fn opened(&mut self, complete_to: u64) {
+    pub fn opened(&mut self, reached: Had) {
         if std::mem::take(&mut self.lost_past) {
             self.signal_loss();
         }
         for member in &mut *self.members {
-            member.had = complete_to;
+            member.had = reached;
+            // Its hold ended while the stream was not open: what it was noted at is an offset of the log's former life.
+            if let Some(at) = member.released.as_mut().and_then(|released| released.at.as_mut()) {
+                *at = reached.up_to;
+            }
         }
         self.live = !self.is_held();
     }
 
-    /// Every member has had everything up to `offset`.
+    /// Every member has had everything up to `offset`: there is no message that it has not been sent.
     pub fn advance(&mut self, offset: u64) {
         for member in &mut *self.members {
-            member.had = member.had.max(offset);
+            member.had.advance(offset);
         }
     }
 
@@ -256,6 +250,7 @@ impl Cursor {
     pub fn go_live(&mut self) {
         self.live = true;
         self.paced = false;
+        self.backlog = None;
         for member in &mut *self.members {
             if let Some(job) = member.job.take() {
                 job.caught_up();
@@ -265,22 +260,25 @@ impl Cursor {
 
     /// Takes what a page has behind `after`; [`Self::send_backlog`] sends it.
     pub fn set_backlog(&mut self, page: Arc<SharedPage>, after: u64) {
-        let next = page.place_after(after);
-        self.page = Some(Box::new(Backlog { page, next }));
+        self.backlog = Some(Box::new(Backlog::new(page, after)));
     }
 
     /// Sends what was read from the log until the outbox holds `budget` bytes. `false`: there is more.
+    ///
+    /// Members come, and begin again, while a page is under way. It is dropped where it does not follow what one of them has
+    /// had: what that one lacks is read first.
     pub fn send_backlog(&mut self, budget: usize, fanout: &mut Fanout) -> bool {
-        let Some(mut backlog) = self.page.take() else { return true };
-        let rest = backlog.page.messages.get(backlog.next..).unwrap_or_default();
-        let sent = self.replay(rest.iter().map(|message| &**message), budget, fanout);
-        if sent == rest.len() {
-            self.advance(backlog.page.to);
+        let Some(backlog) = self.backlog.take() else { return true };
+        if !self.members.iter().all(|member| backlog.follows(member.had.up_to)) {
             return true;
         }
-        backlog.next += sent;
-        self.page = Some(backlog);
-        false
+        let sent = self.replay(backlog.messages().iter().map(|message| &**message), budget, fanout);
+        let to = backlog.to();
+        self.backlog = backlog.after(sent);
+        if self.backlog.is_none() {
+            self.advance(to);
+        }
+        self.backlog.is_none()
     }
 
     /// Sends messages to the members that have not had them, until the outbox holds `budget` bytes or has no room. Returns
@@ -310,8 +308,8 @@ impl Cursor {
         sent
     }
 
-    /// The next message of the stream. Every member has had everything up to `before`.
-    pub fn deliver_live(&mut self, message: &Message, before: u64, fanout: &mut Fanout) {
+    /// The next message of the stream, which had come as far as `before`, as every member has.
+    pub fn deliver_live(&mut self, message: &Message, before: Had, fanout: &mut Fanout) {
         if self.receiver.is_excluded(message.meta.exclude_socket.as_ref()) {
             return;
         }
@@ -326,7 +324,7 @@ impl Cursor {
 
     /// The outbox has no room for the copy of member `at`: it and the following ones get the message later.
     #[cold]
-    fn pace(&mut self, at: usize, offset: u64, before: u64) {
+    fn pace(&mut self, at: usize, offset: u64, before: Had) {
         if !self.live {
             return;
         }
@@ -335,7 +333,7 @@ impl Cursor {
         self.paced = true;
         self.copying = self.sent == offset;
         for (place, member) in self.members.iter_mut().enumerate() {
-            member.had = if place < at { offset } else { before };
+            member.had = if place < at { Had::at(offset) } else { before };
         }
     }
 
@@ -349,15 +347,14 @@ impl Cursor {
             let member = &self.members[at];
             let skip = member.released.as_ref().map_or((0, 0), |released| released.skip);
             let skipped = message.offset > skip.0 && message.offset <= skip.1;
-            if member.had < message.offset && !skipped && !excluded {
+            if member.had.up_to < message.offset && !skipped && !excluded {
                 let Some(bytes) = self.send(at, message, moves_on, fanout) else {
                     self.copying = self.sent == message.offset;
                     return None;
                 };
                 queued += bytes;
             }
-            let member = &mut self.members[at];
-            member.had = member.had.max(message.offset);
+            self.members[at].had.take(message.offset);
         }
         self.copying = false;
         Some(queued)
@@ -401,9 +398,11 @@ impl Cursor {
         }
     }
 
-    /// A hole opened at `after` in what the members that have come so far are being sent.
-    pub fn hole_in_replay(&mut self, after: u64) {
-        for member in self.members.iter_mut().filter(|member| member.had == after) {
+    /// What follows begins with an offset: tells the members that have not come so far, unless nothing is missing between
+    /// what they have had and it.
+    pub fn hole_in_replay(&mut self, first: u64, is_complete: impl Fn(Had) -> bool) {
+        let missing = |member: &&mut Member| member.had.up_to < first && !is_complete(member.had);
+        for member in self.members.iter_mut().filter(missing) {
             match member.job.take() {
                 Some(job) => job.reject(),
                 None => self.receiver.signal_loss(&member.identifier),

@@ -106,10 +106,12 @@ impl FrameQueue {
         Some(frame)
     }
 
-    /// Takes all frames at once, if they are so many and have so many bytes at the most. `into` must be empty: its places
-    /// are used from here on. `false`: they are to be taken one by one.
+    /// Takes all frames at once, if they are so many and have so many bytes of their own at the most. `into` must be empty:
+    /// its places are used from here on. `false`: they are to be taken one by one.
     pub fn take_all(&mut self, into: &mut VecDeque<Frame>, most: usize, bytes: usize) -> bool {
-        if self.frames.len() > most || self.bytes + self.droppable > bytes || !into.is_empty() {
+        // What is written has no overhead.
+        let own = self.bytes + self.droppable - self.frames.len() * FRAME_OVERHEAD;
+        if self.frames.len() > most || own > bytes || !into.is_empty() {
             return false;
         }
         let before = self.frames.capacity();

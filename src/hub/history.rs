@@ -82,7 +82,8 @@ impl Hub {
         // A store that is away may come back as another life: nothing is believed before it answers.
         let ready = |hub: &Self| hub.status().readable.then_some(()).ok_or_else(|| Unavailable(String::new()));
         ready(self)?;
-        let (cover, name) = {
+        let saved = saved.and_then(|saved| saved.of(position)).copied();
+        let (cover, name, newest) = {
             let mut core = cell.lock();
             if self.settle_epoch(&mut core) || !core.is_open() {
                 return Err(Unavailable("the stream is being opened anew".into()));
@@ -93,7 +94,9 @@ impl Hub {
             if core.is_served_from(x) {
                 return Ok(Some(Located::After(position.clone())));
             }
-            (core.cover(x), core.name().clone())
+            // A subscription begins where the log stood, which need not be a message of the stream.
+            let known = [saved, Some(core.proof())].into_iter().flatten().find_map(|proof| proof.newest_up_to(x));
+            (core.cover(x), core.name().clone(), known.unwrap_or(x))
         };
         if cover == Cover::Beyond {
             if x > MAX_OFFSET {
@@ -115,14 +118,14 @@ impl Hub {
         let found = || Ok(Some(Located::After(position.clone())));
         let is_complete = |core: &Stream, behind: &Behind| {
             let held = core.proof();
-            let proofs = [saved.and_then(|saved| saved.of(position)), Some(&held)];
+            let proofs = [saved.as_ref(), Some(&held)];
             proofs.into_iter().any(|proof| is_complete_after(x, behind, proof))
         };
         let _gate = match cell.gate.try_lock() {
             Ok(gate) => gate,
             // Many have lost their past at once: they are told without standing in line.
             Err(_) => {
-                let behind = self.broker().behind(&name, x).await?;
+                let behind = self.broker().behind(&name, newest).await?;
                 {
                     let core = cell.lock();
                     if *core.epoch() != position.epoch || !core.is_open() {
@@ -145,7 +148,7 @@ impl Hub {
             }
             core.tail().floor()
         };
-        let (page, behind) = self.read_behind(&name, x, floor).await?;
+        let (page, behind) = self.read_behind(&name, x, newest, floor).await?;
         let mut core = cell.lock();
         if *core.epoch() != position.epoch || !core.is_open() {
             return Ok(None);
@@ -200,12 +203,14 @@ impl Hub {
         Ok(Some(Located::After(core.position(after))))
     }
 
-    /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log.
+    /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log. The stream has no
+    /// message in `(newest, after]`.
     pub async fn feed_page(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         cursor: CursorId,
         after: &Position,
+        newest: u64,
     ) -> Result<(), Unavailable> {
         let Position { epoch, offset: after } = after;
         let after = *after;
@@ -223,24 +228,32 @@ impl Hub {
             }
             (core.name().clone(), floor)
         };
-        let (page, behind) = self.read_behind(&name, after, floor).await?;
+        let (page, behind) = self.read_behind(&name, after, newest, floor).await?;
         let mut core = cell.lock();
         if core.epoch() == epoch {
-            let complete = is_complete_after(after, &behind, Some(&core.proof()));
+            let held = core.proof();
+            let is_complete = |after| is_complete_after(after, &behind, Some(&held));
             let page = shared(after, floor, None, page);
-            core.supply(cursor, after, complete, page.clone());
-            if complete {
+            core.supply(cursor, after, page.clone(), |had| is_complete(had.up_to));
+            if is_complete(after) {
                 self.keep(&mut core, page);
             }
         }
         Ok(())
     }
 
-    /// What the log keeps in `(x, up_to]`, and then what it keeps at and behind `x`: was anything dropped meanwhile?
-    async fn read_behind(&self, name: &StreamName, x: u64, up_to: u64) -> Result<(Page, Behind), Unavailable> {
+    /// What the log keeps in `(x, up_to]`, and then what it keeps at and behind `newest`, the stream's newest message up to
+    /// `x`: was anything dropped meanwhile?
+    async fn read_behind(
+        &self,
+        name: &StreamName,
+        x: u64,
+        newest: u64,
+        up_to: u64,
+    ) -> Result<(Page, Behind), Unavailable> {
         metrics::HISTORY_PAGES.inc();
         let page = self.broker().read(name, ReadFrom::Offset(x + 1), up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
-        let behind = self.broker().behind(name, x).await?;
+        let behind = self.broker().behind(name, newest).await?;
         let reached = if page.remaining == 0 { up_to } else { page.messages.last().map_or(up_to, |last| last.offset) };
         behind.confirms(&page.messages, reached)?;
         Ok((page, behind))

@@ -5,12 +5,47 @@ use super::receiver::{HistoryJob, Identifier};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+/// How far somebody has come in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Had {
+    /// Everything up to here was sent or is not wanted.
+    pub up_to: u64,
+    /// The stream has no message in `(newest, up_to]`. Where the log has come further than the stream, no message is at
+    /// `up_to`; as long as the one at `newest` is kept, nothing behind it has been dropped.
+    pub newest: u64,
+}
+
+impl Had {
+    /// Up to a message, or up to where nothing is known of what came before.
+    pub fn at(offset: u64) -> Self {
+        Self { up_to: offset, newest: offset }
+    }
+
+    /// The same for an offset of a stream that has come so far.
+    pub fn of(self, offset: u64) -> Self {
+        let within = (self.newest..=self.up_to).contains(&offset);
+        Self { up_to: offset, newest: if within { self.newest } else { offset } }
+    }
+
+    /// The next message, unless it has been had.
+    pub fn take(&mut self, offset: u64) {
+        if offset > self.up_to {
+            *self = Self::at(offset);
+        }
+    }
+
+    /// There is no message between what has been had and `up_to`.
+    pub fn advance(&mut self, up_to: u64) {
+        self.up_to = self.up_to.max(up_to);
+    }
+}
+
 /// One subscription of the connection on the stream.
 pub struct Member {
     pub identifier: Arc<Identifier>,
     pub group: GroupId,
-    /// Everything up to here was sent or is not wanted. Not kept up to date while the cursor is live.
-    pub had: u64,
+    /// Not kept up to date while the cursor is live.
+    pub had: Had,
     /// Waits for its history command.
     pub held: bool,
     /// Its copies carry positions.

@@ -17,6 +17,7 @@
 //!   has opened for a cell without a place in the map is closed again.
 //! * A stream is open *on a connection*: [`Cell::is_open_in`] compares. A list of cells is a list of what was there.
 
+mod backlog;
 pub mod cursor;
 mod fanout;
 mod frames;

@@ -76,6 +76,9 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
         if let Some(gap) = gap {
             hub.repairs.push(cell, gap, core.epoch().clone());
         }
+        if core.take_left_out() {
+            hub.compare_soon(cell);
+        }
         drop(core);
         cell.opened.notify_waiters();
     }

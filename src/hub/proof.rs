@@ -18,6 +18,13 @@ pub struct Proof {
     pub time: StoreTime,
 }
 
+impl Proof {
+    /// The stream's newest message up to `x`, if this look knows it.
+    pub fn newest_up_to(&self, x: u64) -> Option<u64> {
+        (self.head > 0 && (self.head..=self.last).contains(&x)).then_some(self.head)
+    }
+}
+
 /// A proof as a session keeps it: it says nothing about another life of the log, or about another log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedProof {
@@ -52,8 +59,9 @@ pub fn is_younger(since: StoreTime, now: StoreTime, ttl: Duration, skew: Duratio
 /// Nothing after position `x` was removed before `behind` was answered. Each ground alone suffices; without one the past
 /// cannot be proved.
 pub fn is_complete_after(x: u64, behind: &Behind, proof: Option<&Proof>) -> bool {
-    let Behind { kept, after, facts, .. } = behind;
-    if *kept {
+    let Behind { kept, after, next, facts } = behind;
+    // Nothing lies between `x` and the message after it.
+    if *kept || next.is_some_and(|next| next == x.saturating_add(1)) {
         return true;
     }
     let under_limit = *after < facts.limit;
@@ -99,6 +107,21 @@ mod tests {
         assert!(is_complete_after(20, &Behind { kept: true, ..gone(10) }, None));
         assert!(is_complete_after(49, &gone(3), None));
         assert!(!is_complete_after(48, &gone(3), None));
+    }
+
+    /// A time is found as the position before the first message that was stored then.
+    #[test]
+    fn the_message_after_a_position_proves_if_it_is_kept() {
+        let full = Behind { next: Some(61), ..gone(10) };
+        assert!(is_complete_after(60, &full, None));
+        assert!(!is_complete_after(59, &full, None));
+    }
+
+    #[test]
+    fn a_look_knows_the_newest_message_up_to_where_it_reached() {
+        let proof = Proof { head: 30, last: 49, ..Proof::default() };
+        assert_eq!([29, 30, 49, 50].map(|x| proof.newest_up_to(x)), [None, Some(30), Some(30), None]);
+        assert_eq!(Proof { head: 0, ..proof }.newest_up_to(40), None, "none was kept");
     }
 
     #[test]

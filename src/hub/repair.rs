@@ -106,6 +106,9 @@ impl Wanted {
         if let Some(gap) = next {
             hub.repairs.push(&self.cell, gap, self.epoch.clone());
         }
+        if core.take_left_out() {
+            hub.compare_soon(&self.cell);
+        }
     }
 }
 

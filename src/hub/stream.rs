@@ -7,6 +7,7 @@ mod followers;
 
 use super::cursor::Cursor;
 use super::fanout::Fanout;
+use super::members::Had;
 use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, is_younger};
 use super::sabotage::{Safeguard, off};
@@ -21,7 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, which the repair finds.
+/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, and the stream is compared
+/// with the log once the hole is closed.
 const MAX_PENDING: usize = 10_000;
 
 /// Bytes of them, overhead included.
@@ -56,8 +58,8 @@ pub enum Pump {
     Held,
     /// The outbox is full enough for now. `within_page`: the cursor holds a page that was read for it.
     Paced { within_page: bool },
-    /// What follows `after` must come from the log.
-    NeedPage { after: Position },
+    /// What follows `after` must come from the log. The stream has no message in `(newest, after]`.
+    NeedPage { after: Position, newest: u64 },
 }
 
 /// Which cursors are sent what they have not had.
@@ -91,6 +93,8 @@ pub struct Stream {
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
     pending: VecDeque<(u64, Arc<Message>)>,
     pending_bytes: usize,
+    /// Some found no place there: the log must be asked once more whether it has come further.
+    left_out: bool,
     repairing: bool,
     cursors: Slab<Cursor>,
     /// What was read from the log a moment ago and did not join the tail.
@@ -117,6 +121,7 @@ impl Stream {
             proof: Proof::default(),
             pending: VecDeque::new(),
             pending_bytes: 0,
+            left_out: false,
             repairing: false,
             cursors: Slab::new(),
             pages: None,
@@ -183,6 +188,11 @@ impl Stream {
         self.newest
     }
 
+    /// How far somebody has come who has had everything.
+    fn reached(&self) -> Had {
+        Had { up_to: self.complete_to, newest: self.newest }
+    }
+
     pub fn proof(&self) -> Proof {
         self.proof
     }
@@ -208,8 +218,9 @@ impl Stream {
             self.checked = StoreTime::default();
             // Where nothing is kept the last message may have been any.
             self.newest = self.tail.floor();
+            let reached = self.reached();
             for (_, cursor) in &mut self.cursors {
-                cursor.opened(self.complete_to);
+                cursor.opened(reached);
             }
         } else if head > self.complete_to {
             if off(Safeguard::GapCheck) {
@@ -292,6 +303,7 @@ impl Stream {
         self.repairing = false;
         self.pending.clear();
         self.pending_bytes = 0;
+        self.left_out = false;
         self.pages = None;
         self.complete_to = 0;
         self.newest = 0;
@@ -333,35 +345,43 @@ impl Stream {
     }
 
     fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
-        // Full: dropped here, found by the comparison that follows every opening and repair.
         if self.pending.len() < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES {
             self.pending_bytes += message.footprint();
             self.pending.push_back((previous, message));
+        } else {
+            metrics::HELD_BACK_DROPPED.inc();
+            self.left_out = true;
         }
+    }
+
+    /// Messages that came live may be missing although no hole is known: some were not held back. Answers once; whoever
+    /// asks compares the stream with the log.
+    pub fn take_left_out(&mut self) -> bool {
+        !self.repairing && std::mem::take(&mut self.left_out)
     }
 
     /// Releases what arrived behind a hole, up to the next hole.
     fn release_pending(&mut self, now: Instant) -> Option<Gap> {
-        while let Some((previous, message)) = self.pending.pop_front() {
-            if message.offset <= self.complete_to {
-                continue;
-            }
-            if self.continues(previous, &message) {
-                self.append(message, now);
-            } else {
+        while let Some((previous, message)) = self.pending.front() {
+            let is_new = message.offset > self.complete_to;
+            if is_new && !self.continues(*previous, message) {
                 let up_to = message.offset - 1;
-                self.pending.push_front((previous, message));
                 return self.hole(up_to);
+            }
+            let Some((_, message)) = self.pending.pop_front() else { break };
+            self.pending_bytes -= message.footprint();
+            if is_new {
+                self.append(message, now);
             }
         }
         self.pending = VecDeque::new();
-        self.pending_bytes = 0;
         None
     }
 
     /// The next message of the stream: into the tail, and out to everybody who has caught up.
     fn append(&mut self, message: Arc<Message>, now: Instant) {
-        let before = std::mem::replace(&mut self.complete_to, message.offset);
+        let before = self.reached();
+        self.complete_to = message.offset;
         self.newest = message.offset;
         self.note_checked(StoreTime::of_message(message.time));
         let barrier_off = off(Safeguard::Barrier);

@@ -141,6 +141,7 @@ metrics! {
     Counter GAPS_REPAIRED = "feed_gaps_repaired_total", "holes of the live feed repaired from the log";
     Gauge GAPS_OPEN = "feed_gaps_open_num", "holes of the live feed that are being repaired or wait for it; at most one per open stream";
     Counter GAPS_TOGETHER = "feed_gaps_read_together_total", "holes of the live feed that were read together with others";
+    Counter HELD_BACK_DROPPED = "feed_held_back_dropped_total", "live messages that found no room behind a hole while it was repaired; they are read from the log";
     Counter GAPS_LOST = "feed_gaps_lost_total", "holes of the live feed that could not be repaired and were signalled";
     Counter SLOW_CONSUMER = "feed_slow_consumer_total", "times the live feed dropped messages on this node's side";
     Gauge FEED_BROKEN = "feed_broken", "1 while the live feed does not bring messages by itself, so that they come by polling only";

@@ -11,8 +11,9 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that a replay lets wait for the client before it pauses.
-const REPLAY_BUDGET: usize = 64 << 10;
+/// Bytes that a replay lets wait for the client before it pauses: of frames of some 250 bytes, which count with 128 more, as
+/// many as one write takes.
+const REPLAY_BUDGET: usize = 96 << 10;
 
 /// Pause before the log is asked again for a page that it could not give.
 const RETRY: Duration = Duration::from_millis(50);
@@ -162,8 +163,8 @@ impl Client {
                     poll_fn(|cx| outbox.poll_below(cx, budget / 2 + 1)).await;
                     !within_page
                 }
-                Pump::NeedPage { after } if !read || turns.len() == 1 => {
-                    self.fetch(target, &after).await?;
+                Pump::NeedPage { after, newest } if !read || turns.len() == 1 => {
+                    self.fetch(target, &after, newest).await?;
                     read = true;
                     false
                 }
@@ -177,10 +178,10 @@ impl Client {
     }
 
     /// Reads a page for a cursor; the store gets the broker timeout to answer.
-    async fn fetch(self: &Arc<Self>, target: &Following, after: &Position) -> Result<(), Unavailable> {
+    async fn fetch(self: &Arc<Self>, target: &Following, after: &Position, newest: u64) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
         let reading = async {
-            while hub.feed_page(&target.cell, target.cursor, after).await.is_err() {
+            while hub.feed_page(&target.cell, target.cursor, after, newest).await.is_err() {
                 tokio::time::sleep(RETRY).await;
             }
         };

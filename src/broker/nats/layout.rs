@@ -183,17 +183,24 @@ impl Core {
     /// with disks of different sizes must not change it in turns.
     async fn ensure_sessions_bucket(&self, connection: &Connection, replicas: usize) -> Result<(), SetupError> {
         let mut want = self.bucket(&self.names.sessions_bucket(), replicas);
-        let name = bucket_stream(&self.names.sessions_bucket());
-        if self.config.limits.sessions_budget > 0 {
-            want["max_bytes"] = json!(self.config.limits.sessions_budget);
-        } else if self.settings(connection, &name).await?.is_none() {
-            want["max_bytes"] = json!(self.sessions_share(connection).await?);
-            self.create(connection, &want).await?;
+        let budget = self.config.limits.sessions_budget;
+        if budget > 0 {
+            want["max_bytes"] = json!(budget);
         }
-        if let (0, Some(have)) = (self.config.limits.sessions_budget, self.settings(connection, &name).await?) {
+        let name = bucket_stream(&self.names.sessions_bucket());
+        let have = match self.settings(connection, &name).await? {
+            Some(have) => have,
+            None => {
+                if budget == 0 {
+                    want["max_bytes"] = json!(self.sessions_share(connection).await?);
+                }
+                self.make(connection, &want).await?
+            }
+        };
+        if budget == 0 {
             want["max_bytes"] = have.get("max_bytes").cloned().unwrap_or(json!(-1));
         }
-        self.ensure(connection, &want).await
+        self.update(connection, have, &want, self.config.replicas != 0).await
     }
 
     /// An eighth of what the store may take, where that is known; -1: no limit.
@@ -304,13 +311,19 @@ impl Core {
     /// A stream whose settings are all ours to decide.
     async fn ensure(&self, connection: &Connection, want: &Value) -> Result<(), SetupError> {
         let name = want["name"].as_str().expect("settings have a name");
-        if self.settings(connection, name).await?.is_none() {
-            self.create(connection, want).await?;
-        }
-        let Some(have) = self.settings(connection, name).await? else {
-            return Err(SetupError::retry(format!("{name} is not visible yet")));
+        let have = match self.settings(connection, name).await? {
+            Some(have) => have,
+            None => self.make(connection, want).await?,
         };
         self.update(connection, have, want, self.config.replicas != 0).await
+    }
+
+    /// Makes a stream that is not there. Answers with the settings that it has: another node may have been faster.
+    async fn make(&self, connection: &Connection, want: &Value) -> Result<Map<String, Value>, SetupError> {
+        self.create(connection, want).await?;
+        let name = want["name"].as_str().expect("settings have a name");
+        let have = self.settings(connection, name).await?;
+        have.ok_or_else(|| SetupError::retry(format!("{name} is not visible yet")))
     }
 
     /// Changes what differs, after checking that all of it may be changed.

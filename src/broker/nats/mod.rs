@@ -3,10 +3,12 @@
 //! * Publishing (`publish`): an acknowledged publish with a message id, repeated until it is answered.
 //! * The live feed (`live`): the log republishes each stored message as a core message; one subscription per open
 //!   stream.
-//! * History (`read`, `heads`, and `range` for many streams at once): direct gets that any replica may answer, believed only as far as the leader confirms.
+//! * History (`read`, `heads`, and `range` for many streams at once): direct gets that any replica may answer, believed
+//!   only as far as the leader confirms.
 //! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
-//!   remembers of it (`witness`, `epoch`).
+//!   remembers of it (`witness`, `epoch`); as long as it lives it is looked after (`maintain`). Requests are repeated until
+//!   they are answered (`attempts`).
 //! * Leaders of a cluster are kept together (`gather`), so that the death of most servers costs nothing.
 //! * Readiness: whether the live feed brings messages by itself (`pulse`), what NATS refuses this node (`permissions`,
 //!   `probe`).
@@ -20,6 +22,7 @@
 
 mod admin;
 mod api;
+mod attempts;
 mod clock;
 mod commands;
 mod config;
@@ -66,6 +69,7 @@ use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
 use api::{ApiError, code};
 use async_trait::async_trait;
+use attempts::Attempts;
 use bytes::Bytes;
 use config::Names;
 use generation::Generation;
@@ -77,7 +81,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use witness::Witness;
@@ -313,6 +317,11 @@ impl Core {
         self.away_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
+    fn saves_sessions(&self) -> Result<(), Unavailable> {
+        let refused = || Unavailable("sessions are not saved: sessions_ttl is 0".into());
+        self.config.sessions().then_some(()).ok_or_else(refused)
+    }
+
     fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
     }
@@ -355,42 +364,6 @@ impl Core {
     }
 }
 
-/// Repeats a request over whichever connection there is, until a deadline.
-struct Attempts<'a> {
-    core: &'a Core,
-    deadline: Instant,
-    pause: Duration,
-    reason: Option<String>,
-}
-
-impl<'a> Attempts<'a> {
-    fn new(core: &'a Core, budget: Duration) -> Self {
-        Self { core, deadline: Instant::now() + budget, pause: Duration::ZERO, reason: None }
-    }
-
-    /// The connection for the next attempt.
-    async fn next(&mut self) -> Result<Arc<Generation>, Unavailable> {
-        if !self.pause.is_zero() {
-            tokio::time::sleep(self.pause).await;
-        }
-        let found = match Instant::now() < self.deadline {
-            true => timeout_at(self.deadline, self.core.wait_for_generation()).await.ok(),
-            false => None,
-        };
-        found.ok_or_else(|| {
-            Unavailable(self.reason.take().unwrap_or_else(|| self.core.status.borrow().reason.to_string()))
-        })
-    }
-
-    fn failed(&mut self, error: impl std::fmt::Display) {
-        if self.reason.replace(error.to_string()).is_some() {
-            // Once is a lagging replica; twice may be a log that is gone.
-            self.core.nudge.notify_one();
-        }
-        self.pause = (self.pause * 2).clamp(Duration::from_millis(5), Duration::from_millis(200));
-    }
-}
-
 fn unix_millis() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
@@ -424,31 +397,24 @@ impl Broker for NatsBroker {
 
     async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
         let core = &self.core;
-        let mut attempts = Attempts::new(core, core.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            let outcome = async {
-                generation.live.open(&generation, streams, &core.names).await?;
-                core.try_heads(&generation, streams).await
-            };
-            match outcome.await {
-                Ok(heads) => {
-                    generation.live.expect(streams, &heads);
-                    if generation.connection.clustered() && !streams.is_empty() {
-                        let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
-                        core.tasks.spawn(critical("broker.interest", async move {
-                            tokio::select! {
-                                () = tokio::time::sleep(INTEREST_SPREAD) => {}
-                                () = dead.cancelled() => return,
-                            }
-                            streams.iter().for_each(|stream| feed.lagged(stream));
-                        }));
-                    }
-                    return Ok(heads);
+        let ask = |generation: Arc<Generation>| async move {
+            generation.live.open(&generation, streams, &core.names).await?;
+            let heads = core.try_heads(&generation, streams).await?;
+            Ok((generation, heads))
+        };
+        let (generation, heads) = core.asking(ask).await?;
+        generation.live.expect(streams, &heads);
+        if generation.connection.clustered() && !streams.is_empty() {
+            let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
+            core.tasks.spawn(critical("broker.interest", async move {
+                tokio::select! {
+                    () = tokio::time::sleep(INTEREST_SPREAD) => {}
+                    () = dead.cancelled() => return,
                 }
-                Err(error) => attempts.failed(error),
-            }
+                streams.iter().for_each(|stream| feed.lagged(stream));
+            }));
         }
+        Ok(heads)
     }
 
     fn close(&self, stream: &StreamName) {
@@ -458,17 +424,13 @@ impl Broker for NatsBroker {
     }
 
     async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
-        let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match self.core.try_heads(&generation, streams).await {
-                Ok(heads) => {
-                    generation.live.expect(streams, &heads);
-                    return Ok(heads);
-                }
-                Err(error) => attempts.failed(error),
-            }
-        }
+        let core = &self.core;
+        let ask = |generation: Arc<Generation>| async move {
+            let heads = core.try_heads(&generation, streams).await?;
+            generation.live.expect(streams, &heads);
+            Ok(heads)
+        };
+        core.asking(ask).await
     }
 
     async fn read(
@@ -495,15 +457,13 @@ impl Broker for NatsBroker {
     }
 
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
-        let mut attempts = Attempts::new(&self.core, self.core.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            let Some(log) = generation.of(stream).1 else { return Ok(read::nothing_kept()) };
-            match log.asks.top().await {
-                Ok(top) => return Ok(top.facts),
-                Err(error) => attempts.failed(error),
+        let ask = |generation: Arc<Generation>| async move {
+            match generation.of(stream).1 {
+                Some(log) => Ok(log.asks.top().await?.facts),
+                None => Ok(read::nothing_kept()),
             }
-        }
+        };
+        self.core.asking(ask).await
     }
 
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
@@ -518,16 +478,12 @@ impl Broker for NatsBroker {
     }
 
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        if !self.core.config.sessions() {
-            return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
-        }
+        self.core.saves_sessions()?;
         self.core.save(key, body, revision, self.core.config.limits.sessions_ttl).await
     }
 
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        if !self.core.config.sessions() {
-            return Err(Unavailable("sessions are not saved: sessions_ttl is 0".into()).into());
-        }
+        self.core.saves_sessions()?;
         self.core.save(key, body, revision, self.core.config.limits.sessions_ttl * 2).await
     }
 

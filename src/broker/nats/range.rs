@@ -4,14 +4,14 @@
 //! and the leader's word on what was dropped meanwhile comes on top for every stream. After a reconnect all open streams
 //! have holes, and these lie in the same part of the log: it is read once, whole, and handed out.
 
+use super::Core;
 use super::api::ApiError;
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
-use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES};
+use super::read::{Batch, Limits, MAX_BATCH, MAX_BYTES, confirms_leader};
 use super::slots::Class;
 use super::token::Token;
-use super::{Attempts, Core};
 use crate::broker::{Behind, Facts, Filled, Hole, ReadFrom, Unavailable};
 use crate::protocol::{Message, StreamName};
 use async_nats::header::NATS_SUBJECT;
@@ -67,14 +67,7 @@ impl Core {
 
     /// Reads the holes of each log together where that is worth it.
     pub(super) async fn fill_together(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match self.try_fill_together(&generation, holes).await {
-                Ok(filled) => return Ok(filled),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        self.asking(|generation| async move { self.try_fill_together(&generation, holes).await }).await
     }
 
     async fn try_fill_together(
@@ -171,13 +164,14 @@ impl<'a> Range<'a> {
             if !self.read_to(end).await? {
                 return Ok(None);
             }
-            facts = self.log.asks.top().await?.facts;
-            if (facts.last_seq - end) * 8 <= facts.limit {
+            self.confirm_start().await?;
+            let former = std::mem::replace(&mut facts, self.log.asks.top().await?.facts);
+            confirms_leader(&former, &facts)?;
+            if (facts.last_seq - end).saturating_mul(8) <= facts.limit {
                 break;
             }
         }
-        self.confirm_start().await?;
-        let uncounted = (facts.last_seq + 1).saturating_sub(self.next);
+        let uncounted = facts.last_seq.saturating_add(1).saturating_sub(self.next);
         Ok(Some((facts, uncounted)))
     }
 
@@ -257,8 +251,8 @@ impl<'a> Range<'a> {
             if part.left_out || after >= facts.limit || part.after < facts.raised_at {
                 continue;
             }
-            let next = part.messages.first().map(|first| first.offset);
-            let behind = Behind { kept: false, after, next, facts: facts.clone() };
+            // What a replica kept when it was read, the leader may have dropped since.
+            let behind = Behind { kept: false, after, next: None, facts: facts.clone() };
             filled[part.index] = Some(Filled { messages: part.messages, behind });
         }
     }

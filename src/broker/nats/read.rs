@@ -93,8 +93,7 @@ impl Core {
     pub(super) async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
         let token = Token::of(stream);
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        // Nothing comes before the first message.
-        let mut reached = x == 0;
+        let mut shown = Shown::default();
         loop {
             let generation = attempts.next().await?;
             let Some(log) = generation.of(stream).1 else {
@@ -123,13 +122,14 @@ impl Core {
             match asked.await {
                 Ok(behind) if behind.kept => return Ok(behind),
                 Ok(behind) if behind.facts.last_seq < x => {
-                    reached = false;
-                    attempts.failed(ApiError::Unreadable("the log's leader has not come so far yet".into()));
+                    shown = Shown::default();
+                    attempts.failed(NOT_SO_FAR);
                 }
-                Ok(behind) if reached => return Ok(behind),
-                Ok(_) => reached = true,
+                // Nothing comes before the first message.
+                Ok(behind) if shown.before(name, &behind.facts) || x == 0 => return Ok(behind),
+                Ok(_) => {}
                 Err(error) => {
-                    reached = x == 0;
+                    shown = Shown::default();
                     attempts.failed(error);
                 }
             }
@@ -221,9 +221,10 @@ impl Core {
         up_to: u64,
         got: &mut Collected,
     ) -> Result<(), ApiError> {
+        let before = log.asks.top().await?.facts;
         // A leader that was just elected may still be applying what it has agreed to: then it cannot know either.
-        if log.asks.top().await?.facts.last_seq < up_to {
-            return Err(ApiError::Unreadable("the leader has not come so far yet".into()));
+        if before.last_seq < up_to {
+            return Err(ApiError::Unreadable(NOT_SO_FAR.into()));
         }
         let mut which = json!({"next_by_subj": subject});
         match got.next {
@@ -233,10 +234,39 @@ impl Core {
         match generation.api().message(&log.name, &which).await? {
             Some(kept) if kept.seq <= up_to => Err(ApiError::Unreadable("a replica lags behind".into())),
             _ => {
+                confirms_leader(&before, &log.asks.top().await?.facts)?;
                 got.remaining = 0;
                 Ok(())
             }
         }
+    }
+}
+
+const NOT_SO_FAR: &str = "the log's leader has not come so far yet";
+
+/// What was asked between these two looks at the log was answered by one leader, which has come as far as the first one
+/// shows. One that was elected meanwhile may not know of the newest messages yet.
+pub(super) fn confirms_leader(before: &Facts, after: &Facts) -> Result<(), ApiError> {
+    if before.now.clock != after.now.clock {
+        return Err(ApiError::Unreadable("the log's leader changed while it was asked".into()));
+    }
+    if after.last_seq < before.last_seq {
+        return Err(ApiError::Unreadable(NOT_SO_FAR.into()));
+    }
+    Ok(())
+}
+
+/// The log, and its leader by its clock, that have shown that they reach far enough.
+#[derive(Default)]
+struct Shown(Option<(String, u64)>);
+
+impl Shown {
+    /// This leader shows it now. Answers whether the same one of the same log had shown it before: then what was asked in
+    /// between was answered by a leader that had come so far.
+    fn before(&mut self, log: &str, facts: &Facts) -> bool {
+        let known = self.0.as_ref().is_some_and(|(name, clock)| name == log && *clock == facts.now.clock);
+        self.0 = Some((log.to_owned(), facts.now.clock));
+        known
     }
 }
 
@@ -268,5 +298,33 @@ pub(super) fn nothing_kept() -> Facts {
         raised_at: 0,
         now: StoreTime::default(),
         skew: Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(leader: u64, last_seq: u64) -> Facts {
+        Facts { last_seq, now: StoreTime { millis: 1, clock: leader }, ..nothing_kept() }
+    }
+
+    /// One that was elected meanwhile may not know of the newest messages.
+    #[test]
+    fn row_02_a_leader_vouches_for_its_own_answers_only() {
+        let mut shown = Shown::default();
+        assert!(!shown.before("log", &facts(1, 5)), "nobody has shown anything");
+        assert!(shown.before("log", &facts(1, 5)));
+        assert!(!shown.before("log", &facts(2, 5)), "another leader");
+        assert!(!shown.before("other", &facts(2, 5)), "another log");
+        assert!(shown.before("other", &facts(2, 6)));
+    }
+
+    #[test]
+    fn row_06_what_a_new_leader_says_while_a_range_is_read_is_asked_again() {
+        assert!(confirms_leader(&facts(1, 5), &facts(1, 5)).is_ok());
+        assert!(confirms_leader(&facts(1, 5), &facts(1, 9)).is_ok());
+        assert!(confirms_leader(&facts(1, 5), &facts(2, 9)).is_err());
+        assert!(confirms_leader(&facts(1, 5), &facts(1, 4)).is_err());
     }
 }

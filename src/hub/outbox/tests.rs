@@ -173,3 +173,17 @@ fn where_the_process_holds_too_much_whoever_is_over_its_limit_goes_first() {
     let taken = (0..100).filter(|_| unlimited.push_stored(frame(10_000))).count();
     assert_eq!(taken, 7, "64 KiB");
 }
+
+/// Small frames count half as much again for the client as they have bytes; one write takes 64 KiB of the latter.
+#[test]
+fn a_burst_of_small_frames_is_taken_at_once() {
+    let mut queue = FrameQueue::default();
+    (0..256).for_each(|_| queue.push(frame(250)));
+    assert!(queue.bytes > 64 << 10);
+    let mut taken = VecDeque::new();
+    assert!(queue.take_all(&mut taken, 256, 64 << 10));
+    assert_eq!((taken.len(), queue.bytes), (256, 0));
+    (0..256).for_each(|_| queue.push(frame(257)));
+    taken.clear();
+    assert!(!queue.take_all(&mut taken, 256, 64 << 10), "more bytes than that");
+}

@@ -3,6 +3,7 @@
 use super::{CursorId, Pump, Stream, Which};
 use crate::hub::cursor::{Cursor, Start};
 use crate::hub::fanout::insert_tightly;
+use crate::hub::members::Had;
 use crate::hub::pages::SharedPage;
 use crate::hub::receiver::{HistoryJob, Identifier, Receiver};
 use crate::hub::sabotage::{Safeguard, off};
@@ -23,11 +24,12 @@ impl Stream {
         let held = held && !off(Safeguard::Barrier);
         let group = self.fanout.join(identifier, receiver.encoding());
         let id = cursor.unwrap_or_else(|| insert_tightly(&mut self.cursors, Cursor::new(receiver.clone())));
+        let reached = self.reached();
         let cursor = &mut self.cursors[id];
-        cursor.pause(self.complete_to);
+        cursor.pause(reached);
         // The log may have begun a new life since the caller opened the stream: what it has had of that life is nothing.
         let in_time = from.epoch == self.epoch;
-        cursor.join(identifier, group, if in_time { from.offset } else { self.complete_to }, held);
+        cursor.join(identifier, group, if in_time { reached.of(from.offset) } else { reached }, held);
         if !self.opened {
             cursor.reset();
         } else {
@@ -64,20 +66,20 @@ impl Stream {
 
     /// An identifier catches up from a position that is known to be complete. The job is told when it has.
     pub fn history(&mut self, id: CursorId, identifier: &str, start: Start, job: Arc<HistoryJob>) {
-        let complete_to = self.complete_to;
+        let reached = self.reached();
         let opened = self.opened;
         match self.cursors.get_mut(id) {
             Some(cursor) if opened && start.after.epoch == self.epoch => {
-                cursor.pause(complete_to);
-                cursor.begin_history(identifier, start, job);
+                cursor.pause(reached);
+                cursor.begin_history(identifier, start, reached, job);
             }
             // The log began a new life since the position was proved.
             Some(cursor) => {
                 job.reject();
-                cursor.pause(complete_to);
+                cursor.pause(reached);
                 cursor.end_hold(identifier);
                 if opened {
-                    cursor.resume_if_caught_up(complete_to);
+                    cursor.resume_if_caught_up(reached.up_to);
                 }
             }
             None => job.abandon(),
@@ -86,8 +88,9 @@ impl Stream {
 
     /// An identifier's request was refused: what was held follows.
     pub fn reject(&mut self, id: CursorId, identifier: &str) {
+        let reached = self.reached();
         if let Some(cursor) = self.cursors.get_mut(id) {
-            cursor.pause(self.complete_to);
+            cursor.pause(reached);
             cursor.end_hold(identifier);
             if self.opened {
                 cursor.resume_if_caught_up(self.complete_to);
@@ -136,13 +139,14 @@ impl Stream {
             cursor.go_live();
             return Pump::Live;
         };
-        if after < self.tail.floor() {
+        if after.up_to < self.tail.floor() {
             if cursor.outbox().pending() >= budget {
                 return PACED;
             }
-            return Pump::NeedPage { after: Position { epoch: self.epoch.clone(), offset: after } };
+            let position = Position { epoch: self.epoch.clone(), offset: after.up_to };
+            return Pump::NeedPage { after: position, newest: after.newest };
         }
-        let behind = self.tail.after(after);
+        let behind = self.tail.after(after.up_to);
         let wanted = behind.len();
         if cursor.replay(behind.map(|message| &**message), budget, &mut self.fanout) < wanted {
             return PACED;
@@ -166,16 +170,16 @@ impl Stream {
     fn asking(&mut self, id: CursorId, after: u64) -> Option<&mut Cursor> {
         let complete_to = self.complete_to;
         let cursor = self.cursors.get_mut(id)?;
-        let asks = !cursor.is_live() && !cursor.is_held() && cursor.behind(complete_to) == Some(after);
-        asks.then_some(cursor)
+        let behind = cursor.behind(complete_to).is_some_and(|had| had.up_to == after);
+        (behind && !cursor.is_live() && !cursor.is_held()).then_some(cursor)
     }
 
-    /// Hands a cursor a page that follows `after`. Not `complete`: something between is gone for good.
-    pub fn supply(&mut self, id: CursorId, after: u64, complete: bool, page: Arc<SharedPage>) {
+    /// Hands a cursor a page that follows `after`. `is_complete`: nothing is gone for good between what somebody has had and
+    /// the page's first message, where that is further on.
+    pub fn supply(&mut self, id: CursorId, after: u64, page: Arc<SharedPage>, is_complete: impl Fn(Had) -> bool) {
         let Some(cursor) = self.asking(id, after) else { return };
-        if !complete {
-            cursor.hole_in_replay(after);
-        }
+        let first = page.messages.first().map_or(page.to, |first| first.offset);
+        cursor.hole_in_replay(first, is_complete);
         cursor.set_backlog(page, after);
     }
 }
@@ -384,15 +388,170 @@ mod tests {
         let at = |stream: &Stream, after| Start { after: stream.position(after), claimed: None };
         let job = || HistoryJob::new(receiver.clone(), identifier.clone(), 1);
         stream.history(cursor, "i", at(&stream, 10), job());
-        assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { after: stream.position(10) });
+        let needs = |stream: &Stream, after| Pump::NeedPage { after: stream.position(after), newest: after };
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), needs(&stream, 10));
         // Meanwhile the client asks for more.
         stream.history(cursor, "i", at(&stream, 5), job());
         let page = SharedPage { from: 10, to: 20, messages: vec![message(15)], since: None };
-        stream.supply(cursor, 10, true, page.into());
-        assert_eq!(
-            stream.pump(cursor, 1_000, Which::All),
-            Pump::NeedPage { after: stream.position(5) },
-            "6 to 10 are not skipped"
-        );
+        stream.supply(cursor, 10, page.into(), |_| true);
+        assert_eq!(stream.pump(cursor, 1_000, Which::All), needs(&stream, 5), "6 to 10 are not skipped");
+    }
+
+    /// A stream of which this node holds nothing below its newest message.
+    fn trimmed(newest: u64) -> Stream {
+        let logs = Logs::unknown(Table::new(Vec::new(), 5_000, Duration::from_secs(60)));
+        let mut stream = Stream::new("chat".into(), logs, 1 << 20);
+        stream.compare(&Looked::at_once(Head { newest, up_to: newest }, facts()), Instant::now());
+        stream
+    }
+
+    /// What the log keeps behind `from`, all of it.
+    fn page(from: u64, to: u64) -> Arc<SharedPage> {
+        Arc::new(SharedPage { from, to, messages: (from + 1..=to).map(message).collect(), since: None })
+    }
+
+    /// Its head was taken before another one was sent half a page, and it joins after that.
+    #[test]
+    fn row_03_whoever_joins_behind_a_page_that_is_half_sent_gets_what_lies_between() {
+        for (held, released) in [(false, false), (true, false), (true, true)] {
+            let mut stream = trimmed(20);
+            let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+            let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+            let (a, b) = (Identifier::new("a".into()), Identifier::new("b".into()));
+            let cursor = stream.attach(None, &receiver, &a, &stream.position(20), true);
+            let start = Start { after: stream.position(8), claimed: None };
+            stream.history(cursor, "a", start, HistoryJob::new(receiver.clone(), a.clone(), 1));
+            assert!(matches!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { .. }));
+            stream.supply(cursor, 8, page(8, 20), |_| true);
+            assert_eq!(stream.pump(cursor, 1_000, Which::All), Pump::Paced { within_page: true });
+            let mut got = read(&outbox, 100);
+            assert!((4..12).contains(&got.len()), "half a page: {got:?}");
+            stream.attach(Some(cursor), &receiver, &b, &stream.position(10), held);
+            match (held, released) {
+                (true, true) => stream.release(cursor),
+                (true, false) => stream.reject(cursor, "b"),
+                _ => {}
+            }
+            while let Pump::NeedPage { after, .. } = stream.pump(cursor, 1 << 20, Which::All) {
+                stream.supply(cursor, after.offset, page(after.offset, 20), |_| true);
+            }
+            got.extend(read(&outbox, 100));
+            let of = |name: &str| got.iter().filter(|(one, _)| *one == format!("{name:?}")).count();
+            assert_eq!((of("a"), of("b")), (12 + 1, 10), "9 to 20 and the answer, 11 to 20: {got:?}");
+            assert!(stream.is_live(cursor));
+        }
+    }
+
+    /// The hole reaches beyond where the first of them stands.
+    #[test]
+    fn row_03_everybody_before_the_end_of_a_hole_is_told() {
+        let mut stream = trimmed(20);
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = ["a", "b", "c"].into_iter().fold(None, |cursor, name| {
+            Some(stream.attach(cursor, &receiver, &Identifier::new(name.into()), &stream.position(20), true))
+        });
+        let cursor = cursor.unwrap();
+        for (name, after) in [("a", 8), ("b", 11), ("c", 16)] {
+            let start = Start { after: stream.position(after), claimed: None };
+            let job = HistoryJob::new(receiver.clone(), Identifier::new(name.into()), 1);
+            stream.history(cursor, name, start, job);
+        }
+        assert!(matches!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { .. }));
+        stream.supply(cursor, 8, page(14, 20), |_| false);
+        assert_eq!(rejections(&outbox), 2, "a and b");
+        assert_eq!(stream.pump(cursor, 1 << 20, Which::All), Pump::Live);
+    }
+
+    /// The log has come further than the stream's newest message when a client's queue is full.
+    #[test]
+    fn row_04_whoever_waits_for_room_stands_at_a_message_of_the_stream() {
+        let now = Instant::now();
+        let mut stream = stream();
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 300));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let cursor = stream.attach(None, &receiver, &Identifier::new("i".into()), &stream.position(0), false);
+        for offset in 1..=5 {
+            stream.live(offset - 1, message(offset), now);
+            read(&outbox, 100);
+        }
+        assert!(stream.is_live(cursor));
+        stream.compare(&Looked::at_once(Head { newest: 5, up_to: 10 }, facts()), now);
+        // Without room at all.
+        while outbox.pending() < 300 {
+            outbox.push(Bytes::from_static(b"{}"));
+        }
+        stream.live(5, message(11), now);
+        stream.live(11, message(12), now);
+        stream.tail_mut().trim(0, 0);
+        read(&outbox, 100);
+        let needs = Pump::NeedPage { after: stream.position(10), newest: 5 };
+        assert_eq!(stream.pump(cursor, 1 << 20, Which::Paced), needs);
+    }
+
+    /// The log begins a new life while a client is held, and the hold ends before the stream is open again.
+    #[test]
+    fn row_03_a_hold_that_ends_between_two_lives_of_the_log_skips_nothing_of_the_next() {
+        let life = |epoch: &str| {
+            let table = Table::new(Vec::new(), 100, Duration::from_secs(60));
+            let state = LogState { epoch: epoch.into(), limit: 100, ttl: Duration::from_secs(60) };
+            Logs::new(table, vec![state])
+        };
+        let now = Instant::now();
+        let logs = life("e1");
+        let mut stream = Stream::new("chat".into(), logs.clone(), 1 << 20);
+        stream.compare(&Looked::at_once(Head { newest: 5, up_to: 5 }, facts()), now);
+        let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+        let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+        let identifier = Identifier::new("i".into());
+        let cursor = stream.attach(None, &receiver, &identifier, &stream.position(5), true);
+        let state = LogState { epoch: "e2".into(), limit: 100, ttl: Duration::from_secs(60) };
+        stream.settle(&Logs::new(logs.table().clone(), vec![state]));
+        stream.release(cursor);
+        stream.compare(&Looked::at_once(Head { newest: 18, up_to: 18 }, facts()), now);
+        stream.live(18, message(19), now);
+        let said: Vec<_> = read(&outbox, 100).into_iter().map(|(_, offset)| offset).collect();
+        assert_eq!(said, [None, None], "told of the loss, and 19 without its position");
+        let start = Start { after: stream.position(10), claimed: None };
+        stream.history(cursor, "i", start, HistoryJob::new(receiver.clone(), identifier, 1));
+        assert!(matches!(stream.pump(cursor, 1 << 20, Which::All), Pump::NeedPage { .. }));
+        stream.supply(cursor, 10, page(10, 18), |_| true);
+        assert_eq!(stream.pump(cursor, 1 << 20, Which::All), Pump::Live);
+        let offsets: Vec<_> = read(&outbox, 100).into_iter().filter_map(|(_, offset)| offset).collect();
+        assert_eq!(offsets, (11..=18).collect::<Vec<_>>());
+    }
+
+    /// What has been released makes room for what arrives behind the next hole.
+    #[test]
+    fn row_06_only_what_waits_behind_a_hole_counts() {
+        let now = Instant::now();
+        let large = |offset: u64| {
+            let payload = Payload::from_json(Bytes::from(vec![b'1'; 1 << 20]));
+            Arc::new(Message { offset, time: 1_000, payload, meta: Meta::default() })
+        };
+        let hear = |stream: &mut Stream, offsets: std::ops::RangeInclusive<u64>| {
+            for offset in offsets {
+                assert_eq!(stream.live(offset - 1, large(offset), now), None);
+            }
+        };
+        let mut stream = stream();
+        let behind = crate::broker::Behind { kept: true, after: 0, next: None, facts: facts() };
+        let first = stream.live(1, large(2), now).expect("1 is missing");
+        hear(&mut stream, 3..=4);
+        // 5 is missing, too.
+        stream.live(5, message(6), now);
+        let second = stream.repaired(first, &[message(1)], &behind, now).expect("a second hole");
+        assert_eq!(stream.complete_to(), 4);
+        hear(&mut stream, 7..=8);
+        assert_eq!(stream.repaired(second, &[message(5)], &behind, now), None);
+        assert_eq!((stream.complete_to(), stream.take_left_out()), (8, false));
+        // More than may wait.
+        let third = stream.live(9, large(10), now).expect("9 is missing");
+        hear(&mut stream, 11..=15);
+        assert!(!stream.take_left_out(), "not before the hole is closed");
+        assert_eq!(stream.repaired(third, &[message(9)], &behind, now), None);
+        let left_out = 15 - stream.complete_to();
+        assert!((1..5).contains(&left_out), "{left_out} were left out");
+        assert_eq!([stream.take_left_out(), stream.take_left_out()], [true, false]);
     }
 }

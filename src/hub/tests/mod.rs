@@ -166,3 +166,26 @@ async fn openings_do_not_starve_comparisons_and_come_first() {
     }
     assert_eq!(sizes, [(750, 250), (750, 250), (500, 500)]);
 }
+
+/// Nothing would reveal the last of them before the next look at the heads.
+#[tokio::test(start_paused = true)]
+async fn row_06_a_stream_whose_live_messages_were_left_out_is_compared_at_once() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let name = StreamName::from("a");
+    let open = hub.open(&name).await.expect("the store is there");
+    let opened = store.openings.load(Ordering::SeqCst);
+    store.set_there(false);
+    let feed = HubFeed(hub.clone());
+    let before = metrics::HELD_BACK_DROPPED.get();
+    // 1 to 5 are missing, and more than may wait come behind them.
+    for offset in 6..=10_100 {
+        let payload = crate::protocol::Payload::from_json("1".into());
+        let message = Message { offset, time: 1, payload, meta: crate::protocol::Meta::default() };
+        crate::broker::Feed::live(&feed, &name, offset - 1, Arc::new(message));
+    }
+    assert!(metrics::HELD_BACK_DROPPED.get() > before);
+    store.set_there(true);
+    eventually("the hole is closed", || open.lock().complete_to() > 5).await;
+    eventually("it is compared", || store.openings.load(Ordering::SeqCst) > opened).await;
+}

@@ -104,10 +104,13 @@ impl Broker for Store {
         unreachable!("nothing is published")
     }
     async fn read(&self, _: &StreamName, _: ReadFrom, _: u64, _: usize, _: usize) -> Result<Page, Unavailable> {
-        unreachable!("nothing is stored")
+        self.answer().await;
+        Ok(Page { messages: Vec::new(), remaining: 0 })
     }
+    /// As if everything were kept behind it.
     async fn behind(&self, _: &StreamName, _: u64) -> Result<Behind, Unavailable> {
-        unreachable!("nothing is stored")
+        self.answer().await;
+        Ok(Behind { kept: true, after: 0, next: None, facts: Facts { last_seq: u64::MAX, ..facts() } })
     }
     async fn load_session(&self, _: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         unreachable!("there are no sessions")

@@ -240,7 +240,7 @@ async fn transient_messages_are_heard_but_not_kept() {
     };
     one.broker.transient(&stream, whisper.clone()).await.unwrap();
     eventually("both heard", || two.feed.all().len() == 2).await;
-    assert_eq!(two.feed.all()[1], Told::Transient(stream.clone(), Arc::new(whisper)));
+    assert_eq!(two.feed.all()[1], Told::Transient(stream.clone(), Arc::new(whisper), Overflow::Drop));
     assert_eq!(one.broker.heads(&[stream]).await.unwrap()[0].head.newest, 0);
 }
 
@@ -259,7 +259,7 @@ async fn a_message_larger_than_the_store_takes_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_history_everything_is_transient() {
+async fn row_18_without_history_everything_is_transient_and_may_be_dropped() {
     let server = Server::start();
     let mut config = config(&server);
     config.limits = Limits::plain(0, Duration::from_secs(300), Duration::from_secs(300));
@@ -268,7 +268,7 @@ async fn without_history_everything_is_transient() {
     let stream = StreamName::from("a");
     assert_eq!(node.broker.open(std::slice::from_ref(&stream)).await.unwrap()[0].head.newest, 0);
     assert_eq!(node.publish(&stream, "1").await, 0);
-    eventually("heard", || matches!(node.feed.all().as_slice(), [Told::Transient(..)])).await;
+    eventually("heard", || matches!(node.feed.all().as_slice(), [Told::Transient(_, _, Overflow::Drop)])).await;
     assert_eq!(node.broker.facts(&"a".into()).await.unwrap().last_seq, 0);
     assert!(node.broker.read(&stream, ReadFrom::Offset(0), 0, 1, 1).await.unwrap().messages.is_empty());
 }

@@ -4,6 +4,7 @@ mod cluster;
 mod faults;
 mod live;
 mod log;
+mod past;
 mod policies;
 mod range;
 mod remote;
@@ -23,7 +24,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 enum Told {
     Live(StreamName, u64, Arc<Message>),
-    Transient(StreamName, Arc<Message>),
+    Transient(StreamName, Arc<Message>, Overflow),
     Lagged(StreamName),
     Disconnect(u64, RemoteDisconnect),
     CommandsLost,
@@ -58,8 +59,8 @@ impl Feed for Recorder {
     fn live(&self, stream: &StreamName, previous: u64, message: Arc<Message>) {
         self.tell(Told::Live(stream.clone(), previous, message));
     }
-    fn transient(&self, stream: &StreamName, message: Arc<Message>, _: Overflow) {
-        self.tell(Told::Transient(stream.clone(), message));
+    fn transient(&self, stream: &StreamName, message: Arc<Message>, overflow: Overflow) {
+        self.tell(Told::Transient(stream.clone(), message, overflow));
     }
     fn lagged(&self, stream: &StreamName) {
         self.tell(Told::Lagged(stream.clone()));

@@ -81,7 +81,7 @@ async fn each_policy_is_a_log_of_its_own_and_the_first_match_wins() {
     assert_eq!(node.epoch_of("chat/1/typing"), "");
     eventually("all are heard", || node.feed.all().len() == 9).await;
     let typing =
-        node.feed.all().into_iter().filter(|told| matches!(told, Told::Transient(name, _) if *name == names[1]));
+        node.feed.all().into_iter().filter(|told| matches!(told, Told::Transient(name, ..) if *name == names[1]));
     assert_eq!(typing.count(), 3);
     let facts = [node.broker.facts(&names[0]).await.unwrap(), node.broker.facts(&names[2]).await.unwrap()];
     assert_eq!(facts.map(|facts| (facts.limit, facts.ttl.as_secs())), [(2, 20), (100, 300)]);
