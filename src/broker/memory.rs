@@ -96,8 +96,9 @@ impl Sessions {
     }
 
     fn delete(&mut self, key: &SessionKey, revision: Option<u64>) -> bool {
-        let Some((stored, _)) = self.entries.get(key) else { return true };
-        if revision.is_some_and(|revision| revision != stored.revision) {
+        let Some((stored, until)) = self.entries.get(key) else { return true };
+        // What has expired is not there, also before it is swept.
+        if *until > Instant::now() && revision.is_some_and(|revision| revision != stored.revision) {
             return false;
         }
         self.bytes -= cost(stored);
@@ -410,5 +411,15 @@ mod tests {
         assert_eq!(overflow(keeps_nothing, false).await, [Overflow::Drop]);
         assert_eq!(overflow(none::new, false).await, [Overflow::Disconnect]);
         assert_eq!(overflow(none::new, true).await, [Overflow::Drop]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_entry_is_not_there_for_a_deletion() {
+        let (mut sessions, key, life) = (Sessions::default(), SessionKey::of("sid"), Duration::from_secs(1));
+        sessions.save(&key, "x".into(), None, life, 0).unwrap();
+        assert!(!sessions.delete(&key, Some(0)), "it is there");
+        tokio::time::advance(life).await;
+        assert!(sessions.delete(&key, Some(0)), "it is not, though it was not swept yet");
+        assert_eq!((sessions.entries.len(), sessions.bytes), (0, 0));
     }
 }

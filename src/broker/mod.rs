@@ -294,6 +294,11 @@ impl SessionKey {
     }
 }
 
+/// The connection to a store by which something is read. Another one may reach other servers: it cannot vouch for the
+/// answers of this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answering(pub String);
+
 /// A saved session as the store keeps it.
 #[derive(Clone, Debug)]
 pub struct StoredSession {
@@ -431,9 +436,14 @@ pub trait Broker: Send + Sync + 'static {
     /// Reads from the leader: only the leader's miss is a miss.
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable>;
 
-    /// Succeeds if those who have answered for sessions and marks up to now did so as their leaders. One that was cut off
-    /// from the others goes on to answer for a while, as if nothing had been written since.
-    async fn vouch(&self) -> Result<(), Unavailable> {
+    /// Names who answers from now on, for [`Self::vouch`]. Waits until there is somebody.
+    async fn answering(&self) -> Result<Answering, Unavailable> {
+        Ok(Answering::default())
+    }
+
+    /// Succeeds if those who have answered for sessions and marks since `answering` did so as their leaders. One that was
+    /// cut off from the others goes on to answer for a while, as if nothing had been written since.
+    async fn vouch(&self, _answering: &Answering) -> Result<(), Unavailable> {
         Ok(())
     }
 

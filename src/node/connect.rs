@@ -5,7 +5,7 @@ use super::client::Client;
 use super::disconnect::{Handle, Registration};
 use super::save::unix_ms;
 use super::supersede::{Known, Predecessor};
-use super::{Node, save, supersede};
+use super::{Node, stored, supersede};
 use crate::auth::jwt::Token;
 use crate::broker::{SaveError, SessionKey, Unavailable};
 use crate::critical::critical;
@@ -106,9 +106,10 @@ async fn restore(
 ) -> Result<Option<Restored>, Unavailable> {
     let broker = node.hub.broker();
     let (old, new) = (SessionKey::of(old_sid.expose()), SessionKey::of(sid.expose()));
+    let answering = broker.answering().await?;
     let (stored, mut known) = tokio::try_join!(broker.load_session(&old), supersede::succession(node, &old))?;
     let Some(stored) = stored else {
-        broker.vouch().await?;
+        broker.vouch(&answering).await?;
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
@@ -116,7 +117,7 @@ async fn restore(
         supersede::refused();
         return Ok(None);
     }
-    let Some(mut saved) = save::complete(node, &old, stored).await? else {
+    let Some(mut saved) = stored::complete(node, &old, stored).await? else {
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
@@ -154,7 +155,7 @@ async fn restore(
         return Ok(None);
     }
     // Neither a newer session nor a newer disconnect is known to anybody else.
-    broker.vouch().await?;
+    broker.vouch(&answering).await?;
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
     // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
@@ -214,7 +215,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         // Both take their time.
         Ok(claim) if is_over() => {
             claim.give_back(node);
-            save::forget(node, new);
+            stored::forget(node, new);
             turn_away();
             return None;
         }
@@ -223,7 +224,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         Err(SaveError::Full(_) | SaveError::TooLarge) if !is_over() => {}
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
         Err(_) => {
-            save::forget(node, new);
+            stored::forget(node, new);
             turn_away();
             return None;
         }

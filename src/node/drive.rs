@@ -160,6 +160,10 @@ where
             let client = client.clone();
             replaying = Some(Box::pin(async move { client.replay().await }));
         }
+        if touching.is_none() && client.is_behind() {
+            let client = client.clone();
+            touching = Some(Box::pin(async move { client.catch_up().await }));
+        }
         let paced = commands.paced_until();
         match [timers.next(), paced].into_iter().flatten().min() {
             Some(deadline) if sleep.deadline() != deadline => sleep.as_mut().reset(deadline),

@@ -22,9 +22,11 @@ mod model;
 pub mod publish;
 mod queue;
 mod save;
+mod stored;
 mod supersede;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 pub use connect::{Asked, Hello};
 pub use disconnect::Registry;

@@ -3,7 +3,7 @@
 //! the store beside each session, its succession.
 
 use super::client::Client;
-use super::{Node, save};
+use super::{Node, stored};
 use crate::broker::{Over, SaveError, SessionKey, Unavailable};
 use crate::critical::critical;
 use crate::metrics;
@@ -160,7 +160,7 @@ async fn close(node: &Arc<Node>, mut key: SessionKey, over: Over) {
             farewells.goes_on(&key).await;
         }
         node.hub.broker().announce_over(&key, noted.over).await;
-        save::forget(node, key.clone());
+        stored::forget(node, key.clone());
         let next = noted.by;
         if !noted.stored {
             not_stored.push(key);
@@ -187,7 +187,7 @@ struct Noted {
 
 /// Notes that a session is over. `None`: its client has spoken, and finds out itself whose place is whose.
 async fn note_over(node: &Node, key: &SessionKey, over: Over) -> Option<Noted> {
-    let mut patience = save::Patience::new(node);
+    let mut patience = stored::Patience::new(node);
     loop {
         if let Ok(Known { succession, revision }) = succession(node, key).await {
             if let Some(over) = succession.over() {
@@ -213,7 +213,7 @@ async fn note_over(node: &Node, key: &SessionKey, over: Over) -> Option<Noted> {
 
 /// What is deleted of a session makes room to note that it is over.
 async fn note_in_its_room(node: &Node, key: &SessionKey, over: Over) {
-    save::forgotten(node, key).await;
+    stored::forgotten(node, key).await;
     note_over(node, key, over).await;
 }
 
@@ -226,7 +226,7 @@ pub fn clear(node: &Arc<Node>, replaced: Predecessor) {
         let announcing = async move { broker.announce_over(&key, Over::Replaced).await };
         node.tasks.spawn(critical("node.restores", announcing));
     }
-    save::forget(node, replaced.key);
+    stored::forget(node, replaced.key);
 }
 
 impl Client {
@@ -243,7 +243,7 @@ impl Client {
         let mut ended = end(&self.node, &before.key, key).await;
         if matches!(ended, Err(SaveError::Full(_) | SaveError::TooLarge)) {
             // What nobody needs any more makes room.
-            save::forgotten(&self.node, &before.key).await;
+            stored::forgotten(&self.node, &before.key).await;
             ended = end(&self.node, &before.key, key).await;
         }
         match ended {

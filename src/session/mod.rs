@@ -9,7 +9,7 @@ mod succession;
 pub mod timers;
 
 pub use application::Stop;
-pub use parts::SavePlan;
+pub use parts::{NewHead, SavePlan, Split};
 pub use rate::CommandRate;
 pub use saved::{SavedSession, Unusable};
 pub use succession::Succession;

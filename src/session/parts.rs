@@ -4,7 +4,7 @@
 //! a new part.
 
 use super::saved::{Look, PartName, record};
-use super::{Session, Subscription};
+use super::{Session, State, Subscription};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -99,6 +99,26 @@ impl Parts {
         self.list.iter().map(|part| part.size).sum()
     }
 
+    /// They are named no more: what is left of them is loose.
+    fn dissolve(&mut self, numbers: &[u64], version: u64) {
+        if numbers.is_empty() {
+            return;
+        }
+        let loose = &mut self.loose;
+        self.places.retain(|text, place| {
+            let stays = !numbers.contains(&place.part);
+            if !stays {
+                loose.insert(text.clone(), version);
+            }
+            stays
+        });
+        self.list.retain(|part| !numbers.contains(&part.number));
+        self.obsolete.extend(numbers);
+        // It may have become obsolete since, because nothing was left of it.
+        self.obsolete.sort_unstable();
+        self.obsolete.dedup();
+    }
+
     /// More is gone than is left.
     fn is_sparse(&self) -> bool {
         let left: usize = self.list.iter().map(|part| part.left).sum();
@@ -106,12 +126,41 @@ impl Parts {
     }
 }
 
-/// How the present state of a session is to be stored.
+/// How the present state of a session is to be stored. Nothing is noted of it until it is [begun](Session::begin): a plan may
+/// be too large.
 pub enum SavePlan {
     /// It takes the head alone.
-    Head(Bytes),
+    Head(NewHead),
     /// New parts come first.
     Split(Split),
+}
+
+impl SavePlan {
+    /// Bytes of all that the session will have.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Head(head) => head.size(),
+            Self::Split(split) => split.kept + split.parts.iter().map(|part| part.body.len()).sum::<usize>(),
+        }
+    }
+}
+
+/// A head, and what it names.
+pub struct NewHead {
+    pub body: Bytes,
+    /// The session's version in it.
+    pub version: u64,
+    /// Bytes of the parts that it names.
+    named: usize,
+    /// Parts of which it takes in what is left.
+    dissolved: Vec<u64>,
+}
+
+impl NewHead {
+    /// Bytes of it and of the parts that it names.
+    pub fn size(&self) -> usize {
+        self.body.len() + self.named
+    }
 }
 
 /// New parts of a session: to be written, then [taken in](Session::adopt), then named by a head.
@@ -120,20 +169,14 @@ pub struct Split {
     version: u64,
     /// They replace these.
     dissolved: Vec<u64>,
+    /// Bytes of the parts that stay as they were written.
+    kept: usize,
 }
 
 impl Split {
     /// Nothing of the session stays as it was written.
-    pub fn is_whole(&self, session: &Session) -> bool {
-        let mut kept = session.parts.iter().flat_map(|parts| &parts.list);
-        kept.all(|part| self.dissolved.contains(&part.number))
-    }
-
-    /// Bytes of all parts that the session will have.
-    pub fn size(&self, session: &Session) -> usize {
-        let kept = session.parts.iter().flat_map(|parts| &parts.list);
-        let kept = kept.filter(|part| !self.dissolved.contains(&part.number)).map(|part| part.size);
-        kept.chain(self.parts.iter().map(|part| part.body.len())).sum()
+    pub fn is_whole(&self) -> bool {
+        self.kept == 0
     }
 }
 
@@ -145,17 +188,17 @@ pub struct NewPart {
 
 type Record = (Arc<str>, Box<RawValue>);
 
-/// Groups what is stored of subscriptions into parts.
-fn pack(records: Vec<Record>, last: &mut u64) -> Vec<NewPart> {
+/// Groups what is stored of subscriptions into parts with the numbers after `last`.
+fn pack(records: Vec<Record>, mut last: u64) -> Vec<NewPart> {
     let mut parts = Vec::new();
     let mut group: Vec<Record> = Vec::new();
     let mut size = 0;
     let mut finish = |group: Vec<Record>| {
-        *last += 1;
+        last += 1;
         let members = group.iter().map(|(text, raw)| (text.clone(), raw.get().len())).collect();
         let body: Vec<&RawValue> = group.iter().map(|(_, raw)| &**raw).collect();
         let body = Bytes::from(serde_json::to_vec(&body).expect("raw JSON is always JSON"));
-        parts.push(NewPart { number: *last, body, members });
+        parts.push(NewPart { number: last, body, members });
     };
     for record in records {
         let more = record.1.get().len();
@@ -193,53 +236,86 @@ impl Session {
 
     /// Plans how to store what has changed; `all`: everything anew, with fresh proofs. `now`: Unix milliseconds. `open`: its
     /// connection goes on.
-    pub fn plan(&mut self, look: Look<'_>, all: bool, now: u64, open: bool) -> SavePlan {
-        if let Some(parts) = &mut self.parts {
-            let pending = std::mem::take(&mut parts.pending);
-            parts.obsolete.extend(pending);
-        }
+    pub fn plan(&self, look: Look<'_>, all: bool, now: u64, open: bool) -> SavePlan {
+        let listed = || self.parts.iter().flat_map(|parts| &parts.list);
         let is_sparse = self.parts.as_ref().is_some_and(|parts| parts.is_sparse());
         let mut records: Vec<Record> = match all {
             true => self.subscriptions.keys().filter_map(|text| self.record(text, look)).collect(),
             false => self.loose(look),
         };
-        let size = |records: &[Record]| records.iter().map(|(_, raw)| raw.get().len()).sum::<usize>();
-        let names = self.parts.as_ref().map(|parts| parts.names()).unwrap_or_default();
-        if size(&records) <= IN_HEAD && (names.is_empty() || !all && !is_sparse) {
-            return SavePlan::Head(self.head(raw(records), names, now, open));
-        }
-        let dissolved: Vec<u64> = match &self.parts {
-            Some(parts) => parts.list.iter().filter(|part| all || part.left < SPARSE).map(|part| part.number).collect(),
-            None => Vec::new(),
+        let fits = |records: &[Record]| records.iter().map(|(_, raw)| raw.get().len()).sum::<usize>() <= IN_HEAD;
+        let head = |records, dissolved: Vec<u64>| {
+            let named = || listed().filter(|part| !dissolved.contains(&part.number));
+            let body = self.head(raw(records), named().map(Part::name).collect(), now, open);
+            let named = named().map(|part| part.size).sum();
+            SavePlan::Head(NewHead { body, version: self.version, named, dissolved })
         };
+        if fits(&records) && (!self.has_parts() || !all && !is_sparse) {
+            return head(records, Vec::new());
+        }
+        let dissolved: Vec<u64> = listed().filter(|part| all || part.left < SPARSE).map(|part| part.number).collect();
         if !all && !dissolved.is_empty() {
             let places = self.parts.iter().flat_map(|parts| &parts.places);
             let held = places.filter(|(_, place)| dissolved.contains(&place.part)).map(|(text, _)| text);
             records.extend(held.filter_map(|text| self.record(text, look)));
         }
-        let (version, texts) = (self.version, self.subscriptions.keys().cloned());
-        let parts = self.parts.get_or_insert_with(|| Box::new(Parts::of_loose(texts, version)));
-        if size(&records) <= IN_HEAD {
+        if fits(&records) {
             // Little is left of it.
-            for (text, _) in &records {
-                parts.changed(text, version);
-            }
-            parts.list.retain(|part| !dissolved.contains(&part.number));
-            parts.obsolete.extend(dissolved);
-            parts.obsolete.sort_unstable();
-            parts.obsolete.dedup();
-            let names = parts.names();
-            return SavePlan::Head(self.head(raw(records), names, now, open));
+            return head(records, dissolved);
         }
-        let new = pack(records, &mut parts.last);
-        parts.pending.extend(new.iter().map(|part| part.number));
-        SavePlan::Split(Split { parts: new, version, dissolved })
+        let kept = listed().filter(|part| !dissolved.contains(&part.number)).map(|part| part.size).sum();
+        let parts = pack(records, self.parts.as_ref().map_or(0, |parts| parts.last));
+        SavePlan::Split(Split { parts, version: self.version, dissolved, kept })
+    }
+
+    /// The plan is carried out from now on; no other one until it has ended.
+    pub fn begin(&mut self, plan: &SavePlan) {
+        match plan {
+            SavePlan::Head(head) => {
+                if let Some(parts) = &mut self.parts {
+                    parts.dissolve(&head.dissolved, head.version);
+                }
+            }
+            SavePlan::Split(split) => {
+                let texts = self.subscriptions.keys().cloned();
+                let parts = self.parts.get_or_insert_with(|| Box::new(Parts::of_loose(texts, split.version)));
+                parts.pending = split.parts.iter().map(|part| part.number).collect();
+                parts.last = parts.pending.last().copied().unwrap_or(parts.last);
+            }
+        }
+    }
+
+    /// New parts could not be written. Numbers of those that may be there all the same: no head will ever name them.
+    pub fn abandon(&mut self) -> Vec<u64> {
+        self.parts.as_mut().map(|parts| std::mem::take(&mut parts.pending)).unwrap_or_default()
+    }
+
+    /// What was stored of the session is gone, or is to go: all of it is written anew. Numbers of the parts that may be
+    /// there; none of them is given again.
+    pub fn scatter(&mut self) -> Vec<u64> {
+        let version = self.version;
+        let Some(parts) = &mut self.parts else { return Vec::new() };
+        let listed: Vec<u64> = parts.list.iter().map(|part| part.number).collect();
+        parts.dissolve(&listed, version);
+        let pending = std::mem::take(&mut parts.pending);
+        parts.obsolete.extend(pending);
+        std::mem::take(&mut parts.obsolete)
+    }
+
+    /// Bytes that storing all of it takes at least, found without writing it out.
+    pub fn least_size(&self) -> usize {
+        let state = |state: &State| state.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let one = |one: &Subscription| {
+            let streams: usize = one.streams.iter().map(|followed| followed.stream.as_str().len()).sum();
+            one.identifier.text.len() + streams + state(&one.istate)
+        };
+        state(&self.cstate) + self.subscriptions.values().map(one).sum::<usize>()
     }
 
     /// Takes in new parts that are written, in their order with these revisions; answers with the head that names them. What
     /// has changed since they were planned stays loose.
-    pub fn adopt(&mut self, split: Split, revisions: &[u64], look: Look<'_>, now: u64, open: bool) -> Bytes {
-        let Split { parts: new, version, dissolved } = split;
+    pub fn adopt(&mut self, split: Split, revisions: &[u64], look: Look<'_>, now: u64, open: bool) -> NewHead {
+        let Split { parts: new, version, dissolved, .. } = split;
         if let Some(parts) = &mut self.parts {
             for (NewPart { number, body, members }, revision) in new.into_iter().zip(revisions) {
                 let mut part =
@@ -260,18 +336,11 @@ impl Session {
                     _ => parts.list.push(part),
                 }
             }
-            parts.list.retain(|part| !dissolved.contains(&part.number));
-            parts.obsolete.extend(dissolved);
-            parts.obsolete.sort_unstable();
-            parts.obsolete.dedup();
+            parts.dissolve(&dissolved, self.version);
         }
-        let names = self.parts.as_ref().map(|parts| parts.names()).unwrap_or_default();
-        self.head(raw(self.loose(look)), names, now, open)
-    }
-
-    /// Bytes of the parts that the head names.
-    pub fn parts_size(&self) -> usize {
-        self.parts.as_ref().map_or(0, |parts| parts.size())
+        let (names, named) = self.parts.as_ref().map(|parts| (parts.names(), parts.size())).unwrap_or_default();
+        let body = self.head(raw(self.loose(look)), names, now, open);
+        NewHead { body, version: self.version, named, dissolved: Vec::new() }
     }
 
     /// Some of it is in parts, which a new head does not renew.
@@ -282,13 +351,6 @@ impl Session {
     /// Numbers of parts that the head which is stored now does not name: they can be deleted.
     pub fn take_obsolete(&mut self) -> Vec<u64> {
         self.parts.as_mut().map(|parts| std::mem::take(&mut parts.obsolete)).unwrap_or_default()
-    }
-
-    /// Numbers of all parts that may be stored, because the session is over.
-    pub fn take_parts(&mut self) -> Vec<u64> {
-        let Some(parts) = self.parts.take() else { return Vec::new() };
-        let listed = parts.list.iter().map(|part| part.number);
-        listed.chain(parts.pending).chain(parts.obsolete).collect()
     }
 
     /// A subscription has come, or what is stored of it has changed.
@@ -309,9 +371,9 @@ impl Session {
 
     /// What is stored of a session that needs no parts.
     #[cfg(test)]
-    pub(super) fn save_whole(&mut self, look: Look<'_>, now: u64) -> Bytes {
+    pub(super) fn save_whole(&self, look: Look<'_>, now: u64) -> Bytes {
         match self.plan(look, true, now, true) {
-            SavePlan::Head(body) => body,
+            SavePlan::Head(head) => head.body,
             SavePlan::Split(_) => panic!("it is too large"),
         }
     }
@@ -319,7 +381,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Followed, SavedSession, State};
+    use super::super::{Followed, SavedSession};
     use super::*;
     use crate::hub::{Identifier, SavedProof};
     use crate::protocol::{Epoch, Position, StreamName, Subprotocol};
@@ -343,6 +405,8 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum End {
         Stored,
+        /// Larger than it may be: nothing is written.
+        TooLarge,
         PartRefused,
         HeadRefused,
         /// Stored without an answer.
@@ -351,8 +415,13 @@ mod tests {
 
     impl Store {
         fn commit(&mut self, session: &mut Session, all: bool, end: End, mut meanwhile: impl FnMut(&mut Session)) {
-            let body = match session.plan(&no_proof, all, 1, true) {
-                SavePlan::Head(body) => body,
+            let plan = session.plan(&no_proof, all, 1, true);
+            if end == End::TooLarge {
+                return;
+            }
+            session.begin(&plan);
+            let body = match plan {
+                SavePlan::Head(head) => head.body,
                 SavePlan::Split(split) => {
                     let mut revisions = Vec::new();
                     for part in &split.parts {
@@ -363,9 +432,10 @@ mod tests {
                     }
                     meanwhile(session);
                     if end == End::PartRefused {
-                        return;
+                        let abandoned = session.abandon();
+                        return self.delete(abandoned);
                     }
-                    session.adopt(split, &revisions, &no_proof, 1, true)
+                    session.adopt(split, &revisions, &no_proof, 1, true).body
                 }
             };
             if end == End::HeadRefused {
@@ -374,9 +444,14 @@ mod tests {
             self.note(body.len());
             self.head = Some(body);
             if end == End::Stored {
-                for number in session.take_obsolete() {
-                    assert!(self.parts.remove(&number).is_some(), "part {number} was deleted twice");
-                }
+                let obsolete = session.take_obsolete();
+                self.delete(obsolete);
+            }
+        }
+
+        fn delete(&mut self, numbers: Vec<u64>) {
+            for number in numbers {
+                assert!(self.parts.remove(&number).is_some(), "part {number} was deleted twice, or was never there");
             }
         }
 
@@ -475,6 +550,24 @@ mod tests {
         assert_eq!(content(&store.read()), content(&session));
     }
 
+    #[test]
+    fn a_session_that_is_too_large_leaves_no_trace_however_often_it_is_looked_at() {
+        let (mut session, mut store) = (session(), Store::default());
+        (0..1_000).for_each(|n| subscribe(&mut session, n, 1));
+        assert!(session.least_size() > 100_000);
+        for n in 0..50 {
+            session.unsubscribe(&text(0));
+            subscribe(&mut session, 0, n);
+            let all = n % 2 == 0;
+            assert!(session.plan(&no_proof, all, 1, true).size() > session.least_size());
+            store.commit(&mut session, all, End::TooLarge, |_| {});
+        }
+        assert!(session.scatter().is_empty(), "nothing was ever written");
+        store.commit(&mut session, false, End::Stored, |_| {});
+        assert!(store.parts.len() < 20 && store.parts.keys().max() < Some(&20), "{:?}", store.parts.keys());
+        assert_eq!(content(&store.read()), content(&session));
+    }
+
     #[derive(Clone, Debug)]
     enum Op {
         Subscribe(u16),
@@ -482,11 +575,13 @@ mod tests {
         Change(u16),
         Many(u16),
         Commit { all: bool, end: End, meanwhile: Vec<(bool, u16)> },
+        Delete,
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let end = prop_oneof![
-            4 => Just(End::Stored), 1 => Just(End::PartRefused), 1 => Just(End::HeadRefused), 1 => Just(End::HeadUnknown)
+            4 => Just(End::Stored), 1 => Just(End::TooLarge), 1 => Just(End::PartRefused), 1 => Just(End::HeadRefused),
+            1 => Just(End::HeadUnknown)
         ];
         let meanwhile = prop::collection::vec((any::<bool>(), 0u16..300), 0..4);
         prop_oneof![
@@ -496,6 +591,7 @@ mod tests {
             1 => (0u16..250).prop_map(Op::Many),
             4 => (prop::bool::weighted(0.2), end, meanwhile)
                 .prop_map(|(all, end, meanwhile)| Op::Commit { all, end, meanwhile }),
+            1 => Just(Op::Delete),
         ]
     }
 
@@ -516,6 +612,12 @@ mod tests {
                         session.merge_istate(&text(n), State::from([("k".into(), offset.to_string())]));
                     }
                     Op::Many(n) => (n..n + 50).for_each(|n| subscribe(&mut session, n, offset)),
+                    Op::Delete => {
+                        let parts = session.scatter();
+                        store.head = None;
+                        store.delete(parts);
+                        prop_assert!(store.parts.is_empty(), "all that was there was named");
+                    }
                     Op::Commit { all, end, meanwhile } => {
                         store.commit(&mut session, all, end, |session| for (add, n) in &meanwhile {
                             match add {

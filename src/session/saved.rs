@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn sids_older_than_the_history_are_forgotten() {
-        let mut session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
+        let session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
         let saved = SavedSession::decode(&session.save_whole(&no_proof, 1_000)).unwrap();
         assert_eq!(saved.restore("new".into(), Subprotocol::ExtJson, 1_001).sids().len(), 1);
     }
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn an_unknown_version_or_garbage_is_refused() {
         assert!(SavedSession::decode(b"{}").is_err());
-        let mut session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
+        let session = Session::new("s".into(), "i".into(), Subprotocol::ExtJson, 0);
         let body = String::from_utf8(session.save_whole(&no_proof, 1).to_vec()).unwrap();
         let newer = body.replace("\"version\":2", "\"version\":3");
         assert!(matches!(SavedSession::decode(newer.as_bytes()), Err(Unusable::Version(3))));

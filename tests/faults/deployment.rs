@@ -26,6 +26,8 @@ const PASSWORD: &str = "for-tests-only";
 pub const HISTORY_LIMIT: u64 = 10_000;
 /// `dedup_window` by default, in seconds.
 const WINDOW: u64 = 30;
+/// `history_ttl` by default, in seconds.
+pub const LIFE: u64 = 300;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
@@ -75,7 +77,7 @@ pub struct Deployment {
     network: Option<Network>,
     /// Between nodes or members, if packets can vanish on them.
     paths: Option<Paths>,
-    window: u64,
+    times: Times,
     /// The program that nodes run, by a link that an upgrade changes.
     program: PathBuf,
     _folder: TempDir,
@@ -102,6 +104,15 @@ pub struct Variant {
     pub paths: bool,
 }
 
+/// What the deployment's settings say of times.
+#[derive(Clone, Copy)]
+struct Times {
+    /// In which a retry is known.
+    window: Duration,
+    /// Of messages.
+    life: Duration,
+}
+
 impl Variant {
     fn disks(&self) -> Option<Kind> {
         match self {
@@ -111,9 +122,13 @@ impl Variant {
         }
     }
 
-    fn window(&self) -> u64 {
-        let set = self.settings.iter().find(|(name, _)| *name == "dedup_window");
-        set.map_or(WINDOW, |(_, value)| value.parse().expect("a number of seconds"))
+    fn seconds(&self, name: &str, default: u64) -> Duration {
+        let set = self.settings.iter().find(|(option, _)| *option == name);
+        Duration::from_secs(set.map_or(default, |(_, value)| value.parse().expect("a number of seconds")))
+    }
+
+    fn times(&self) -> Times {
+        Times { window: self.seconds("dedup_window", WINDOW), life: self.seconds("history_ttl", LIFE) }
     }
 }
 
@@ -197,8 +212,8 @@ impl Deployment {
         let nodes = start_all(builders.collect(), variant, &program);
         let addresses = places.map(|((client, _), host)| (*host, *client).into()).collect();
         let jetstream = Arc::new(JetStream::new(addresses, Some((USER.to_owned(), PASSWORD.to_owned()))));
-        let (proxies, window) = (Vec::new(), variant.window());
-        Self { disks, nodes, proxies, nats: None, jetstream, network, paths, window, program, _folder: folder }
+        let (proxies, times) = (Vec::new(), variant.times());
+        Self { disks, nodes, proxies, nats: None, jetstream, network, paths, times, program, _folder: folder }
     }
 
     fn external(size: usize, variant: &Variant, program: PathBuf, folder: TempDir) -> Self {
@@ -216,9 +231,9 @@ impl Deployment {
         let node = |urls: &[String]| Backend::on_nats(&urls.join(","), "t").option("nats_replicas", size);
         let nodes = start_all(vec![node(&through), node(&direct)], variant, &program);
         let jetstream = Arc::new(JetStream::new(addresses, None));
-        let (disks, window) = (Vec::new(), variant.window());
+        let (disks, times) = (Vec::new(), variant.times());
         let (nats, network) = (Some(nats), None);
-        Self { disks, nodes, proxies, nats, jetstream, network, paths, window, program, _folder: folder }
+        Self { disks, nodes, proxies, nats, jetstream, network, paths, times, program, _folder: folder }
     }
 
     pub fn nodes(&self) -> &[Server] {
@@ -255,7 +270,12 @@ impl Deployment {
 
     /// How long a retry is known for one.
     pub fn window(&self) -> Duration {
-        Duration::from_secs(self.window)
+        self.times.window
+    }
+
+    /// How long messages live.
+    pub fn life(&self) -> Duration {
+        self.times.life
     }
 
     /// Where an embedded server keeps its data.

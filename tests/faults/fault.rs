@@ -1,7 +1,7 @@
 //! The faults of the table: where they apply, what they need, and what may come of them.
 
 use crate::checker::Checked;
-use crate::deployment::{Setup, Variant};
+use crate::deployment::{LIFE, Setup, Variant};
 use crate::old_build;
 use crate::proof::Proof;
 use crate::{apart, slow};
@@ -82,8 +82,6 @@ const SILENT_WINDOW: u64 = 8;
 const SILENT_PUBLISH: u64 = 2;
 /// How long messages live under [`Fault::FreezeNodeExpiry`], in seconds.
 const SHORT_LIFE: u64 = 2;
-/// `history_ttl` by default, in seconds.
-const LIFE: u64 = 300;
 /// Where nothing is wrong, a message is not on its way for longer, in seconds.
 const LIVE: u64 = 2;
 

@@ -62,8 +62,8 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Over, Page, ReadFrom,
-    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
+    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Over, Page,
+    ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
 };
 use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
@@ -473,8 +473,12 @@ impl Broker for NatsBroker {
         self.core.load(key).await
     }
 
-    async fn vouch(&self) -> Result<(), Unavailable> {
-        self.core.vouch().await
+    async fn answering(&self) -> Result<Answering, Unavailable> {
+        self.core.answering().await
+    }
+
+    async fn vouch(&self, answering: &Answering) -> Result<(), Unavailable> {
+        self.core.vouch(answering).await
     }
 
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {

@@ -46,6 +46,11 @@ fn verdict(err_code: u32, description: &str) -> Verdict {
     }
 }
 
+/// It is the limit of the one stream or bucket that was written to, not of what holds all of them.
+fn is_own_limit(description: &str) -> bool {
+    description.contains("maximum bytes")
+}
+
 /// How a stored write ended when it was not acknowledged.
 pub(super) enum WriteError {
     NotStored(String),
@@ -70,7 +75,7 @@ pub(super) struct Write<'a> {
     reason: String,
     /// How long NATS may have been away for the write still to wait for it.
     patience: Duration,
-    /// It goes to a share of the store that may be full while there is room for publications.
+    /// It goes to a share of the store, whose limit may be reached while there is room for publications.
     own_share: bool,
 }
 
@@ -148,7 +153,8 @@ impl<'a> Write<'a> {
                 Verdict::Retry => {}
                 Verdict::RetryUnknown => self.unknown = true,
                 Verdict::StorageFull => {
-                    if !self.own_share {
+                    // A full disk, or an account at its limit, takes no publications either.
+                    if !(self.own_share && is_own_limit(&description)) {
                         self.core.storage_full.store(true, Ordering::Relaxed);
                         self.core.nudge.notify_one();
                     }

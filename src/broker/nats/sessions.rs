@@ -5,7 +5,7 @@ use super::config::{bucket_stream, key_subject};
 use super::generation::Connection;
 use super::publish::{Write, WriteError};
 use super::{Attempts, Core};
-use crate::broker::{Over, SaveError, SessionKey, StoredSession, Unavailable};
+use crate::broker::{Answering, Over, SaveError, SessionKey, StoredSession, Unavailable};
 use crate::protocol::MessageId;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -33,12 +33,21 @@ impl Core {
         }
     }
 
-    /// Asks once: what was read from a leader that has been replaced meanwhile is of no use.
-    pub(super) async fn vouch(&self) -> Result<(), Unavailable> {
+    pub(super) async fn answering(&self) -> Result<Answering, Unavailable> {
+        let generation = Attempts::new(self, self.config.broker_timeout).next().await?;
+        Ok(Answering(generation.connection.marker.clone()))
+    }
+
+    /// Asks once: what was read from a leader that has been replaced meanwhile is of no use. Nor is what was read by
+    /// another connection: it may have been to a server that was cut off, while this one is to its successor.
+    pub(super) async fn vouch(&self, answering: &Answering) -> Result<(), Unavailable> {
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         let generation = attempts.next().await?;
         if !generation.connection.clustered() {
             return Ok(());
+        }
+        if generation.connection.marker != answering.0 {
+            return Err(Unavailable("the connection to NATS was replaced meanwhile".into()));
         }
         let sessions = bucket_stream(&self.names.sessions_bucket());
         let asking = [&sessions, &generation.commands].map(|stream| generation.api().info(stream));
@@ -99,23 +108,32 @@ impl Core {
         match self.write_key(key, headers, Bytes::new()).await {
             Ok(_) => Ok(true),
             // A marker takes room, too.
-            Err(WriteError::StorageFull(_)) => self.purge(key).await.map(|()| true),
+            Err(WriteError::StorageFull(_)) => self.purge(key, revision).await,
             Err(WriteError::Conflict) if revision.is_some() => Ok(self.load(key).await?.is_none()),
             Err(WriteError::NotStored(reason) | WriteError::Unknown(reason)) => Err(Unavailable(reason)),
             Err(WriteError::Conflict | WriteError::TooLarge) => Err(Unavailable("the deletion was refused".into())),
         }
     }
 
-    /// Removes a key without writing anything.
-    async fn purge(&self, key: &SessionKey) -> Result<(), Unavailable> {
+    /// Removes a key without writing anything; with a revision, only if that is its last one. False: it is not.
+    pub(super) async fn purge(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         let bucket = self.names.sessions_bucket();
-        let which = json!({"filter": key_subject(&bucket, &key.0)});
+        let mut which = json!({"filter": key_subject(&bucket, &key.0)});
+        if let Some(revision) = revision {
+            match self.load(key).await? {
+                None => return Ok(true),
+                Some(stored) if stored.revision != revision => return Ok(false),
+                // Up to the sequence before this one: a later write stays.
+                Some(_) => which["seq"] = json!(revision.saturating_add(1)),
+            }
+        }
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         loop {
             let generation = attempts.next().await?;
             let what = format!("STREAM.PURGE.{}", bucket_stream(&bucket));
             match generation.api().call::<serde_json::Value>(&what, &which).await {
-                Ok(_) => return Ok(()),
+                Ok(_) if revision.is_none() => return Ok(true),
+                Ok(_) => return Ok(self.load(key).await?.is_none()),
                 Err(error) => attempts.failed(error),
             }
         }

@@ -92,6 +92,24 @@ fn transient_messages_may_be_lost_and_nothing_else() {
     assert_eq!(verdict(&transient, &[positioned], &[]).misdirected.count, 1, "with a position");
 }
 
+/// A node that stood still brings it to whoever has come to it meanwhile.
+#[test]
+fn a_transient_message_may_come_again_on_a_later_connection_while_it_is_on_its_way() {
+    let start = Instant::now();
+    let transient = [published(TRANSIENT_LANE, start)];
+    let judged = |connection: u32, after: Duration| {
+        let mut record = record(0, Kind::Base, start);
+        record.stays.push(record.stays[0].clone());
+        let first = arrivals(TRANSIENT_LANE, &[1], start).remove(0);
+        let again = Arrival { connection, at: first.at + after, ..first.clone() };
+        record.arrivals = vec![first, again];
+        verdict(&transient, &[record], &[]).misdirected.count
+    };
+    assert_eq!(judged(2, SECOND * 4), 0);
+    assert_eq!(judged(2, SECOND * 6), 1, "it is kept somewhere");
+    assert_eq!(judged(1, SECOND), 1, "on one connection");
+}
+
 #[test]
 fn whispers_reach_others_once_and_never_their_sender() {
     let start = Instant::now();

@@ -46,7 +46,7 @@ pub fn judge(published: &[Published], records: &[Record], removals: &[Removal], 
         let mut excuses = Excuses::of(record);
         for (index, follow) in record.follower.follows.iter().enumerate() {
             let log = streams.get(follow.stream.as_str()).unwrap_or(&none);
-            judge_transient(record, index, log, &whispers, &mut verdict);
+            judge_transient(record, index, log, &whispers, rules.live_within, &mut verdict);
             match record.follower.kind {
                 Kind::Base => judge_base(record, index, log, rules, &mut verdict),
                 _ => judge_subscription(record, index, log, rules, &mut excuses, &mut verdict),

@@ -69,18 +69,26 @@ pub(super) fn judge_transient(
     follow: usize,
     log: &StreamLog,
     whispers: &Whispers<'_>,
+    within: Duration,
     verdict: &mut Verdict,
 ) {
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
     let mut seen: HashSet<Id> = HashSet::new();
     let mut on_connections: HashSet<(u32, Id)> = HashSet::new();
+    let sent_at = |id: Id| match id.whisperer() {
+        Some(sender) => whispers.sent.get(&(sender, id.n)).map(|whisper| whisper.at),
+        None => log.transient.get(&id).map(|ack| ack.at),
+    };
+    // A server that brings it after that has kept it.
+    let is_on_its_way = |arrival: &Arrival| sent_at(arrival.id).is_none_or(|sent| arrival.at <= sent + within);
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && !arrival.id.is_stored()) {
         let id = arrival.id;
-        seen.insert(id);
+        let again = !seen.insert(id);
         let fault = match id.whisperer() {
             _ if arrival.position.is_some() => Some("with a position"),
             _ if !on_connections.insert((arrival.connection, id)) => Some("twice on one connection"),
+            _ if again && !is_on_its_way(arrival) => Some("again, long after it was sent"),
             Some(sender) => match whispers.sent.get(&(sender, id.n)) {
                 // To the server another session is another client.
                 Some(whisper) if sender == client && session_of(record, arrival) == Some(whisper.session) => {
@@ -96,9 +104,12 @@ pub(super) fn judge_transient(
         };
         if let Some(fault) = fault {
             let what = if id.lane == TRANSIENT_LANE { "transient message" } else { "whisper" };
-            verdict
-                .misdirected
-                .add(|| format!("client {client} {}: {what} {id:?} came {fault}", subscription.identifier));
+            verdict.misdirected.add(|| {
+                format!(
+                    "client {client} {}: {what} {id:?} came {fault} on connection {}",
+                    subscription.identifier, arrival.connection
+                )
+            });
         }
     }
     let stood = |from: Instant, to: Instant| {

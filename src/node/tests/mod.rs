@@ -9,6 +9,7 @@ mod limits;
 mod panics;
 mod reauth;
 mod resume;
+mod saving;
 mod slow;
 mod store;
 mod supersede;

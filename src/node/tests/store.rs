@@ -6,8 +6,9 @@ use crate::broker::*;
 use crate::protocol::{Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::watch;
 
 pub struct Store {
@@ -18,33 +19,72 @@ pub struct Store {
     pub writes: Arc<Writes>,
 }
 
-/// Writes of sessions.
+/// Writes of sessions, and how the store takes them.
 #[derive(Default)]
 pub struct Writes {
     pub number: AtomicU64,
     pub bytes: AtomicU64,
+    pub deletions: AtomicU64,
     /// They are not answered now.
     pub stuck: AtomicBool,
     /// What says that a session was restored is not.
     pub notes_stuck: AtomicBool,
-    /// They are refused for want of room.
-    pub full: AtomicBool,
+    /// Each of them takes so long.
+    pub takes: Mutex<Duration>,
+    /// What becomes of them.
+    pub fault: Mutex<Option<Fault>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is stored, for a reason that passes.
+    Away,
+    Full,
+    TooLarge,
+    /// What is no part is stored, and the answer gets lost.
+    Unanswered,
+    /// Nothing is deleted: there was always another write.
+    Stubborn,
 }
 
 impl Writes {
+    pub fn fail(&self, fault: impl Into<Option<Fault>>) {
+        *self.fault.lock().unwrap() = fault.into();
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        *self.fault.lock().unwrap()
+    }
+
+    pub fn take_long(&self, each: Duration) {
+        *self.takes.lock().unwrap() = each;
+    }
+
     fn count(&self, body: &Bytes) {
         self.number.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     }
 
     async fn answered(&self) {
+        let takes = *self.takes.lock().unwrap();
+        tokio::time::sleep(takes).await;
         while self.stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(super::SECOND / 10).await;
         }
     }
 
-    fn room(&self) -> Result<(), SaveError> {
-        if self.full.load(Ordering::Relaxed) { Err(SaveError::Full("no room".into())) } else { Ok(()) }
+    async fn taken(&self, body: &Bytes) -> Result<(), SaveError> {
+        self.count(body);
+        self.answered().await;
+        while &**body == b"restored" && self.notes_stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
+        match self.fault() {
+            Some(Fault::Away) => Err(Unavailable("away".into()).into()),
+            Some(Fault::Full) => Err(SaveError::Full("full".into())),
+            Some(Fault::TooLarge) => Err(SaveError::TooLarge),
+            Some(Fault::Unanswered | Fault::Stubborn) | None => Ok(()),
+        }
     }
 
     /// Number and bytes since this was asked last.
@@ -111,17 +151,15 @@ impl Broker for Store {
         self.log.load_session(key).await
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        self.writes.count(&body);
-        self.writes.answered().await;
-        while &*body == b"restored" && self.writes.notes_stuck.load(Ordering::Relaxed) {
-            tokio::time::sleep(super::SECOND / 10).await;
+        self.writes.taken(&body).await?;
+        let saved = self.log.save_session(key, body, revision).await;
+        match self.writes.fault() {
+            Some(Fault::Unanswered) => saved.and(Err(Unavailable("no answer".into()).into())),
+            _ => saved,
         }
-        self.writes.room()?;
-        self.log.save_session(key, body, revision).await
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        self.writes.count(&body);
-        self.writes.room()?;
+        self.writes.taken(&body).await?;
         self.log.save_beside(key, body, revision).await
     }
     async fn announce_over(&self, key: &SessionKey, over: Over) {
@@ -129,6 +167,12 @@ impl Broker for Store {
     }
     async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
         self.writes.answered().await;
+        self.writes.deletions.fetch_add(1, Ordering::Relaxed);
+        match self.writes.fault() {
+            Some(Fault::Away) => return Err(Unavailable("away".into())),
+            Some(Fault::Stubborn) => return Ok(false),
+            _ => {}
+        }
         self.log.delete_session(key, revision).await
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {

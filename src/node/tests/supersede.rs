@@ -317,7 +317,7 @@ async fn row_12_a_full_share_keeps_nobody_from_ending_a_session_and_is_not_asked
         let second = sid(&silent.next().await);
         all.push((old, silent, [first, second]));
     }
-    writes.full.store(true, Ordering::Relaxed);
+    writes.fail(store::Fault::Full);
     writes.take();
     for (old, silent, sids) in &mut all {
         old.perform(CHAT, "{}");

@@ -282,7 +282,7 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Nor is what it says of sessions and of remote disconnects.
-    let vouched = node.broker.vouch().await;
+    let vouched = node.broker.vouch(&node.broker.answering().await.unwrap()).await;
     for follower in (0..3).filter(|number| *number != led) {
         servers[follower].signal("CONT");
     }
@@ -290,10 +290,22 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
     assert!(vouched.is_err(), "a leader without followers does not vouch for a session");
     eventually_asked(&node, &stream).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    while let Err(error) = node.broker.vouch().await {
-        assert!(tokio::time::Instant::now() < deadline, "it leads again: {error}");
+    let answering = loop {
+        let answering = node.broker.answering().await.unwrap();
+        match node.broker.vouch(&answering).await {
+            Ok(()) => break answering,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "it leads again: {error}"),
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    };
+    // What this connection has answered another one cannot vouch for.
+    let generation = node.generation();
+    node.broker.core.generation().unwrap().dead().cancel();
+    node.until_generation_after(generation).await;
+    let error = node.broker.vouch(&answering).await.unwrap_err();
+    assert!(error.to_string().contains("replaced"), "{error}");
+    let answering = node.broker.answering().await.unwrap();
+    node.broker.vouch(&answering).await.unwrap();
 }
 
 async fn eventually_asked(node: &Node, stream: &StreamName) {

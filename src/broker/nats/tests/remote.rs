@@ -217,12 +217,60 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
     };
     assert!(matches!(full, SaveError::Full(_)), "{full}");
     assert!(saved.len() >= 6, "{}", saved.len());
+    // The rest goes to entries that are smaller than the marker of a deletion.
+    let core = node.broker.core.clone();
+    let mut small = Vec::new();
+    loop {
+        let key = SessionKey::of(&format!("small {}", small.len()));
+        match node.broker.save_session(&key, Bytes::new(), None).await {
+            Ok(revision) => small.push((key, revision)),
+            Err(SaveError::Full(_)) => break,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(small.len() < 200, "no limit");
+    }
     assert_eq!(node.publish(&StreamName::from("a"), "goes on").await, 1);
-    node.broker.core.nudge.notify_one();
-    assert!(node.broker.status().borrow().ready, "{}", node.broker.status().borrow().reason);
-    for key in &saved {
+    assert!(!core.storage_full.load(std::sync::atomic::Ordering::Relaxed), "the store is not full, only this share");
+    // A write that was not seen stays.
+    let (key, revision) = small.pop().unwrap();
+    assert!(!core.purge(&key, Some(revision - 1)).await.unwrap());
+    assert!(!core.purge(&key, Some(0)).await.unwrap());
+    assert!(node.broker.load_session(&key).await.unwrap().is_some());
+    // There is no room for a marker: the entry goes without.
+    let bucket = core.names.sessions_bucket();
+    assert!(node.broker.delete_session(&key, Some(revision)).await.unwrap());
+    let left = core.generation().unwrap().api().entry(&bucket, &key.0).await.unwrap();
+    assert!(left.is_none(), "{left:?}");
+    assert!(node.broker.delete_session(&key, Some(revision)).await.unwrap(), "there is none");
+    for key in small.iter().map(|(key, _)| key).chain(&saved) {
         node.broker.delete_session(key, None).await.unwrap();
         assert!(node.broker.load_session(key).await.unwrap().is_none());
     }
     node.broker.save_session(&SessionKey::of("again"), body, Some(0)).await.unwrap();
+}
+
+/// Of what refuses a session only the limit of the sessions' bucket leaves publishing alone.
+#[tokio::test]
+async fn row_12_a_full_disk_and_an_account_at_its_limit_are_noticed_by_writes_of_sessions() {
+    use crate::broker::nats::api::ApiError;
+    use crate::broker::nats::publish::{Write, WriteError};
+    use std::sync::atomic::Ordering;
+    let refusals = [
+        (10077, "maximum bytes exceeded", false),
+        (10077, "write /data/1.blk: no space left on device", true),
+        (10002, "resource limits exceeded for account", true),
+        (10047, "insufficient storage resources available", true),
+        (10023, "insufficient resources", true),
+    ];
+    let limits = Limits::plain(100, Duration::from_secs(300), Duration::from_secs(300));
+    for (err_code, description, everywhere) in refusals {
+        let config = NatsBrokerConfig::new(ClientConfig::for_servers("nats://127.0.0.1:1"), limits.clone());
+        let core = super::super::Core::new(config, Arc::new(Recorder::default()));
+        let refused = || ApiError::Refused { err_code, description: description.into() };
+        let outcome = Write::patient(&core, Duration::from_secs(1)).of_sessions().failed(refused()).await;
+        assert!(matches!(outcome, Err(WriteError::StorageFull(_))), "{description}");
+        assert_eq!(core.storage_full.load(Ordering::Relaxed), everywhere, "{description}");
+        let _ = Write::new(&core, Duration::from_secs(1)).failed(refused()).await;
+        assert!(core.storage_full.load(Ordering::Relaxed), "a publication was refused: {description}");
+    }
 }

@@ -1,0 +1,249 @@
+//! One write of a session, from its plan to its end: new parts first, then the head that names them, then the deletion of
+//! parts that it does not name. Or a deletion of all, where what is stored must not be resumed.
+
+use super::client::Client;
+use super::save::{NotSaved, Stored, recently, unix_ms};
+use super::stored::{PARTS_AT_ONCE, discard, forget_with, place};
+use super::supersede;
+use crate::broker::{SaveError, SessionKey};
+use crate::protocol::Close;
+use crate::session::{NewHead, SavePlan, Split};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use tokio::time::Instant;
+
+/// A head beyond this is not written before what it holds itself is in parts, too, unless more has come again and again.
+const LARGE_HEAD: usize = 64 << 10;
+const ROUNDS: u32 = 3;
+
+/// What a write is for; what comes later in this list includes what comes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Write {
+    /// What has changed; nothing if nothing has.
+    Changes,
+    /// A new life, and fresh proofs.
+    Touch,
+    /// The same, when the connection is over.
+    Last,
+}
+
+/// What a commit does until its head is written.
+#[derive(Clone, Copy)]
+pub struct Course {
+    pub write: Write,
+    /// The connection goes on.
+    pub open: bool,
+    /// Nothing stays as it was written.
+    pub renews: bool,
+    /// Times that parts were written.
+    pub rounds: u32,
+}
+
+/// A write that is under way. It goes on when it is waited for, and does not refer to the client.
+pub struct Writing {
+    pub course: Course,
+    pub end: BoxFuture<'static, Written>,
+}
+
+/// How it ended.
+pub enum Written {
+    /// New parts, with their revisions: a head that names them comes next.
+    Parts(Split, Result<Vec<u64>, SaveError>),
+    Head {
+        version: u64,
+        /// Something may have been stored before.
+        held: bool,
+        revision: Result<u64, SaveError>,
+    },
+    /// What was stored must not be resumed.
+    Deleted,
+}
+
+impl Client {
+    /// Begins a write of the session's present state. `all`: everything anew.
+    pub(super) fn begin(&self, key: &SessionKey, course: Course, mut all: bool) -> Result<Writing, NotSaved> {
+        let limit = self.node.config.max_session_size;
+        let was_full = recently(self.saver.stored().full);
+        let (plan, renews) = {
+            let mut state = self.state();
+            let (session, look) = state.to_save();
+            let plan = loop {
+                all |= !session.has_parts();
+                // A session that is far too large is not written out to see that it is.
+                let least = if all { session.least_size() } else { 0 };
+                if least > limit {
+                    return Err(NotSaved::TooLarge { size: least, limit });
+                }
+                let plan = session.plan(&look, all, unix_ms(), course.open);
+                match plan.size() {
+                    size if size <= limit => break plan,
+                    size if all => return Err(NotSaved::TooLarge { size, limit }),
+                    // Of the parts that are stored much may be gone.
+                    _ => all = true,
+                }
+            };
+            if was_full && course.write == Write::Changes && matches!(plan, SavePlan::Split(_)) {
+                return Err(NotSaved::NoRoom);
+            }
+            session.begin(&plan);
+            (plan, course.renews || all)
+        };
+        let course = Course { renews, ..course };
+        Ok(match plan {
+            SavePlan::Head(head) => self.write_head(key, course, head),
+            SavePlan::Split(split) => self.write_parts(key, course, split),
+        })
+    }
+
+    fn write_parts(&self, key: &SessionKey, course: Course, split: Split) -> Writing {
+        let parts = split.parts.iter().map(|part| (place(key, part.number), part.body.clone()));
+        let (broker, parts) = (self.node.hub.broker().clone(), parts.collect::<Vec<_>>());
+        let writing = async move {
+            let writes = parts.into_iter().map(|(place, body)| {
+                let broker = broker.clone();
+                async move { broker.save_beside(&place, body, Some(0)).await }
+            });
+            let revisions = futures_util::stream::iter(writes).buffered(PARTS_AT_ONCE).try_collect().await;
+            Written::Parts(split, revisions)
+        };
+        Writing { course, end: writing.boxed() }
+    }
+
+    fn write_head(&self, key: &SessionKey, course: Course, head: NewHead) -> Writing {
+        let (broker, key) = (self.node.hub.broker().clone(), key.clone());
+        let NewHead { body, version, .. } = head;
+        let (last, held) = {
+            let mut stored = self.saver.stored();
+            (stored.revision, std::mem::replace(&mut stored.held, true))
+        };
+        let writing = async move {
+            let revision = broker.save_session(&key, body, Some(last)).await;
+            Written::Head { version, held, revision }
+        };
+        Writing { course, end: writing.boxed() }
+    }
+
+    /// A write has ended. What comes next: a further write of this commit, or the reason why there is none.
+    pub(super) async fn ended(
+        &self,
+        key: &SessionKey,
+        course: Course,
+        end: Written,
+    ) -> Result<Option<Result<Writing, NotSaved>>, NotSaved> {
+        match end {
+            Written::Deleted => Ok(None),
+            Written::Parts(split, Ok(revisions)) => Ok(Some(self.name_parts(key, course, split, &revisions))),
+            Written::Parts(_, Err(error)) => {
+                let parts = self.state().session.abandon();
+                discard(&self.node, key, parts);
+                Ok(Some(Err(error.into())))
+            }
+            Written::Head { version, revision: Ok(revision), .. } => {
+                {
+                    let mut stored = self.saver.stored();
+                    let renewed = if course.renews { Some(Instant::now()) } else { stored.renewed };
+                    *stored = Stored { revision, version, held: true, renewed, outgrown: None, full: None };
+                }
+                let parts = self.state().session.take_obsolete();
+                discard(&self.node, key, parts);
+                Ok(None)
+            }
+            Written::Head { revision: Err(SaveError::Conflict), .. } => self.settle_conflict(key).await.map(|()| None),
+            Written::Head { held, revision: Err(error), .. } => {
+                if matches!(error, SaveError::Full(_) | SaveError::TooLarge) {
+                    self.saver.stored().held = held;
+                }
+                Ok(Some(Err(error.into())))
+            }
+        }
+    }
+
+    /// New parts are written: the head comes that names them. First further parts, if much has changed meanwhile.
+    fn name_parts(
+        &self,
+        key: &SessionKey,
+        course: Course,
+        split: Split,
+        revisions: &[u64],
+    ) -> Result<Writing, NotSaved> {
+        let limit = self.node.config.max_session_size;
+        let head = {
+            let mut state = self.state();
+            let (session, look) = state.to_save();
+            session.adopt(split, revisions, &look, unix_ms(), course.open)
+        };
+        let next = Course { rounds: course.rounds + 1, ..course };
+        match head.size() {
+            size if size > limit && next.rounds >= ROUNDS => Err(NotSaved::TooLarge { size, limit }),
+            // Of what was written much may be gone already.
+            size if size > limit => self.begin(key, next, true),
+            _ if head.body.len() > LARGE_HEAD && next.rounds < ROUNDS => self.begin(key, next, false),
+            _ => Ok(self.write_head(key, course, head)),
+        }
+    }
+
+    /// The session's state could not be stored. If what is stored must not be resumed, that is deleted: the next write waits
+    /// for it.
+    pub(super) fn refused(&self, key: &SessionKey, error: &NotSaved) -> Option<Writing> {
+        let is_too_large = matches!(error, NotSaved::TooLarge { .. });
+        let shrunk = self.state().session.shrunk();
+        let goes = {
+            let mut stored = self.saver.stored();
+            let now = Some(Instant::now());
+            match error {
+                NotSaved::TooLarge { .. } => stored.outgrown = now,
+                NotSaved::Store(SaveError::Full(_)) => stored.full = now,
+                _ => {}
+            }
+            let never = matches!(error, NotSaved::NoRoom | NotSaved::Store(SaveError::Full(_) | SaveError::TooLarge));
+            let goes = stored.held && (is_too_large || never && stored.version < shrunk);
+            if goes {
+                stored.is_gone();
+            }
+            goes
+        };
+        if !goes && !is_too_large {
+            return None;
+        }
+        let parts = self.state().session.scatter();
+        if !goes {
+            discard(&self.node, key, parts);
+            return None;
+        }
+        let deletion = forget_with(&self.node, key.clone(), parts);
+        let deleting = async move {
+            // It ends by itself, also if nobody waits for it.
+            let _ = deletion.await;
+            Written::Deleted
+        };
+        let course = Course { write: Write::Changes, open: true, renews: false, rounds: 0 };
+        Some(Writing { course, end: deleting.boxed() })
+    }
+
+    /// The entry is not as this connection left it: it was deleted by a remote disconnect or by whoever went on with the
+    /// session, it expired while the store was away, or an earlier write arrived whose answer did not.
+    async fn settle_conflict(&self, key: &SessionKey) -> Result<(), NotSaved> {
+        let broker = self.node.hub.broker();
+        let (identifiers, mark) = {
+            let state = self.state();
+            (state.session.identifiers.clone(), state.session.mark)
+        };
+        if broker.mark(&identifiers).await.map_err(SaveError::from)? > mark {
+            self.handle.revoke(Close::Remote { reconnect: true });
+            return Err(NotSaved::Revoked);
+        }
+        if let Some(entry) = broker.load_session(key).await.map_err(SaveError::from)? {
+            self.saver.stored().revision = entry.revision;
+            return Ok(());
+        }
+        if let Some(over) = supersede::over(&self.node, key).await.map_err(SaveError::from)? {
+            self.handle.over(over);
+            return Err(NotSaved::Revoked);
+        }
+        // Its parts are of no use any more.
+        self.saver.stored().is_gone();
+        let parts = self.state().session.scatter();
+        discard(&self.node, key, parts);
+        Ok(())
+    }
+}
