@@ -188,10 +188,14 @@ struct Noted {
 /// Notes that a session is over. `None`: its client has spoken, and finds out itself whose place is whose.
 async fn note_over(node: &Node, key: &SessionKey, over: Over) -> Option<Noted> {
     let mut patience = stored::Patience::new(node);
+    // Who has restored it, where a note may have been written whose answer did not come.
+    let mut unanswered: Option<SessionKey> = None;
     loop {
         if let Ok(Known { succession, revision }) = succession(node, key).await {
-            if let Some(over) = succession.over() {
-                return Some(Noted { over, by: None, stored: true });
+            if let Some(noted) = succession.over() {
+                // A note of ours names nobody; one that does is of a client that has spoken.
+                let by = unanswered.filter(|_| succession == Succession::closed(over));
+                return Some(Noted { over: noted, by, stored: true });
             }
             if over == Over::Replaced && succession.has_spoken() {
                 return None;
@@ -202,7 +206,7 @@ async fn note_over(node: &Node, key: &SessionKey, over: Over) -> Option<Noted> {
                 Err(SaveError::Conflict) => continue,
                 // It would be in vain until something is deleted, and nothing that follows depends on it.
                 Err(SaveError::Full(_) | SaveError::TooLarge) => return Some(Noted { over, by, stored: false }),
-                Err(SaveError::Unavailable(_)) => {}
+                Err(SaveError::Unavailable(_)) => unanswered = by,
             }
         }
         if !patience.is_left().await {

@@ -43,6 +43,8 @@ pub enum Fault {
     TooLarge,
     /// What is no part is stored, and the answer gets lost.
     Unanswered,
+    /// The same of what lies beside a session: its parts, and what became of it.
+    BesideUnanswered,
     /// Nothing is deleted: there was always another write.
     Stubborn,
 }
@@ -83,7 +85,7 @@ impl Writes {
             Some(Fault::Away) => Err(Unavailable("away".into()).into()),
             Some(Fault::Full) => Err(SaveError::Full("full".into())),
             Some(Fault::TooLarge) => Err(SaveError::TooLarge),
-            Some(Fault::Unanswered | Fault::Stubborn) | None => Ok(()),
+            Some(Fault::Unanswered | Fault::BesideUnanswered | Fault::Stubborn) | None => Ok(()),
         }
     }
 
@@ -160,7 +162,11 @@ impl Broker for Store {
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.taken(&body).await?;
-        self.log.save_beside(key, body, revision).await
+        let saved = self.log.save_beside(key, body, revision).await;
+        match self.writes.fault() {
+            Some(Fault::BesideUnanswered) => saved.and(Err(Unavailable("no answer".into()).into())),
+            _ => saved,
+        }
     }
     async fn announce_over(&self, key: &SessionKey, over: Over) {
         self.log.announce_over(key, over).await;

@@ -414,6 +414,25 @@ async fn row_12_the_end_of_a_session_reaches_all_that_were_restored_from_it_one_
     }
 }
 
+/// It is noted that a session is over, and the answer to that gets lost.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_end_of_a_session_reaches_what_was_restored_from_it_although_an_answer_is_lost() {
+    let writes = Arc::new(store::Writes::default());
+    let cluster = Cluster::with(Script::default(), Setup { writes: writes.clone(), ..Setup::default() });
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    let (mut silent, second) = cluster.welcomed_with(1, hello(Some(&first))).await;
+    writes.fail(store::Fault::BesideUnanswered);
+    supersede::end_for_good(&cluster.nodes[0], SessionKey::of(&first));
+    while noted(&cluster, &first).await != Some(Over::Ended) {
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    writes.fail(None);
+    assert_eq!(silent.next().await, ended());
+    until_gone(&cluster, &second).await;
+}
+
 /// What comes after the welcome counts while it is still being noted that the session goes on.
 #[tokio::test(start_paused = true)]
 async fn row_12_a_first_frame_counts_while_the_restore_is_being_noted() {
