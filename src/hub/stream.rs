@@ -316,6 +316,10 @@ impl Stream {
 
     /// Nothing was missed between what is held and a message that follows `previous`.
     fn continues(&self, previous: u64, message: &Message) -> bool {
+        // There is no offset between: so it is behind every hole that was filled, which is therefore not filled again.
+        if message.offset == self.complete_to.saturating_add(1) {
+            return true;
+        }
         if previous > 0 {
             return previous <= self.complete_to;
         }
