@@ -521,6 +521,22 @@ mod tests {
         assert_eq!(offsets, (11..=18).collect::<Vec<_>>());
     }
 
+    /// A message that had no predecessor, where the last look at the log is too old to tell whether others have come and
+    /// gone before it.
+    #[test]
+    fn row_06_a_hole_that_was_filled_is_not_filled_again() {
+        let now = Instant::now();
+        let late = |offset| {
+            let payload = Payload::from_json(Bytes::from_static(b"{}"));
+            Arc::new(Message { offset, time: 600_000, payload, meta: Meta::default() })
+        };
+        let mut stream = stream();
+        let gap = stream.live(0, late(10), now).expect("the last look was 10 minutes ago");
+        let behind = crate::broker::Behind { kept: false, after: 1, next: Some(10), facts: facts() };
+        assert_eq!(stream.repaired(gap, &[], &behind, now), None);
+        assert_eq!(stream.complete_to(), 10);
+    }
+
     /// What has been released makes room for what arrives behind the next hole.
     #[test]
     fn row_06_only_what_waits_behind_a_hole_counts() {
