@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn row_22_a_store_that_others_can_swap_is_refused_with_the_cure() {
         let place = tempfile::tempdir().unwrap();
-        let shared = place.path().join("shared");
+        let shared = place.path().join("common");
         let store = shared.join("deep/store");
         prepare_store(&store).unwrap();
         for open in [0o777, 0o757] {
@@ -173,7 +173,7 @@ mod tests {
         let (named, between) = (place.path().join("named"), place.path().join("between"));
         std::fs::create_dir(&between).unwrap();
         set(&between, 0o777);
-        symlink("../shared/deep/../deep/store", between.join("link")).unwrap();
+        symlink("../common/deep/../deep/store", between.join("link")).unwrap();
         symlink("between/./link", &named).unwrap();
         let said = prepare_store(&named).unwrap_err().to_string();
         assert!(said.contains(&format!("chmod o-w {}", between.display())), "{said}");
