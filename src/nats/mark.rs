@@ -201,6 +201,7 @@ fn sync_tree(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nats::test_files::{mode, set};
 
     /// A store that was used in boot `a`, and how it was left.
     fn left(always: bool, clean: bool) -> tempfile::TempDir {
@@ -279,17 +280,16 @@ mod tests {
     /// Volumes of Kubernetes open to a group what they find at each start of a pod.
     #[test]
     fn row_22_what_a_volume_opens_to_a_group_is_closed_again() {
-        use std::os::unix::fs::PermissionsExt;
         let store = left(false, false);
         let files = [FILE, LASTING].map(|name| store.path().join(name));
         identity(store.path()).unwrap();
         for file in &files {
-            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o660)).unwrap();
+            set(file, 0o660);
         }
         assert!(matches!(read(store.path()).unwrap(), Former::Known(_)));
         identity(store.path()).unwrap();
         for file in &files {
-            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+            assert_eq!(mode(file), 0o600, "{}", file.display());
         }
     }
 

@@ -6,3 +6,5 @@ pub mod embedded;
 pub mod mark;
 pub mod private;
 pub mod socket;
+#[cfg(test)]
+mod test_files;

@@ -104,29 +104,11 @@ fn close_to_others(path: &Path, open: &File) -> Result<(), PrivateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{chown, symlink};
-
-    const STRANGER: u32 = 12_345;
-
-    fn mode(path: &Path) -> u32 {
-        std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
-    }
-
-    fn set(path: &Path, mode: u32) {
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-    }
-
-    /// Giving files away takes root, as in CI; elsewhere a test has nothing to try.
-    fn given_away(path: &Path) -> bool {
-        chown(path, Some(STRANGER), None).is_ok()
-    }
+    use crate::nats::test_files::{self, given_away, mode, set};
+    use std::os::unix::fs::symlink;
 
     fn refusal<T>(result: Result<T, PrivateError>) -> String {
-        match result {
-            Err(error @ PrivateError::Foreign { .. }) => error.to_string(),
-            Err(other) => panic!("{other}"),
-            Ok(_) => panic!("not refused"),
-        }
+        test_files::refusal(result, |error| matches!(error, PrivateError::Foreign { .. }))
     }
 
     fn writable(path: &Path) -> Result<File, PrivateError> {

@@ -111,8 +111,8 @@ fn is_mounted(path: &Path, about: &Metadata) -> bool {
 mod tests {
     use super::super::own::prepare_store;
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use crate::nats::test_files::{given_away, set};
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn row_22_a_volume_of_a_container_is_told_of_and_a_shared_directory_is_refused() {
@@ -139,10 +139,6 @@ mod tests {
         symlink("a", place.path().join("b")).unwrap();
         let error = above(&place.path().join("a/store")).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()), "{error}");
-    }
-
-    fn set(path: &Path, mode: u32) {
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
     #[test]
@@ -184,8 +180,7 @@ mod tests {
             assert!(inside.contains(on_the_way), "{} in {inside:?}", on_the_way.display());
         }
         assert!(!inside.contains(&store), "the store itself is looked at elsewhere");
-        // Giving files away takes root, as in CI.
-        if chown(&shared, Some(12_345), None).is_ok() {
+        if given_away(&shared) {
             assert_eq!(check(&store).unwrap(), [format!("{} belongs to user 12345", shared.display())]);
         }
     }

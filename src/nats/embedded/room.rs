@@ -192,9 +192,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_volume_with_a_folder_of_root_is_measured() {
-        use std::os::unix::fs::PermissionsExt;
+        use crate::nats::test_files::set;
         let store = tempfile::tempdir().unwrap();
-        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         std::fs::create_dir_all(store.path().join("jetstream/lost+found")).unwrap();
         std::fs::create_dir(store.path().join("lost+found")).unwrap();
         let closed = ["jetstream/lost+found", "lost+found"].map(|folder| store.path().join(folder));
