@@ -4,6 +4,8 @@
 //! through the gap check; followers are served from it, so that replay and live meet without gap or overlap.
 
 mod followers;
+#[cfg(test)]
+mod tests;
 
 use super::cursor::Cursor;
 use super::fanout::Fanout;
