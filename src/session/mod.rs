@@ -3,13 +3,14 @@
 
 mod application;
 mod parts;
+mod plan;
 pub mod rate;
 pub mod saved;
 mod succession;
 pub mod timers;
 
 pub use application::Stop;
-pub use parts::{NewHead, SavePlan, Split};
+pub use plan::{NewHead, SavePlan, Split};
 pub use rate::CommandRate;
 pub use saved::{SavedSession, Unusable};
 pub use succession::Succession;
