@@ -7,13 +7,6 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::Message;
 
-/// Resident memory of a process in MiB.
-fn resident(pid: u32) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says it");
-    line.trim().trim_end_matches(" kB").parse::<i64>().expect("a number") / 1024
-}
-
 /// An application that takes connections and never answers; it lives as long as the listener.
 fn silent_application() -> (std::net::TcpListener, carrick::Builder) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
@@ -63,7 +56,7 @@ async fn row_14_commands_of_clients_that_are_not_let_in_take_little() {
     for _ in 0..40 {
         clients.push(server.dial().open().await);
     }
-    let before = resident(server.pid());
+    let before = server.resident() >> 20;
     futures_util::future::join_all(clients.iter_mut().map(flood)).await;
     eventually("they wait", async || {
         let queued = server.metric("queued_commands_bytes").await;
@@ -71,7 +64,7 @@ async fn row_14_commands_of_clients_that_are_not_let_in_take_little() {
         (queued > 40 * 64_000).then_some(())
     })
     .await;
-    let grown = resident(server.pid()) - before;
+    let grown = (server.resident() >> 20).saturating_sub(before);
     eprintln!("40 clients of 64 x 64 KB: +{grown} MiB");
     assert!(grown < 30, "{grown} MiB more");
     // That they have gone is seen when they are read again.

@@ -5,7 +5,7 @@ use super::client::{Client, Dial, Position};
 use super::http::{self, Response};
 use super::patience::{PATIENCE, eventually, eventually_blocking};
 use super::process::Process;
-use super::{BROADCAST_KEY, SECRET};
+use super::{BROADCAST_KEY, SECRET, resident};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -240,12 +240,14 @@ impl Server {
         self.process().pid()
     }
 
-    /// Its resident memory, KiB.
-    #[allow(dead_code, reason = "the suites that share this file do not all look at memory")]
-    pub fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel counts its memory");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    /// Bytes of memory that its process has in use now.
+    pub fn resident(&self) -> u64 {
+        resident::now(self.pid()).expect("it runs, and the kernel counts its memory")
+    }
+
+    /// The most that it has had in use.
+    pub fn peak(&self) -> u64 {
+        resident::peak(self.pid()).expect("it runs, and the kernel counts its memory")
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -11,11 +11,13 @@ pub mod carrick;
 pub mod client;
 pub mod frames;
 pub mod http;
+pub mod monitor;
 pub mod nats;
 pub mod patience;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod resident;
 pub mod stock;
 
 pub use application::{Application, Call, Fault, Method, Reply, Wire};

@@ -1,5 +1,6 @@
 //! Resident memory of the server and of its nats-server.
 
+use crate::resident;
 use crate::target::Target;
 
 #[derive(Clone, Copy, Debug)]
@@ -11,7 +12,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(target: &Target) -> Self {
-        Self { carrick: target.pid().and_then(resident), nats: target.nats_pid().and_then(resident) }
+        Self { carrick: target.pid().and_then(resident::now), nats: target.nats_pid().and_then(resident::now) }
     }
 }
 
@@ -30,16 +31,6 @@ impl Peak {
 
     /// Bytes.
     pub fn reached(&self) -> Option<u64> {
-        field(self.pid?, "VmHWM:")
+        resident::peak(self.pid?)
     }
-}
-
-fn resident(pid: u32) -> Option<u64> {
-    field(pid, "VmRSS:")
-}
-
-fn field(pid: u32, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }

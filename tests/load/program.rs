@@ -20,6 +20,8 @@ mod proc;
 mod publish;
 mod replay;
 mod report;
+#[path = "../harness/resident.rs"]
+mod resident;
 #[path = "../kill/server.rs"]
 #[expect(dead_code, reason = "the kill tests restart the server, we do not")]
 mod server;

@@ -1,6 +1,5 @@
 //! Who is slow: whoever does not read for a while, never whoever was sent much in one step.
 
-use super::peak;
 use crate::harness::application::{Application, Reply, Wire};
 use crate::harness::carrick::{Builder, Server};
 use crate::harness::client::Event;
@@ -212,13 +211,13 @@ async fn row_04_unread_pongs_hold_no_memory() {
     for _ in 0..12 {
         server.publish("chat", json!(text)).await;
     }
-    let before = peak(&server);
+    let before = server.peak();
     for _ in 0..500_000 {
         client.send_message(Message::Ping(Vec::new().into())).await;
     }
     client.send(json!({"command": "ping"})).await;
     let answer = json!({"type": "pong"});
     while client.next().await != answer {}
-    let grown = peak(&server).saturating_sub(before);
+    let grown = server.peak().saturating_sub(before);
     assert!(grown < 8 << 20, "{} KiB for pings", grown >> 10);
 }

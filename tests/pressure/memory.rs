@@ -1,6 +1,5 @@
 //! What the memory broker holds depends on what it keeps, and has a limit.
 
-use super::resident;
 use crate::harness::*;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -17,9 +16,9 @@ async fn row_15_memory_depends_on_what_is_kept_not_on_what_passed() {
         }
     };
     publish(20).await;
-    let before = resident(&server);
+    let before = server.resident();
     publish(200).await;
-    let grown = resident(&server).saturating_sub(before);
+    let grown = server.resident().saturating_sub(before);
     assert!(grown < 6 << 20, "{} KiB for 200,000 publications", grown >> 10);
     let kept = server.metric("memory_history_bytes").await;
     assert!(kept < 2_000, "{kept} bytes are kept");

@@ -4,10 +4,10 @@
 //! re-creations of this log, because each begins at the time of its creation.
 
 use super::api::{ApiError, StreamInfo, StreamState};
-use super::generation::Connection;
+use super::generation::{Connection, Generation};
 use super::publish::{Write, WriteError};
 use super::token::hash_hex;
-use super::{Attempts, Core, SetupError, headers};
+use super::{Core, SetupError, headers};
 use crate::broker::{AppendError, RemoteDisconnect, Unavailable};
 use crate::log_limit::limited;
 use crate::metrics;
@@ -199,15 +199,10 @@ impl Core {
     }
 
     pub(super) async fn newest_mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
-        let which = json!({"last_by_subj": self.names.command_subject(&hash_hex(identifiers))});
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match generation.api().message(&generation.commands, &which).await {
-                Ok(kept) => return Ok(kept.map_or(0, |kept| kept.seq)),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        let which = &json!({"last_by_subj": self.names.command_subject(&hash_hex(identifiers))});
+        let ask =
+            |generation: Arc<Generation>| async move { generation.api().message(&generation.commands, which).await };
+        Ok(self.asking(ask).await?.map_or(0, |kept| kept.seq))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::api::{ATTEMPT, is_marker, marker_headers};
 use super::config::{bucket_stream, key_subject};
-use super::generation::Connection;
+use super::generation::{Connection, Generation};
 use super::publish::{Write, WriteError};
 use super::{Attempts, Core};
 use crate::broker::{Answering, Over, SaveError, SessionKey, StoredSession, Unavailable};
@@ -22,15 +22,10 @@ const MARKER_LIFE: Duration = Duration::from_secs(10);
 
 impl Core {
     pub(super) async fn load(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        let bucket = self.names.sessions_bucket();
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match generation.api().value(&bucket, &key.0).await {
-                Ok(found) => return Ok(found.map(|(body, revision)| StoredSession { body, revision })),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        let bucket = &self.names.sessions_bucket();
+        let ask = |generation: Arc<Generation>| async move { generation.api().value(bucket, &key.0).await };
+        let found = self.asking(ask).await?;
+        Ok(found.map(|(body, revision)| StoredSession { body, revision }))
     }
 
     pub(super) async fn answering(&self) -> Result<Answering, Unavailable> {
@@ -87,17 +82,13 @@ impl Core {
 
     /// Revision of a deleted key's marker, 0 if nothing is left of the key, `None` if it has a value.
     async fn marker(&self, key: &SessionKey) -> Result<Option<u64>, Unavailable> {
-        let bucket = self.names.sessions_bucket();
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            match generation.api().entry(&bucket, &key.0).await {
-                Ok(Some(kept)) if is_marker(&kept) => return Ok(Some(kept.seq)),
-                Ok(Some(_)) => return Ok(None),
-                Ok(None) => return Ok(Some(0)),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        let bucket = &self.names.sessions_bucket();
+        let ask = |generation: Arc<Generation>| async move { generation.api().entry(bucket, &key.0).await };
+        Ok(match self.asking(ask).await? {
+            Some(kept) if is_marker(&kept) => Some(kept.seq),
+            Some(_) => None,
+            None => Some(0),
+        })
     }
 
     pub(super) async fn delete(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
@@ -127,16 +118,12 @@ impl Core {
                 Some(_) => which["seq"] = json!(revision.saturating_add(1)),
             }
         }
-        let mut attempts = Attempts::new(self, self.config.broker_timeout);
-        loop {
-            let generation = attempts.next().await?;
-            let what = format!("STREAM.PURGE.{}", bucket_stream(&bucket));
-            match generation.api().call::<serde_json::Value>(&what, &which).await {
-                Ok(_) if revision.is_none() => return Ok(true),
-                Ok(_) => return Ok(self.load(key).await?.is_none()),
-                Err(error) => attempts.failed(error),
-            }
-        }
+        let which = &which;
+        let what = &format!("STREAM.PURGE.{}", bucket_stream(&bucket));
+        let ask =
+            |generation: Arc<Generation>| async move { generation.api().call::<serde_json::Value>(what, which).await };
+        self.asking(ask).await?;
+        Ok(revision.is_none() || self.load(key).await?.is_none())
     }
 
     /// Tells the nodes that a session is over. Whoever does not hear it finds out when it writes its session the next time.

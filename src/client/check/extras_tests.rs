@@ -26,16 +26,7 @@ fn published(lane: u16, start: Instant) -> Published {
         let begun = start + SECOND * n;
         Ack { id, position, duplicate: false, excluded: None, begun, at: begun + SECOND / 100 }
     };
-    Published {
-        stream: "s".to_owned(),
-        lane,
-        past: Past::default(),
-        begun: 3,
-        acks: (1..=3).map(ack).collect(),
-        retries: 0,
-        unacknowledged: vec![],
-        errors: vec![],
-    }
+    Published::acknowledged("s", lane, (1..=3).map(ack).collect())
 }
 
 /// A client whose one connection of its first session stood all the time.

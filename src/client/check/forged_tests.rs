@@ -6,7 +6,7 @@ use super::alarms::Limits;
 use super::judge::{Rules, judge};
 use super::record::{Arrival, Record, Reject, Stay};
 use super::roster::{Dice, Follow, Follower, Kind};
-use super::source::{Ack, Id, Past, Published, Unacked};
+use super::source::{Ack, Id, Published, Unacked};
 use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,16 +71,7 @@ impl Trace {
             let position = Some((Arc::from("e"), n * 10));
             Ack { id: Id { lane: 0, n }, position, duplicate: false, excluded: None, begun, at: begun + STORING }
         };
-        let published = Published {
-            stream: STREAM.to_owned(),
-            lane: 0,
-            past: Past::default(),
-            begun: MESSAGES,
-            acks: (1..=MESSAGES).map(ack).collect(),
-            retries: 0,
-            unacknowledged: vec![],
-            errors: vec![],
-        };
+        let published = Published::acknowledged(STREAM, 0, (1..=MESSAGES).map(ack).collect());
         let follow = Follow { identifier: "i".to_owned(), stream: STREAM.to_owned() };
         let follower = Follower { id: 7, kind: Kind::Plain, follows: vec![follow], seed: 0 };
         let rules = Rules { limits: Some(limits), live_within: Duration::from_secs(2) };

@@ -4,7 +4,7 @@ use super::credentials::Credentials;
 use super::judge::{Rules, judge};
 use super::record::{Arrival, Record, Reject, Stay};
 use super::roster::{Follower, Kind, Roster};
-use super::source::{Ack, Id, Past, Published};
+use super::source::{Ack, Id, Published};
 use super::verdict::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,17 +21,7 @@ fn published(follower: &Follower) -> Vec<Published> {
         at: tokio::time::Instant::now(),
     };
     let acks: Vec<_> = (1..=3).map(ack).collect();
-    let of = |stream| Published {
-        stream,
-        lane: 0,
-        past: Past::default(),
-        begun: 3,
-        acks: acks.clone(),
-        retries: 0,
-        unacknowledged: vec![],
-        errors: vec![],
-    };
-    streams.into_iter().map(of).collect()
+    streams.into_iter().map(|stream| Published::acknowledged(&stream, 0, acks.clone())).collect()
 }
 
 fn record(follower: &Follower, arrivals: &[(usize, u64)]) -> Record {

@@ -371,7 +371,7 @@ mod tests {
     use crate::client::check::credentials::Credentials;
     use crate::client::check::judge::Rules;
     use crate::client::check::roster::Follow;
-    use crate::client::check::source::{Ack, Id, Past};
+    use crate::client::check::source::{Ack, Id};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -412,17 +412,8 @@ mod tests {
         let now = Instant::now();
         let ack =
             |n| Ack { id: Id { lane: 0, n }, position: None, duplicate: false, excluded: None, begun: now, at: now };
-        let of = |stream: &str| Published {
-            stream: stream.to_owned(),
-            lane: 0,
-            past: Past::default(),
-            begun: 3,
-            acks: (1..=3).map(ack).collect(),
-            retries: 0,
-            unacknowledged: vec![],
-            errors: vec![],
-        };
-        vec![of("a"), of("b")]
+        let acks: Vec<_> = (1..=3).map(ack).collect();
+        ["a", "b"].map(|stream| Published::acknowledged(stream, 0, acks.clone())).into()
     }
 
     /// The last message of this subscription comes after so many seconds; answers whether it was waited for.

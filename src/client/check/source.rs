@@ -112,6 +112,26 @@ pub struct Published {
 }
 
 impl Published {
+    /// Nothing yet.
+    fn new(stream: String, lane: u16, past: Past) -> Self {
+        Self {
+            stream,
+            lane,
+            past,
+            begun: 0,
+            acks: Vec::new(),
+            retries: 0,
+            unacknowledged: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// In the first turn, without any trouble.
+    #[cfg(test)]
+    pub(super) fn acknowledged(stream: &str, lane: u16, acks: Vec<Ack>) -> Self {
+        Self { begun: acks.len() as u64, acks, ..Self::new(stream.to_owned(), lane, Past::default()) }
+    }
+
     /// Its messages have positions, and must arrive.
     pub fn is_stored(&self) -> bool {
         self.lane < TRANSIENT_LANE
@@ -166,16 +186,7 @@ pub struct Source {
 impl Source {
     /// Publishes through the run's [`Phase::Run`].
     pub async fn run(mut self) -> Published {
-        let mut published = Published {
-            stream: self.stream.clone(),
-            lane: self.lane,
-            past: self.past.clone(),
-            begun: 0,
-            acks: Vec::new(),
-            retries: 0,
-            unacknowledged: Vec::new(),
-            errors: Vec::new(),
-        };
+        let mut published = Published::new(self.stream.clone(), self.lane, self.past.clone());
         let mut publishers = match Publishers::new(&self.outlet, usize::from(self.lane)) {
             Ok(publishers) => publishers,
             Err(error) => {

@@ -94,53 +94,43 @@ pub struct Verdict {
     pub skewed: u64,
 }
 
+/// Every kind of finding, by name: of a verdict to read, or (`mut`) to add to.
+macro_rules! kinds {
+    ($verdict:ident $(, $mutable:tt)?) => {
+        [
+            ("misdirected", &$($mutable)? $verdict.misdirected),
+            ("not excluded", &$($mutable)? $verdict.not_excluded),
+            ("revived", &$($mutable)? $verdict.revived),
+            ("missing at base clients", &$($mutable)? $verdict.base_missing),
+            ("not told", &$($mutable)? $verdict.unsignalled),
+            ("false alarm", &$($mutable)? $verdict.false_alarms),
+            ("arrived though not stored", &$($mutable)? $verdict.unstored),
+            ("late", &$($mutable)? $verdict.late),
+            ("missing", &$($mutable)? $verdict.missing),
+            ("doubled", &$($mutable)? $verdict.doubled),
+            ("out of order", &$($mutable)? $verdict.disordered),
+            ("wrong position", &$($mutable)? $verdict.positions),
+            ("history rejected", &$($mutable)? $verdict.rejects),
+            ("surprise", &$($mutable)? $verdict.surprises),
+            ("publishing", &$($mutable)? $verdict.publishing),
+            ("not acknowledged", &$($mutable)? $verdict.unacknowledged),
+        ]
+    };
+}
+
 impl Verdict {
     /// What was found, by name; counts of 0 included.
     pub fn findings(&self) -> [(&'static str, &Finding); 16] {
-        [
-            ("misdirected", &self.misdirected),
-            ("not excluded", &self.not_excluded),
-            ("revived", &self.revived),
-            ("missing at base clients", &self.base_missing),
-            ("not told", &self.unsignalled),
-            ("false alarm", &self.false_alarms),
-            ("arrived though not stored", &self.unstored),
-            ("late", &self.late),
-            ("missing", &self.missing),
-            ("doubled", &self.doubled),
-            ("out of order", &self.disordered),
-            ("wrong position", &self.positions),
-            ("history rejected", &self.rejects),
-            ("surprise", &self.surprises),
-            ("publishing", &self.publishing),
-            ("not acknowledged", &self.unacknowledged),
-        ]
+        kinds!(self)
     }
 
-    fn findings_mut(&mut self) -> [&mut Finding; 16] {
-        [
-            &mut self.misdirected,
-            &mut self.not_excluded,
-            &mut self.revived,
-            &mut self.base_missing,
-            &mut self.unsignalled,
-            &mut self.false_alarms,
-            &mut self.unstored,
-            &mut self.late,
-            &mut self.missing,
-            &mut self.doubled,
-            &mut self.disordered,
-            &mut self.positions,
-            &mut self.rejects,
-            &mut self.surprises,
-            &mut self.publishing,
-            &mut self.unacknowledged,
-        ]
+    fn findings_mut(&mut self) -> [(&'static str, &mut Finding); 16] {
+        kinds!(self, mut)
     }
 
     /// Adds what another turn of the same run has shown.
     pub fn merge(&mut self, mut other: Self) {
-        for (sum, more) in self.findings_mut().into_iter().zip(other.findings_mut()) {
+        for ((_, sum), (_, more)) in self.findings_mut().into_iter().zip(other.findings_mut()) {
             sum.count += more.count;
             let room = EXAMPLES.saturating_sub(sum.examples.len());
             sum.examples.extend(more.examples.drain(..).take(room));
