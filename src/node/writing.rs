@@ -198,7 +198,7 @@ impl Client {
             let never = matches!(error, NotSaved::NoRoom | NotSaved::Store(SaveError::Full(_) | SaveError::TooLarge));
             let goes = stored.held && (is_too_large || never && stored.version < shrunk);
             if goes {
-                stored.is_gone();
+                stored.note_gone();
             }
             goes
         };
@@ -229,7 +229,8 @@ impl Client {
             (state.session.identifiers.clone(), state.session.mark)
         };
         if broker.mark(&identifiers).await.map_err(SaveError::from)? > mark {
-            self.handle.revoke(Close::Remote { reconnect: true });
+            // Whether it may come back is said by the command itself, which has not come yet.
+            self.handle.revoke(Close::StoreUnavailable);
             return Err(NotSaved::Revoked);
         }
         if let Some(entry) = broker.load_session(key).await.map_err(SaveError::from)? {
@@ -237,11 +238,11 @@ impl Client {
             return Ok(());
         }
         if let Some(over) = supersede::over(&self.node, key).await.map_err(SaveError::from)? {
-            self.handle.over(over);
+            self.handle.close_over(over);
             return Err(NotSaved::Revoked);
         }
         // Its parts are of no use any more.
-        self.saver.stored().is_gone();
+        self.saver.stored().note_gone();
         let parts = self.state().session.scatter();
         discard(&self.node, key, parts);
         Ok(())
