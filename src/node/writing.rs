@@ -144,15 +144,28 @@ impl Client {
                     let renewed = if course.renews { Some(Instant::now()) } else { stored.renewed };
                     *stored = Stored { revision, version, held: true, renewed, outgrown: None, full: None };
                 }
-                let parts = self.state().session.take_obsolete();
+                let parts = {
+                    let session = &mut self.state().session;
+                    session.note_named();
+                    session.take_obsolete(version)
+                };
                 discard(&self.node, key, parts);
                 Ok(None)
             }
-            Written::Head { revision: Err(SaveError::Conflict), .. } => self.settle_conflict(key).await.map(|()| None),
-            Written::Head { held, revision: Err(error), .. } => {
-                if matches!(error, SaveError::Full(_) | SaveError::TooLarge) {
-                    self.saver.stored().held = held;
-                }
+            Written::Head { revision: Err(SaveError::Conflict), .. } => {
+                self.state().session.note_named();
+                self.settle_conflict(key).await.map(|()| None)
+            }
+            Written::Head { held, revision: Err(error @ (SaveError::Full(_) | SaveError::TooLarge)), .. } => {
+                self.saver.stored().held = held;
+                // They would take the room that is missing.
+                let parts = self.state().session.take_unnamed();
+                discard(&self.node, key, parts);
+                Ok(Some(Err(error.into())))
+            }
+            Written::Head { revision: Err(error), .. } => {
+                // It may be stored all the same.
+                self.state().session.note_named();
                 Ok(Some(Err(error.into())))
             }
         }
