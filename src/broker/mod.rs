@@ -267,7 +267,9 @@ pub struct Hole {
 #[derive(Clone, Debug)]
 pub struct Filled {
     pub messages: Vec<Arc<Message>>,
-    /// What was kept at and behind the hole's `newest` once the messages were read.
+    /// What was kept at and behind the hole's `newest` once the messages were read. It may say less than
+    /// [`Broker::behind`]: where many holes were read at once, `kept` is false and `next` is unknown (`None`), whatever is
+    /// kept, and `after` is counted from the hole's beginning. The messages were compared with the log's leader before.
     pub behind: Behind,
 }
 

@@ -386,7 +386,7 @@ impl Core {
         let commands = commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote);
         self.tasks.spawn(critical("broker.commands", commands));
         self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
-        self.tasks.spawn(critical("broker.restores", self.clone().hear_of_superseded(connection.clone())));
+        self.tasks.spawn(critical("broker.sessions_over", self.clone().hear_of_sessions_over(connection.clone())));
         Ok(generation)
     }
 }

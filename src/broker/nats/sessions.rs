@@ -133,7 +133,7 @@ impl Core {
         if over == Over::Ended {
             text.push_str(ENDED);
         }
-        let subject = self.names.superseded_subject();
+        let subject = self.names.session_over_subject();
         let sent = generation.api().mux.publish(subject, HeaderMap::new(), Bytes::from(text), ATTEMPT).await;
         if let Err(error) = sent {
             tracing::debug!(%error, "the end of a session was not announced");
@@ -141,8 +141,8 @@ impl Core {
     }
 
     /// Hears of sessions that are over, on all nodes, until the connection ends.
-    pub(super) async fn hear_of_superseded(self: Arc<Self>, connection: Arc<Connection>) {
-        let Ok(mut messages) = connection.subscribe(self.names.superseded_subject()).await else { return };
+    pub(super) async fn hear_of_sessions_over(self: Arc<Self>, connection: Arc<Connection>) {
+        let Ok(mut messages) = connection.subscribe(self.names.session_over_subject()).await else { return };
         while let Some(Some(message)) = connection.link.dead.run_until_cancelled(messages.next()).await {
             let Ok(text) = std::str::from_utf8(&message.payload) else { continue };
             let (key, over) = match text.strip_suffix(ENDED) {
