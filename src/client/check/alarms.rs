@@ -139,11 +139,7 @@ impl StreamLog {
     /// may have forgotten the idempotency key.
     pub fn is_forgotten(&self, arrival: &Arrival, first: Option<&Position>, limits: Limits) -> bool {
         let id = arrival.id;
-        let (begun, ended) = match (self.acks.get(&id), self.open.get(&id)) {
-            (Some(ack), _) => (ack.begun, ack.at),
-            (None, Some(unacked)) => (unacked.begun, unacked.ended + CARRIED_OUT),
-            (None, None) => return false,
-        };
+        let Some((begun, ended)) = self.tried(id) else { return false };
         let differs = first.is_none_or(|first| *first != arrival.position) && arrival.position.is_some();
         let stored_at = arrival.position.as_ref().and_then(|(epoch, offset)| {
             let id = self.places.get(&(Arc::clone(epoch), *offset));
@@ -155,6 +151,22 @@ impl StreamLog {
             || self.stored_between(begun, ended) > limits.messages
             || ended - begun > limits.ttl;
         differs && stored_at.is_some() && removed
+    }
+
+    /// The same without positions: that the first copy had been removed when the second was stored must show in the time
+    /// between their arrivals. No server knows an idempotency key for longer than it keeps the message.
+    pub fn is_forgotten_between(&self, id: Id, first: Instant, second: Instant, limits: Limits) -> bool {
+        let is_late = |(begun, ended): (Instant, Instant)| ended - begun > limits.ttl;
+        self.tried(id).is_some_and(is_late) && second.saturating_duration_since(first) >= limits.ttl
+    }
+
+    /// From the first attempt to publish a message until no further copy of it can be stored.
+    fn tried(&self, id: Id) -> Option<(Instant, Instant)> {
+        match (self.acks.get(&id), self.open.get(&id)) {
+            (Some(ack), _) => Some((ack.begun, ack.at)),
+            (None, Some(unacked)) => Some((unacked.begun, unacked.ended + CARRIED_OUT)),
+            (None, None) => None,
+        }
     }
 }
 

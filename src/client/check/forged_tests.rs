@@ -386,3 +386,41 @@ fn a_second_copy_of_what_was_not_acknowledged_is_forgiven_only_where_there_are_l
         assert_eq!((verdict.doubled.count > 0, verdict.forgotten > 0), (!forgiven, forgiven), "{verdict:?}");
     }
 }
+
+/// A base client has no positions: its arrivals must show that the first copy had been removed.
+#[test]
+fn a_second_copy_at_a_base_client_is_forgiven_only_where_it_came_when_the_first_had_expired() {
+    let (ttl, moment) = (Duration::from_secs(5), Duration::from_millis(10));
+    let told = Some(limits(10_000, 5));
+    for (limits, acked_after, copy_after, forgiven) in [
+        (told, ttl + moment, ttl, true),
+        // The store still had the first one.
+        (told, ttl + moment, ttl - moment, false),
+        // All attempts ended while it had it.
+        (told, ttl, ttl + moment, false),
+        // What it keeps is not known.
+        (None, ttl + moment, ttl, false),
+    ] {
+        let mut trace = Trace::quiet(Instant::now(), super::alarms::Limits { messages: 10_000, ttl });
+        trace.rules.limits = limits;
+        trace.record.follower.kind = Kind::Base;
+        let start = trace.start;
+        (1..=MESSAGES).for_each(|n| trace.arrive(n, trace.acked_at(n)));
+        trace.record.arrivals.iter_mut().for_each(|arrival| arrival.position = None);
+        trace.end_stay(Some(start), trace.acked_at(MESSAGES) + ttl);
+        assert_eq!(charges(&trace.verdict()), Vec::<&str>::new());
+        let mut copy = trace.record.arrivals[3].clone();
+        let ack = &mut trace.published.acks[3];
+        ack.at = ack.begun + acked_after;
+        copy.at += copy_after;
+        trace.record.arrivals.push(copy);
+        let verdict = trace.verdict();
+        let expected: &[&str] = if forgiven { &[] } else { &["doubled"] };
+        assert_eq!(
+            charges(&verdict),
+            expected,
+            "acked after {acked_after:?}, copied after {copy_after:?}: {verdict:?}"
+        );
+        assert_eq!(verdict.forgotten, u64::from(forgiven));
+    }
+}

@@ -6,14 +6,15 @@ use super::judge::Rules;
 use super::record::Record;
 use super::source::{Ack, Id};
 use super::verdict::Verdict;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules: &Rules, verdict: &mut Verdict) {
     let client = record.follower.id;
     let identifier = &record.follower.follows[follow].identifier;
-    // Connection ⇒ what it brought.
-    let mut brought: HashMap<u32, HashSet<Id>> = HashMap::new();
+    // Connection ⇒ what it brought, and when the last copy of that came.
+    let mut brought: HashMap<u32, HashMap<Id, Instant>> = HashMap::new();
     let mut last: HashMap<(u32, u16), u64> = HashMap::new();
     // Connection and epoch ⇒ the highest offset, as publishers know it.
     let mut highest: HashMap<(u32, Arc<str>), u64> = HashMap::new();
@@ -33,8 +34,12 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
                 continue;
             }
         }
-        if !brought.entry(connection).or_default().insert(id) {
-            verdict.doubled.add(describe);
+        if let Some(before) = brought.entry(connection).or_default().insert(id, arrival.at) {
+            if rules.limits.is_some_and(|limits| log.is_forgotten_between(id, before, arrival.at, limits)) {
+                verdict.forgotten += 1;
+            } else {
+                verdict.doubled.add(describe);
+            }
             continue;
         }
         let before = last.entry((connection, id.lane)).or_default();
@@ -48,7 +53,7 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
             *before = (*offset).max(*before);
         }
     }
-    let none = HashSet::new();
+    let none = HashMap::new();
     for (connection, stay) in (1_u32..).zip(&record.stays) {
         let Some(stood) = stay.stood else { continue };
         let had = brought.get(&connection).unwrap_or(&none);
@@ -63,7 +68,7 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
             let in_time = ack.at + rules.live_within < stay.ended || is_overtaken(ack);
             stood < ack.begun && in_time && ack.excluded.is_none_or(|(excluded, _)| excluded != client)
         };
-        for ack in log.acks.values().filter(due).filter(|ack| !had.contains(&ack.id)) {
+        for ack in log.acks.values().filter(due).filter(|ack| !had.contains_key(&ack.id)) {
             // What the limits remove before a failing feed is repaired cannot be had, and this protocol cannot tell.
             if log.may_be_removed(ack, rules) {
                 verdict.base_removed += 1;

@@ -73,7 +73,8 @@ pub struct Verdict {
     pub base_removed: u64,
     /// Missed by clients that came back with neither session nor position: they catch up by time, which tells no losses.
     pub by_time: u64,
-    /// Stored a second time by a retry, when the limits had removed the first one.
+    /// Stored a second time by a retry, when the limits had removed the first one; at base clients, when it had expired
+    /// between their arrivals.
     pub forgotten: u64,
     /// Refusals, being sent away, frames out of the protocol.
     pub surprises: Finding,
