@@ -22,6 +22,13 @@ fn survives(fault: Fault) {
     assert!(outcome.failures.is_empty(), "{}\n{}", outcome.line(), outcome.failures.join("\n"));
 }
 
+/// What is retried for longer may rightly be stored twice.
+#[test]
+fn the_last_attempt_ends_while_the_server_knows_its_key() {
+    let server = carrick::config::Config::default().broker;
+    assert!(round::RETRY_FOR + server.publish_timeout < server.dedup_window);
+}
+
 #[test]
 fn killing_carrick_loses_nothing() {
     survives(Fault::KillCarrick);
