@@ -1,6 +1,6 @@
 //! A connected client: its session and its cursors, shared by what runs on its connection.
 
-use super::disconnect::{Handle, Registration};
+use super::registry::{Handle, Registration};
 use super::save::Saver;
 use super::supersede::Predecessor;
 use super::{Asked, Hello, Node};

@@ -2,7 +2,7 @@
 
 use super::admit::{Admitted, admit, may_go_on};
 use super::client::Client;
-use super::disconnect::{Handle, Registration};
+use super::registry::{Handle, Registration};
 use super::save::unix_ms;
 use super::supersede::{Known, Predecessor};
 use super::{Node, stored, supersede};

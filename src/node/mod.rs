@@ -3,7 +3,7 @@
 //!
 //! A command is dropped at any await when its client leaves. So what must hold then is recorded before anything is waited
 //! for: what the application has granted, what was taken away ([`crate::session::Session::shrunk`]). What must be undone
-//! then is held by a guard ([`disconnect::Registration`], [`crate::hub::Open`]). What was read of a stream before an await
+//! then is held by a guard ([`registry::Registration`], [`crate::hub::Open`]). What was read of a stream before an await
 //! is compared when it is used: where a replay stands, which life of the log a position is from.
 
 mod admit;
@@ -21,6 +21,7 @@ mod joined;
 mod model;
 pub mod publish;
 mod queue;
+mod registry;
 mod save;
 mod stored;
 mod supersede;
@@ -29,9 +30,9 @@ mod tests;
 mod writing;
 
 pub use connect::{Asked, Hello};
-pub use disconnect::Registry;
 pub use drive::{Incoming, drive};
 pub use farewell::{DisconnectMode, FarewellConfig, Farewells};
+pub use registry::Registry;
 
 use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
