@@ -121,6 +121,20 @@ async fn row_07_however_long_nats_is_away_nobody_is_thrown_out() {
     client.barrier().await;
 }
 
+/// Its clients' sessions were to be written anew a moment later.
+#[tokio::test]
+async fn a_node_that_is_killed_leaves_its_sessions_all_of_their_time() {
+    let (nats, prefix) = (NatsServer::start(), unused_prefix());
+    let node = || Backend::on_nats(&nats.url(), &prefix).option("sessions_ttl", 6).start();
+    let (mut dies, stays) = (node(), node());
+    let client = dies.subscriber("chat").await;
+    // They are at 3 s.
+    patience::let_pass(Duration::from_millis(2_500)).await;
+    dies.kill();
+    patience::let_pass(Duration::from_millis(5_200)).await;
+    assert_eq!(stays.resume(&client.sid).await.restored(), [public("chat")]);
+}
+
 #[tokio::test]
 async fn a_frozen_nats_delays_but_loses_nothing() {
     let (nats, prefix) = (NatsServer::start(), unused_prefix());

@@ -12,8 +12,8 @@ use room::Room;
 
 use super::policy::{LogState, Logs, Table};
 use super::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Limits, Look, Looked, Over,
-    Overflow, Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Feed, Head, Life, Limits, Look, Looked, Over,
+    Overflow, Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable, life,
 };
 use crate::log_limit::limited;
 use crate::protocol::{Epoch, Message, Payload, Publication, StreamName};
@@ -333,12 +333,18 @@ impl Broker for MemoryBroker {
         Ok(lock(&self.sessions).entries.get(key).filter(|(_, until)| *until > now).map(|(stored, _)| stored.clone()))
     }
 
-    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        lock(&self.sessions).save(key, body, revision, self.sessions_ttl, self.sessions_budget)
+    async fn save_session(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Life,
+    ) -> Result<u64, SaveError> {
+        lock(&self.sessions).save(key, body, revision, life.of(self.sessions_ttl), self.sessions_budget)
     }
 
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        lock(&self.sessions).save(key, body, revision, self.sessions_ttl * 2, self.sessions_budget)
+        lock(&self.sessions).save(key, body, revision, life::beside(self.sessions_ttl), self.sessions_budget)
     }
 
     async fn announce_over(&self, key: &SessionKey, over: Over) {
@@ -354,7 +360,7 @@ impl Broker for MemoryBroker {
             let mut sessions = lock(&self.sessions);
             sessions.revision += 1;
             let mark = sessions.revision;
-            let until = Instant::now() + self.sessions_ttl * 2;
+            let until = Instant::now() + life::beside(self.sessions_ttl);
             sessions.marks.insert(command.identifiers.clone(), (mark, until));
             mark
         };

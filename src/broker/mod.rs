@@ -21,11 +21,13 @@
 //! message that preceded it *in the same stream* (0 if none was kept). The feed may lose messages, never invent or
 //! reorder them; what it lost shows in `previous`, or in [`Broker::heads`] where nothing follows.
 
+pub mod life;
 pub mod memory;
 pub mod nats;
 pub mod none;
 pub mod policy;
 
+pub use life::Life;
 pub use policy::{LogState, Logs, Policy, Storage, Table};
 
 use crate::protocol::{Epoch, Message, Publication, StreamName};
@@ -43,7 +45,7 @@ pub const MAX_OFFSET: u64 = (1 << 53) - 1;
 pub struct Limits {
     /// The history policies.
     pub table: Arc<Table>,
-    /// Life of a saved session after its last write. Zero: sessions are not saved.
+    /// How long a session can be resumed, for [`Life`]. Zero: sessions are not saved.
     pub sessions_ttl: Duration,
     /// Bytes that all saved sessions may take; 0: no limit of their own.
     pub sessions_budget: u64,
@@ -449,11 +451,17 @@ pub trait Broker: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Writes a session with a new life of `sessions_ttl`. With `revision`, only if that is the entry's last write
+    /// Writes a session, or a note about one, with a new life. With `revision`, only if that is the entry's last write
     /// (0: only if there is no entry). Answers with the new revision.
-    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
+    async fn save_session(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Life,
+    ) -> Result<u64, SaveError>;
 
-    /// Writes what belongs to a session, with twice its life: it outlives the session. Conditions as with
+    /// Writes what belongs to a session, with a life that [outlives](life::beside) it. Conditions as with
     /// [`Self::save_session`].
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError>;
 

@@ -237,7 +237,7 @@ options! {
         history_limit: u64 [COUNT] = "100", "history_limit", Broker;
         /// How long a message is kept; 0: nothing is stored
         history_ttl: Duration [ANY_TIME] = "300", "history_ttl", Broker;
-        /// How long a session can be resumed after its connection is gone; 0: sessions are not saved
+        /// How long a session can be resumed after its connection is gone; half as long again, and 2 s, where its node died with it. 0: sessions are not saved
         sessions_ttl: Duration [ANY_TIME] = "300", "sessions_ttl", Broker;
         /// Bytes that are saved of one session, of a subscription 200 and its identifier three times or less; a larger one cannot be resumed
         max_session_size: usize [BYTES] = "2097152", "max_session_size", Broker;

@@ -7,7 +7,7 @@ use super::save::unix_ms;
 use super::supersede::{Known, Predecessor};
 use super::{Node, stored, supersede};
 use crate::auth::jwt::Token;
-use crate::broker::{SaveError, SessionKey, Unavailable};
+use crate::broker::{SaveError, SessionKey, Unavailable, life};
 use crate::critical::critical;
 use crate::hub::{Open, Outbox, Receiver, SavedProof};
 use crate::metrics;
@@ -159,7 +159,7 @@ async fn restore(
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
     // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
-    let longest = node.hub.table().longest_ttl() + node.config.sessions_ttl;
+    let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl);
     let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
     let mut session = saved.restore(sid.clone(), hello.subprotocol, oldest);
     session.unproved = Some(old.0);

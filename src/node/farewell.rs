@@ -7,7 +7,7 @@ mod tell;
 mod tests;
 
 use super::client::Client;
-use crate::broker::SessionKey;
+use crate::broker::{Life, SessionKey};
 use crate::critical::critical;
 use crate::hub::Hub;
 use crate::log_limit::limited;
@@ -195,7 +195,7 @@ impl Farewells {
         }
         // Whoever saw the old connection end may be another node, and may not have seen it end yet.
         let key = end_of(session);
-        let noting = self.hub.broker().save_session(&key, Bytes::from_static(b"restored"), None);
+        let noting = self.hub.broker().save_session(&key, Bytes::from_static(b"restored"), None, Life::Last);
         match tokio::time::timeout(NOTE_WAIT, noting).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => limited!(WARN, RestoreNotNoted, %error, "a restore could not be noted"),
@@ -373,7 +373,8 @@ const NO_CLAIM: u64 = 0;
 
 const LEFT: &[u8] = b"left";
 
-/// Where it is noted that a session ended or was restored: an entry beside the saved session, with the same life.
+/// Where it is noted that a session ended or was restored: an entry beside the saved session, which lives for
+/// `sessions_ttl`.
 fn end_of(session: &SessionKey) -> SessionKey {
     session.derived("end")
 }

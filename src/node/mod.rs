@@ -63,7 +63,7 @@ pub struct NodeConfig {
     pub pong_timeout: Duration,
     /// Also send WebSocket ping frames; a native pong is a sign of life.
     pub native_pings: bool,
-    /// Life of a saved session.
+    /// How long a session can be resumed, however its connection ended.
     pub sessions_ttl: Duration,
     /// How long stored messages wait for a restored client's `history` command.
     pub history_hold: Duration,

@@ -172,8 +172,10 @@ impl Client {
         work.await
     }
 
-    /// What is stored has lived half its life, or its proofs have grown old: they are worth something as long as what came
+    /// Half of `sessions_ttl` has passed since all of it was written ([`Life::Standing`]), or its proofs have grown old: they are worth something as long as what came
     /// after them cannot have expired. `again`: until it is asked the next time.
+    ///
+    /// [`Life::Standing`]: crate::broker::Life::Standing
     pub fn wants_touch(&self, again: Duration) -> bool {
         let written = self.saver.stored().renewed;
         let following = self.all_following();

@@ -2,7 +2,7 @@
 //! answers.
 
 use super::Node;
-use crate::broker::{Broker, SessionKey, StoredSession, Unavailable};
+use crate::broker::{Broker, SessionKey, StoredSession, Unavailable, life};
 use crate::critical::critical;
 use crate::log_limit::limited;
 use crate::session::{SavedSession, Unusable};
@@ -154,7 +154,7 @@ pub struct Patience(Instant);
 
 impl Patience {
     pub fn new(node: &Node) -> Self {
-        Self(Instant::now() + node.config.sessions_ttl)
+        Self(Instant::now() + life::longest(node.config.sessions_ttl))
     }
 
     pub async fn is_left(&mut self) -> bool {

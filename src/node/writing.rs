@@ -5,7 +5,7 @@ use super::client::Client;
 use super::save::{NotSaved, Stored, recently, unix_ms};
 use super::stored::{PARTS_AT_ONCE, discard, forget_with, place};
 use super::supersede;
-use crate::broker::{SaveError, SessionKey};
+use crate::broker::{Life, SaveError, SessionKey};
 use crate::protocol::Close;
 use crate::session::{NewHead, SavePlan, Split};
 use futures_util::future::BoxFuture;
@@ -112,12 +112,13 @@ impl Client {
     fn write_head(&self, key: &SessionKey, course: Course, head: NewHead) -> Writing {
         let (broker, key) = (self.node.hub.broker().clone(), key.clone());
         let NewHead { body, version, .. } = head;
+        let life = if course.open { Life::Standing } else { Life::Last };
         let (last, held) = {
             let mut stored = self.saver.stored();
             (stored.revision, std::mem::replace(&mut stored.held, true))
         };
         let writing = async move {
-            let revision = broker.save_session(&key, body, Some(last)).await;
+            let revision = broker.save_session(&key, body, Some(last), life).await;
             Written::Head { version, held, revision }
         };
         Writing { course, end: writing.boxed() }

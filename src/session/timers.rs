@@ -10,7 +10,7 @@ pub struct TimerConfig {
     pub ping_interval: Duration,
     /// Zero: no pongs expected.
     pub pong_timeout: Duration,
-    /// Life of what is saved; it is touched at half of it. Zero: nothing is saved.
+    /// How often what is saved is looked at, whether it must be written anew. Zero: nothing is saved.
     pub touch_every: Duration,
 }
 
@@ -22,7 +22,7 @@ pub enum Due {
     NoPong,
     /// The hold after a restore is over.
     HoldOver,
-    /// The saved session must be written again before half its life is over.
+    /// The saved session may have to be written again.
     Touch,
 }
 

@@ -1,6 +1,6 @@
 //! What the broker is told: where NATS is, how much to keep, how long to wait; and the names that follow from it.
 
-use crate::broker::{Limits, Policy, Table};
+use crate::broker::{Limits, Policy, Table, life};
 use crate::nats::connect::ClientConfig;
 use crate::nats::mark::StoreMark;
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ impl NatsBrokerConfig {
 
     /// Life of a stored remote command.
     pub(super) fn mark_life(&self) -> Duration {
-        (self.limits.sessions_ttl * 2).max(Duration::from_secs(60))
+        life::beside(self.limits.sessions_ttl).max(Duration::from_secs(60))
     }
 
     pub(super) fn check(&self) -> Result<(), StartError> {

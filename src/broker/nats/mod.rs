@@ -62,8 +62,8 @@ pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
 use super::{
-    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Logs, Looked, Over, Page,
-    ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable,
+    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Life, Logs, Looked, Over,
+    Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable, life,
 };
 use crate::critical::critical;
 use crate::protocol::{Message, Publication, StreamName};
@@ -481,14 +481,20 @@ impl Broker for NatsBroker {
         self.core.vouch(answering).await
     }
 
-    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+    async fn save_session(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Life,
+    ) -> Result<u64, SaveError> {
         self.core.saves_sessions()?;
-        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl).await
+        self.core.save(key, body, revision, life.of(self.core.config.limits.sessions_ttl)).await
     }
 
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.core.saves_sessions()?;
-        self.core.save(key, body, revision, self.core.config.limits.sessions_ttl * 2).await
+        self.core.save(key, body, revision, life::beside(self.core.config.limits.sessions_ttl)).await
     }
 
     async fn announce_over(&self, key: &SessionKey, over: Over) {

@@ -115,7 +115,7 @@ impl Broker for Store {
     async fn load_session(&self, _: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         unreachable!("there are no sessions")
     }
-    async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+    async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>, _: Life) -> Result<u64, SaveError> {
         unreachable!("there are no sessions")
     }
     async fn save_beside(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {

@@ -4,7 +4,7 @@
 //! written page by page, conditionally. Every node reads the book and takes over what stands in it for longer than its
 //! grace. That is measured by the reader from when it first saw it: no two machines' clocks are compared.
 
-use crate::broker::{SaveError, SessionKey, Unavailable};
+use crate::broker::{Life, SaveError, SessionKey, Unavailable};
 use crate::hub::Hub;
 use crate::log_limit::limited;
 use crate::protocol::Sid;
@@ -133,7 +133,7 @@ impl Book {
             let body = serde_json::to_vec(&page).expect("maps with text keys are always JSON");
             let saved = match room && body.len() > PAGE_BYTES {
                 true => Err(SaveError::TooLarge),
-                false => broker.save_session(&key(number), Bytes::from(body), Some(revision)).await,
+                false => broker.save_session(&key(number), Bytes::from(body), Some(revision), Life::Last).await,
             };
             match saved {
                 Ok(_) => return Ok(()),

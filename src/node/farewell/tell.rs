@@ -2,7 +2,7 @@
 //! not reached.
 
 use super::{Farewells, Kind, LEFT, NOTE_WAIT, Notice, note};
-use crate::broker::{SaveError, Unavailable};
+use crate::broker::{Life, SaveError, Unavailable};
 use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::Sid;
@@ -133,7 +133,7 @@ impl Farewells {
         let unknown = Claim::Ours(revision);
         let (broker, key) = (self.hub.broker(), note(sid));
         let claiming = async {
-            match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision)).await {
+            match broker.save_session(&key, Bytes::from_static(LEFT), Some(revision), Life::Last).await {
                 Ok(revision) => Claim::Ours(revision),
                 Err(SaveError::Unavailable(_) | SaveError::Full(_) | SaveError::TooLarge) => unknown,
                 Err(SaveError::Conflict) => match broker.load_session(&key).await {

@@ -46,7 +46,7 @@ async fn ruling_30_the_calls_of_a_dead_node_are_made_once_each_by_the_others() {
 async fn ruling_30_a_node_that_died_during_the_call_has_it_made_again() {
     let cluster = cluster();
     dead_node(&cluster, &["one"]).await;
-    cluster.broker.save_session(&note(&"one".into()), Bytes::from_static(LEFT), None).await.unwrap();
+    cluster.broker.save_session(&note(&"one".into()), Bytes::from_static(LEFT), None, Life::Last).await.unwrap();
     tokio::time::sleep(90 * SECOND).await;
     assert_eq!(cluster.app.disconnects(), [call("one")]);
     assert!(is_empty(&cluster).await);
@@ -56,7 +56,7 @@ async fn ruling_30_a_node_that_died_during_the_call_has_it_made_again() {
 async fn a_session_that_was_restored_is_not_taken_over() {
     let cluster = cluster();
     dead_node(&cluster, &["one"]).await;
-    cluster.broker.save_session(&note(&"one".into()), Bytes::from_static(b"restored"), None).await.unwrap();
+    cluster.broker.save_session(&note(&"one".into()), Bytes::from_static(b"restored"), None, Life::Last).await.unwrap();
     tokio::time::sleep(90 * SECOND).await;
     assert_eq!(cluster.app.disconnects(), []);
     assert!(is_empty(&cluster).await);

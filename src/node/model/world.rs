@@ -166,8 +166,14 @@ impl Broker for NodeBroker {
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         self.exchange(async { self.log().load_session(key).await }).await
     }
-    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        self.exchange(async { self.log().save_session(key, body, revision).await }).await
+    async fn save_session(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Life,
+    ) -> Result<u64, SaveError> {
+        self.exchange(async { self.log().save_session(key, body, revision, life).await }).await
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         tokio::task::yield_now().await;

@@ -1,8 +1,8 @@
 //! A broker for tests of publishing alone: the data says how storing it ends, so that every failure can be had.
 
 use crate::broker::{
-    AppendError, Appended, Behind, Broker, Durability, Facts, Features, LogState, Logs, Looked, Over, Page, ReadFrom,
-    RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
+    AppendError, Appended, Behind, Broker, Durability, Facts, Features, Life, LogState, Logs, Looked, Over, Page,
+    ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Table, Unavailable,
 };
 use crate::protocol::{Epoch, Message, MessageId, Meta, Publication, StreamName};
 use async_trait::async_trait;
@@ -166,7 +166,7 @@ impl Broker for ScriptedBroker {
         unreachable!("publishing knows no sessions")
     }
 
-    async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>) -> Result<u64, SaveError> {
+    async fn save_session(&self, _: &SessionKey, _: Bytes, _: Option<u64>, _: Life) -> Result<u64, SaveError> {
         unreachable!("publishing knows no sessions")
     }
 

@@ -3,6 +3,7 @@
 use super::store::{Fault, Writes};
 use super::*;
 use crate::broker::SessionKey;
+use crate::node::stored;
 use crate::session::{SavedSession, SubscriptionLimits};
 use serde_json::{Value, json as value};
 
@@ -349,11 +350,97 @@ async fn a_deletion_that_never_succeeds_pauses() {
     let cluster = streams_only(&writes, Setup::default());
     let (browser, sid) = cluster.welcomed().await;
     writes.fail(Fault::Stubborn);
-    crate::node::stored::forget(&cluster.nodes[0], SessionKey::of(&sid));
+    stored::forget(&cluster.nodes[0], SessionKey::of(&sid));
     tokio::time::sleep(5 * SECOND + SECOND / 4).await;
     let tries = writes.deletions.load(Ordering::Relaxed);
     assert!((20..=120).contains(&tries), "{tries} tries in 5 s");
     writes.fail(None);
     until(&cluster, &sid, "it is gone", |head| head.is_none()).await;
     drop::<(Browser, Value)>((browser, Value::Null));
+}
+
+/// All of what is stored of a session can be used.
+async fn is_complete(cluster: &Cluster, sid: &str) -> bool {
+    let key = SessionKey::of(sid);
+    match cluster.broker.load_session(&key).await.unwrap() {
+        Some(head) => stored::complete(&cluster.nodes[1], &key, head).await.unwrap().is_some(),
+        None => false,
+    }
+}
+
+/// `sessions_ttl` is 300 s here.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_right_before_it_writes_a_session_anew_leaves_all_of_its_time() {
+    for parts in [false, true] {
+        let writes = Arc::<Writes>::default();
+        let cluster = streams_only(&writes, Setup::default());
+        let (mut browser, sid) = cluster.welcomed().await;
+        let size = if parts { 1_000 } else { 10 };
+        for n in 0..20 {
+            browser.subscribed(&long(n, size)).await;
+        }
+        assert_eq!(head(&cluster, &sid).await.unwrap().contains("\"parts\""), parts);
+        tokio::time::sleep(149 * SECOND).await;
+        // Nothing of it reaches the store any more.
+        writes.stuck.store(true, Ordering::Relaxed);
+        tokio::time::sleep(300 * SECOND).await;
+        assert!(is_complete(&cluster, &sid).await, "with parts: {parts}");
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(head(&cluster, &sid).await.is_none(), "no longer than that, and the time for the write");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_parts_of_a_session_outlive_a_head_that_was_written_right_before_its_node_died() {
+    let writes = Arc::<Writes>::default();
+    let cluster = streams_only(&writes, Setup::default());
+    let (mut browser, sid) = cluster.welcomed().await;
+    for n in 0..20 {
+        browser.subscribed(&long(n, 1_000)).await;
+    }
+    tokio::time::sleep(149 * SECOND).await;
+    writes.take();
+    browser.subscribed(&public("late")).await;
+    let (number, _) = writes.take();
+    assert_eq!(number, 1, "the head alone");
+    writes.stuck.store(true, Ordering::Relaxed);
+    tokio::time::sleep(450 * SECOND).await;
+    assert!(is_complete(&cluster, &sid).await);
+    tokio::time::sleep(5 * SECOND).await;
+    assert!(head(&cluster, &sid).await.is_none());
+}
+
+/// One write more than before is not needed for that: the last one was always made.
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_connection_has_ended_lives_for_its_time_and_no_longer_although_nothing_had_changed() {
+    for after in [1, 149, 151, 1_000] {
+        let writes = Arc::<Writes>::default();
+        let cluster = streams_only(&writes, Setup::default());
+        let (mut browser, sid) = cluster.welcomed().await;
+        browser.subscribed(&public("a")).await;
+        tokio::time::sleep(after * SECOND).await;
+        writes.take();
+        browser.vanish();
+        eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+        let (number, _) = writes.take();
+        assert_eq!(number, 1);
+        tokio::time::sleep(299 * SECOND).await;
+        assert!(is_complete(&cluster, &sid).await, "after {after} s");
+        tokio::time::sleep(2 * SECOND).await;
+        assert!(head(&cluster, &sid).await.is_none(), "after {after} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_is_tried_again_for_as_long_as_a_session_lives_whose_connection_stood() {
+    let writes = Arc::<Writes>::default();
+    let cluster = streams_only(&writes, Setup::default());
+    let (browser, sid) = cluster.welcomed().await;
+    writes.fail(Fault::Away);
+    stored::forget(&cluster.nodes[0], SessionKey::of(&sid));
+    tokio::time::sleep(400 * SECOND).await;
+    assert!(head(&cluster, &sid).await.is_some());
+    writes.fail(None);
+    until(&cluster, &sid, "it is gone", |head| head.is_none()).await;
+    drop::<Browser>(browser);
 }

@@ -166,7 +166,13 @@ impl Broker for Store {
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         self.log.load_session(key).await
     }
-    async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
+    async fn save_session(
+        &self,
+        key: &SessionKey,
+        body: Bytes,
+        revision: Option<u64>,
+        life: Life,
+    ) -> Result<u64, SaveError> {
         self.writes.taken(&body).await?;
         while self.writes.heads_stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(super::SECOND / 10).await;
@@ -174,7 +180,7 @@ impl Broker for Store {
         if self.writes.fault() == Some(Fault::HeadsFull) {
             return Err(SaveError::Full("full".into()));
         }
-        let saved = self.writes.keep(key, self.log.save_session(key, body, revision).await);
+        let saved = self.writes.keep(key, self.log.save_session(key, body, revision, life).await);
         match self.writes.fault() {
             Some(Fault::Unanswered) => saved.and(Err(Unavailable("no answer".into()).into())),
             _ => saved,

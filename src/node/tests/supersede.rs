@@ -1,7 +1,7 @@
 //! A restored session takes the place of the one before.
 
 use super::*;
-use crate::broker::{Over, SaveError, SessionKey};
+use crate::broker::{Life, Over, SaveError, SessionKey};
 use crate::node::supersede;
 use crate::session::Succession;
 use serde_json::{Value, json as value};
@@ -275,7 +275,7 @@ async fn fill(cluster: &Cluster) {
     let (mut size, mut step) = (0, 1 << 14);
     while step > 0 {
         let body = Bytes::from(vec![b' '; size + step]);
-        match cluster.broker.save_session(&SessionKey::of("filler"), body, None).await {
+        match cluster.broker.save_session(&SessionKey::of("filler"), body, None, Life::Last).await {
             Ok(_) => size += step,
             Err(SaveError::Full(_)) => step /= 2,
             Err(error) => panic!("{error}"),

@@ -12,7 +12,9 @@ mod server;
 mod start;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
-use crate::broker::{Broker, Feed, Head, Limits, Looked, Over, Overflow, RemoteDisconnect, SessionKey, Unavailable};
+use crate::broker::{
+    Broker, Feed, Head, Life, Limits, Looked, Over, Overflow, RemoteDisconnect, SessionKey, Unavailable,
+};
 use crate::nats::connect::ClientConfig;
 use crate::protocol::{Message, MessageId, Meta, Publication, StreamName};
 use bytes::Bytes;

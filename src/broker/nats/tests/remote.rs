@@ -7,22 +7,22 @@ async fn sessions_are_shared_and_updated_by_revision() {
     let (one, two) = (Node::on(&server).await, Node::on(&server).await);
     let key = SessionKey::of("sid");
     assert!(one.broker.load_session(&key).await.unwrap().is_none());
-    let first = one.broker.save_session(&key, "a".into(), Some(0)).await.unwrap();
+    let first = one.broker.save_session(&key, "a".into(), Some(0), Life::Last).await.unwrap();
     let found = two.broker.load_session(&key).await.unwrap().unwrap();
     assert_eq!((&found.body[..], found.revision), (&b"a"[..], first));
-    let second = two.broker.save_session(&key, "b".into(), Some(first)).await.unwrap();
+    let second = two.broker.save_session(&key, "b".into(), Some(first), Life::Last).await.unwrap();
     assert!(second > first);
     for stale in [0, first] {
-        let refused = one.broker.save_session(&key, "c".into(), Some(stale)).await;
+        let refused = one.broker.save_session(&key, "c".into(), Some(stale), Life::Last).await;
         assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
     }
-    one.broker.save_session(&key, "d".into(), None).await.unwrap();
+    one.broker.save_session(&key, "d".into(), None, Life::Last).await.unwrap();
     one.broker.delete_session(&key, None).await.unwrap();
     one.broker.delete_session(&key, None).await.unwrap();
     assert!(two.broker.load_session(&key).await.unwrap().is_none());
-    let refused = one.broker.save_session(&key, "e".into(), Some(second)).await;
+    let refused = one.broker.save_session(&key, "e".into(), Some(second), Life::Last).await;
     assert!(matches!(refused, Err(SaveError::Conflict)), "{refused:?}");
-    one.broker.save_session(&key, "f".into(), Some(0)).await.unwrap();
+    one.broker.save_session(&key, "f".into(), Some(0), Life::Last).await.unwrap();
     assert_eq!(&two.broker.load_session(&key).await.unwrap().unwrap().body[..], b"f");
 }
 
@@ -33,10 +33,10 @@ async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
     config.limits.sessions_ttl = Duration::from_secs(2);
     let node = Node::ready(config).await;
     let (kept, dies) = (SessionKey::of("kept"), SessionKey::of("dies"));
-    node.broker.save_session(&dies, "x".into(), None).await.unwrap();
+    node.broker.save_session(&dies, "x".into(), None, Life::Last).await.unwrap();
     let begin = std::time::Instant::now();
     loop {
-        node.broker.save_session(&kept, "x".into(), None).await.unwrap();
+        node.broker.save_session(&kept, "x".into(), None, Life::Last).await.unwrap();
         if node.broker.load_session(&dies).await.unwrap().is_none() {
             break;
         }
@@ -45,6 +45,33 @@ async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
     }
     assert!(begin.elapsed() > Duration::from_millis(1500));
     assert!(node.broker.load_session(&kept).await.unwrap().is_some());
+}
+
+/// Lives are of whole seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_connection_stands_outlives_one_that_was_left_and_what_belongs_to_it_outlives_both() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.limits.sessions_ttl = Duration::from_secs(2);
+    let node = Node::ready(config).await;
+    let [left, stands, beside] = ["left", "stands", "beside"].map(SessionKey::of);
+    let begin = std::time::Instant::now();
+    node.broker.save_session(&left, "x".into(), None, Life::Last).await.unwrap();
+    node.broker.save_session(&stands, "x".into(), None, Life::Standing).await.unwrap();
+    node.broker.save_beside(&beside, "x".into(), None).await.unwrap();
+    let is_there = async |key: &SessionKey| node.broker.load_session(key).await.unwrap().is_some();
+    let mut ends = Vec::new();
+    for key in [&left, &stands] {
+        while is_there(key).await {
+            assert!(begin.elapsed() < Duration::from_secs(20), "still there");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ends.push(begin.elapsed());
+    }
+    assert!(is_there(&beside).await, "what belongs to it is still there");
+    // Half of its time more, and that for the write.
+    assert!(ends[1] > Duration::from_millis(4_500), "{ends:?}");
+    assert!(ends[0] < Duration::from_millis(4_500), "{ends:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +126,7 @@ async fn a_deleted_bucket_or_command_log_is_made_again() {
     eventually("the node knows", || node.feed.all().contains(&Told::CommandsLost)).await;
     let key = SessionKey::of("sid");
     context.delete_stream("KV_carrick_sessions").await.unwrap();
-    node.broker.save_session(&key, "x".into(), None).await.unwrap();
+    node.broker.save_session(&key, "x".into(), None, Life::Last).await.unwrap();
     context.delete_stream("KV_carrick_sessions").await.unwrap();
     assert!(node.broker.load_session(&key).await.unwrap().is_none());
 }
@@ -209,7 +236,7 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
     let mut saved = Vec::new();
     let full = loop {
         let key = SessionKey::of(&saved.len().to_string());
-        match node.broker.save_session(&key, body.clone(), Some(0)).await {
+        match node.broker.save_session(&key, body.clone(), Some(0), Life::Last).await {
             Ok(_) => saved.push(key),
             Err(error) => break error,
         }
@@ -222,7 +249,7 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
     let mut small = Vec::new();
     loop {
         let key = SessionKey::of(&format!("small {}", small.len()));
-        match node.broker.save_session(&key, Bytes::new(), None).await {
+        match node.broker.save_session(&key, Bytes::new(), None, Life::Last).await {
             Ok(revision) => small.push((key, revision)),
             Err(SaveError::Full(_)) => break,
             Err(error) => panic!("{error}"),
@@ -246,7 +273,7 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
         node.broker.delete_session(key, None).await.unwrap();
         assert!(node.broker.load_session(key).await.unwrap().is_none());
     }
-    node.broker.save_session(&SessionKey::of("again"), body, Some(0)).await.unwrap();
+    node.broker.save_session(&SessionKey::of("again"), body, Some(0), Life::Last).await.unwrap();
 }
 
 /// Of what refuses a session only the limit of the sessions' bucket leaves publishing alone.
