@@ -221,8 +221,11 @@ pub struct Facts {
     pub revision: u64,
     /// Last sequence of the log when a limit was last raised: counting proves nothing for positions below.
     pub raised_at: u64,
-    /// The store's clock when it answered.
+    /// The store's clock when it answered. What has been agreed to by then need not be in `last_seq` yet: a leader that was
+    /// just elected takes in what the one before left behind, with the times it had then.
     pub now: StoreTime,
+    /// When the message at `last_seq` was stored: nothing behind it was stored earlier. Unknown where the log has had none.
+    pub stored: StoreTime,
     /// How far the clocks of the servers that led the log may differ, as far as this node has measured it.
     pub skew: Duration,
 }

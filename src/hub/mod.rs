@@ -21,6 +21,7 @@ mod backlog;
 pub mod cursor;
 mod fanout;
 mod frames;
+mod held_back;
 mod herd;
 mod history;
 mod members;

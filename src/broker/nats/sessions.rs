@@ -22,10 +22,11 @@ const MARKER_LIFE: Duration = Duration::from_secs(10);
 
 impl Core {
     pub(super) async fn load(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        let bucket = &self.names.sessions_bucket();
-        let ask = |generation: Arc<Generation>| async move { generation.api().value(bucket, &key.0).await };
-        let found = self.asking(ask).await?;
-        Ok(found.map(|(body, revision)| StoredSession { body, revision }))
+        let bucket = self.names.sessions_bucket();
+        let (stream, subject) = (&bucket_stream(&bucket), &key_subject(&bucket, &key.0));
+        let ask = |generation: Arc<Generation>| async move { generation.newest_in_bucket(stream, subject).await };
+        let found = self.asking(ask).await?.filter(|newest| !newest.is_marker);
+        Ok(found.map(|newest| StoredSession { body: newest.data, revision: newest.seq }))
     }
 
     pub(super) async fn answering(&self) -> Result<Answering, Unavailable> {
@@ -45,13 +46,11 @@ impl Core {
             return Err(Unavailable("the connection to NATS was replaced meanwhile".into()));
         }
         let sessions = bucket_stream(&self.names.sessions_bucket());
-        let asking = [&sessions, &generation.commands].map(|stream| generation.api().info(stream));
-        for info in futures_util::future::try_join_all(asking).await.map_err(|error| Unavailable(error.to_string()))? {
-            if !info.cluster.is_led() {
-                return Err(Unavailable("the leader of saved sessions is out of touch with the majority".into()));
-            }
+        let info = generation.api().info(&sessions).await.map_err(|error| Unavailable(error.to_string()))?;
+        match info.cluster.is_led() {
+            true => Ok(()),
+            false => Err(Unavailable("the leader of saved sessions is out of touch with the majority".into())),
         }
-        Ok(())
     }
 
     pub(super) async fn save(

@@ -332,3 +332,67 @@ async fn eventually_asked(node: &Node, stream: &StreamName) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+/// Number of the server that leads the log of remote commands, as the others see it.
+async fn commands_leader(node: &Node) -> usize {
+    loop {
+        if let Some(generation) = node.broker.core.generation()
+            && let Ok(info) = generation.api().info(&generation.commands).await
+            && let Ok(number) = info.cluster.leader.trim_start_matches('n').parse()
+        {
+            return number;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// It goes on to answer as the leader it was, beside its successor, which vouches for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_server_that_was_frozen_hides_no_remote_disconnect() {
+    let servers = Server::cluster(3);
+    let publisher = Node::ready(everywhere(&servers)).await;
+    let command = RemoteDisconnect { identifiers: "gone".into(), reconnect: false };
+    let disconnect = async || {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            match publisher.broker.disconnect(&command).await {
+                Ok(mark) => return mark,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "no leader: {error}"),
+            }
+        }
+    };
+    disconnect().await;
+    let led = commands_leader(&publisher).await;
+    let others: Vec<String> = servers.iter().enumerate().filter(|(n, _)| *n != led).map(|(_, s)| s.url()).collect();
+    let client = ClientConfig::for_servers(&others.join(","));
+    let node = Node::ready(NatsBrokerConfig { client, ..config(&servers[0]) }).await;
+    assert_eq!(node.broker.mark("somebody else").await.unwrap(), 0);
+    servers[led].signal("STOP");
+    let mark = disconnect().await;
+    servers[led].signal("CONT");
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let answers = (0..8).map(|_| node.broker.mark("gone"));
+        for known in futures_util::future::join_all(answers).await.into_iter().flatten() {
+            assert!(known >= mark, "{known} instead of {mark}, {:?} after it went on", begun.elapsed());
+        }
+    }
+    assert_eq!(eventually_marked(&node, "gone").await, mark);
+    assert_eq!(eventually_marked(&node, "somebody else").await, 0);
+    // Whoever has not come as far as this node has heard is not believed.
+    let generation = node.broker.core.generation().unwrap();
+    let subject = node.broker.core.names.command_subject("nobody");
+    assert_eq!(generation.newest_command(&subject, mark).await.unwrap(), 0);
+    let error = generation.newest_command(&subject, mark + 1).await.unwrap_err();
+    assert!(error.to_string().contains("lags"), "{error}");
+}
+
+async fn eventually_marked(node: &Node, identifiers: &str) -> u64 {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match node.broker.mark(identifiers).await {
+            Ok(mark) => return mark,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "nobody knows: {error}"),
+        }
+    }
+}
