@@ -368,12 +368,16 @@ async fn is_complete(cluster: &Cluster, sid: &str) -> bool {
     }
 }
 
-/// `sessions_ttl` is 300 s here.
+/// Proofs of what was not missed do not grow old before half of `sessions_ttl` is over, which is 300 s here.
+fn written_rarely() -> Setup {
+    Setup { history_ttl: Some(1_200 * SECOND), ..Setup::default() }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_dies_right_before_it_writes_a_session_anew_leaves_all_of_its_time() {
     for parts in [false, true] {
         let writes = Arc::<Writes>::default();
-        let cluster = streams_only(&writes, Setup::default());
+        let cluster = streams_only(&writes, written_rarely());
         let (mut browser, sid) = cluster.welcomed().await;
         let size = if parts { 1_000 } else { 10 };
         for n in 0..20 {
@@ -393,7 +397,7 @@ async fn a_node_that_dies_right_before_it_writes_a_session_anew_leaves_all_of_it
 #[tokio::test(start_paused = true)]
 async fn the_parts_of_a_session_outlive_a_head_that_was_written_right_before_its_node_died() {
     let writes = Arc::<Writes>::default();
-    let cluster = streams_only(&writes, Setup::default());
+    let cluster = streams_only(&writes, written_rarely());
     let (mut browser, sid) = cluster.welcomed().await;
     for n in 0..20 {
         browser.subscribed(&long(n, 1_000)).await;
