@@ -408,7 +408,7 @@ async fn the_parts_of_a_session_outlive_a_head_that_was_written_right_before_its
     let (number, _) = writes.take();
     assert_eq!(number, 1, "the head alone");
     writes.stuck.store(true, Ordering::Relaxed);
-    tokio::time::sleep(450 * SECOND).await;
+    tokio::time::sleep(451 * SECOND + SECOND / 2).await;
     assert!(is_complete(&cluster, &sid).await);
     tokio::time::sleep(5 * SECOND).await;
     assert!(head(&cluster, &sid).await.is_none());
