@@ -219,8 +219,11 @@ pub struct Facts {
     pub revision: u64,
     /// Last sequence of the log when a limit was last raised: counting proves nothing for positions below.
     pub raised_at: u64,
-    /// The store's clock when it answered.
+    /// The store's clock when it answered. What has been agreed to by then need not be in `last_seq` yet: a leader that was
+    /// just elected takes in what the one before left behind, with the times it had then.
     pub now: StoreTime,
+    /// When the message at `last_seq` was stored: nothing behind it was stored earlier. Unknown where the log has had none.
+    pub stored: StoreTime,
     /// How far the clocks of the servers that led the log may differ, as far as this node has measured it.
     pub skew: Duration,
 }
@@ -267,7 +270,9 @@ pub struct Hole {
 #[derive(Clone, Debug)]
 pub struct Filled {
     pub messages: Vec<Arc<Message>>,
-    /// What was kept at and behind the hole's `newest` once the messages were read.
+    /// What was kept at and behind the hole's `newest` once the messages were read. It may say less than
+    /// [`Broker::behind`]: where many holes were read at once, `kept` is false and `next` is unknown (`None`), whatever is
+    /// kept, and `after` is counted from the hole's beginning. The messages were compared with the log's leader before.
     pub behind: Behind,
 }
 

@@ -4,7 +4,9 @@ use crate::client::Trust;
 use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
-use crate::client::check::{Check, Conductor, Credentials, Dice, Drops, Extras, Limits, Pace, Report, Roster, Rules};
+use crate::client::check::{
+    Check, Conductor, Credentials, Dice, Drops, Extras, Features, Limits, Pace, Report, Roster, Rules,
+};
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
 use anyhow::Context;
@@ -26,6 +28,8 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 const LATEST_JUMP: Duration = Duration::from_secs(5);
 /// What can be left away.
 const WITHOUT: [&str; 6] = ["batches", "transient", "exclusion", "whispers", "removals", "base"];
+/// Requires everything.
+const ALL: &str = "all";
 /// Clients' tokens are valid for so much longer than is published.
 const TOKEN_SPARE: Duration = Duration::from_secs(3_600);
 /// Sources per stream: several, so that their order is not that of one connection.
@@ -128,6 +132,14 @@ pub fn command() -> Command {
                 .value_parser(PossibleValuesParser::new(WITHOUT))
                 .help("Leaves something away that is checked if the server has it; may be given several times"),
         )
+        .arg(
+            Arg::new("require")
+                .long("require")
+                .value_name("WHAT")
+                .action(ArgAction::Append)
+                .value_parser(PossibleValuesParser::new(Features::NAMES.into_iter().chain([ALL])))
+                .help("A server that lacks it breaks a promise; may be given several times"),
+        )
         .arg(seconds("duration", "30").help("How long to publish"))
         .arg(seconds("turn", "300").help(
             "After so long publishing pauses until all is there and compared: memory does not grow with the duration",
@@ -150,8 +162,9 @@ pub fn command() -> Command {
                 .default_value("0")
                 .help("After a third of the time (5 s at most) one client in three is ahead by this, and one behind"),
         )
-        .arg(length("retry-for").default_value("25").help(
-            "How long a publication is tried again with its key; keep it below the server's window for duplicates",
+        .arg(length("retry-for").default_value("18").help(
+            "How long a publication is tried again with its key; keep it below the server's window for duplicates minus \
+             its publish timeout (dedup_window − publish_timeout)",
         ))
         .arg(
             length("live-within")
@@ -198,6 +211,8 @@ struct Plan {
     turn: Duration,
     patience: Duration,
     losses_may_be_told: bool,
+    /// Features that the server must have.
+    required: Vec<String>,
     rules: Rules,
     /// Seconds; 0: clocks stay right.
     clock_jump: i64,
@@ -252,6 +267,10 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
     let rules = Rules { limits, live_within: length("live-within").context("has a default")? };
     let trust = matches.get_one::<PathBuf>("ca-file").map(|path| Trust::file(path)).transpose()?;
     let without: Vec<&str> = matches.get_many::<String>("without").into_iter().flatten().map(String::as_str).collect();
+    let mut required: Vec<String> = matches.get_many::<String>("require").into_iter().flatten().cloned().collect();
+    if required.iter().any(|name| name == ALL) {
+        required = Features::NAMES.map(str::to_owned).into();
+    }
     let with = |what: &str| !without.contains(&what);
     // Never the streams or keys of an earlier run, even with its seed.
     let run = random_text(12);
@@ -305,6 +324,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
         turn: seconds("turn")?.max(Duration::from_secs(1)),
         patience: seconds("patience")?,
         losses_may_be_told: matches.get_flag("allow-rejects") || limits.is_some(),
+        required,
         rules,
         clock_jump: i64::from(number("clock-jump")?),
     })
@@ -369,7 +389,7 @@ async fn check(mut plan: Plan) -> Result<Report, Unable> {
     if outcome.verdict.acknowledged == 0 {
         return Err(Unable::new("no publication was acknowledged"));
     }
-    Ok(Report::new(&outcome, features, plan.roster.seed, plan.losses_may_be_told))
+    Ok(Report::new(&outcome, features, plan.roster.seed, plan.losses_may_be_told).requiring(&plan.required))
 }
 
 /// Drops all clients again and again, if that is the pattern; never ends.
@@ -456,6 +476,26 @@ mod tests {
         assert_eq!(broadcast_url(&url, false), "http://h:8090/_broadcast");
         let url = Url::parse("wss://h/cable").unwrap();
         assert_eq!(broadcast_url(&url, true), "https://h:443/_broadcast");
+    }
+
+    /// The server tries a publication for its publish timeout and knows its key for the window, by default.
+    #[test]
+    fn the_last_attempt_ends_while_the_server_knows_its_key() {
+        let plan = plan(&command().try_get_matches_from(["verify"]).unwrap()).unwrap();
+        let server = crate::config::Config::default().broker;
+        assert!(plan.outlet.retry_for + server.publish_timeout < server.dedup_window);
+    }
+
+    #[test]
+    fn everything_can_be_required_in_one_word() {
+        let required = |args: &[&str]| {
+            let args = ["verify"].iter().chain(args);
+            plan(&command().try_get_matches_from(args).unwrap()).unwrap().required
+        };
+        assert!(required(&[]).is_empty());
+        assert_eq!(required(&["--require=whispers", "--require=removals"]), ["whispers", "removals"]);
+        assert_eq!(required(&["--require=all"]), Features::NAMES);
+        assert!(command().try_get_matches_from(["verify", "--require=telepathy"]).is_err());
     }
 
     #[test]

@@ -135,7 +135,8 @@ enum Attempt {
 }
 
 impl Publisher {
-    /// `key` is the bearer token of the broadcast endpoint. Attempts go on for `retry_for` after the first.
+    /// `key` is the bearer token of the broadcast endpoint. No attempt but the first is begun later than `retry_for` after
+    /// the call; what the server does with one may take its publish timeout longer.
     ///
     /// # Errors
     /// No `http://` or `https://` URL, or a key that no header can carry.
@@ -195,14 +196,26 @@ impl Publisher {
     /// # Errors
     /// A refusal, or no acknowledgement within the time to retry: see [`PublishError`].
     pub async fn publish(&mut self, body: Bytes, idempotency_key: &str) -> Result<Vec<Published>, PublishError> {
+        self.publish_until(body, idempotency_key, None).await
+    }
+
+    /// The same where others have tried before: by `until` the first attempt must be handed over, too.
+    pub(super) async fn publish_until(
+        &mut self,
+        body: Bytes,
+        idempotency_key: &str,
+        until: Option<Duration>,
+    ) -> Result<Vec<Published>, PublishError> {
         let key = HeaderValue::from_str(idempotency_key).map_err(|_| PublishError::Header)?;
         let started = (self.clock)();
         let mut pause = FIRST_PAUSE;
         let mut attempts = 0;
         let mut any_unknown = false;
         loop {
+            // The very first goes out however long it takes to connect: no server has heard of the key.
+            let until = if attempts > 0 { Some(started + self.retry_for) } else { until };
             attempts += 1;
-            match self.attempt(body.clone(), &key).await {
+            match self.attempt(body.clone(), &key, until).await {
                 Attempt::Done(published) => return Ok(published),
                 Attempt::Failed(error) => return Err(error),
                 Attempt::Again { why, after, unknown } => {
@@ -210,8 +223,8 @@ impl Publisher {
                     let waited = || (self.clock)().saturating_sub(started);
                     let goes_on = waited() < self.retry_for && {
                         tokio::time::sleep(after.map_or(pause, |after| after.min(LAST_PAUSE).max(pause))).await;
-                        // Far longer than it was to be: the machine was suspended.
-                        waited() < self.retry_for + 2 * LAST_PAUSE
+                        // The pause may have outlasted the time, all the more if the machine was suspended.
+                        waited() < self.retry_for
                     };
                     if !goes_on {
                         let waited = waited();
@@ -224,8 +237,9 @@ impl Publisher {
         }
     }
 
-    async fn attempt(&mut self, body: Bytes, key: &HeaderValue) -> Attempt {
-        match tokio::time::timeout(ATTEMPT_TIMEOUT, self.exchange(body, key)).await {
+    /// Hands over nothing after `until`.
+    async fn attempt(&mut self, body: Bytes, key: &HeaderValue, until: Option<Duration>) -> Attempt {
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, self.exchange(body, key, until)).await {
             Ok(attempt) => attempt,
             Err(_) => {
                 self.link = None;
@@ -235,7 +249,7 @@ impl Publisher {
         }
     }
 
-    async fn exchange(&mut self, body: Bytes, key: &HeaderValue) -> Attempt {
+    async fn exchange(&mut self, body: Bytes, key: &HeaderValue, until: Option<Duration>) -> Attempt {
         let again = |why: String| Attempt::Again { why, after: None, unknown: true };
         let mut link = match self.link.take() {
             Some(link) if !link.sender.is_closed() => link,
@@ -257,6 +271,11 @@ impl Publisher {
         };
         if let Err(error) = link.sender.ready().await {
             return again(format!("connection lost: {error}"));
+        }
+        if until.is_some_and(|until| (self.clock)() >= until) {
+            self.link = Some(link);
+            let why = format!("connecting to {} took the rest of the time", self.authority());
+            return Attempt::Again { why, after: None, unknown: false };
         }
         let response = match link.sender.send_request(request).await {
             Ok(response) => response,
@@ -410,6 +429,28 @@ mod tests {
         // One hour at the first look, which leaves some time; two at the second.
         assert!(matches!(error, PublishError::GaveUp { attempts: 1, unknown: true, .. }), "{error}");
         assert_eq!(seen.await.unwrap().len(), 1);
+    }
+
+    /// Ten seconds pass between any two looks at it.
+    fn slow_clock() -> Duration {
+        static TENS: AtomicU64 = AtomicU64::new(0);
+        Duration::from_secs(10 * TENS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn no_request_is_sent_once_the_time_is_over() {
+        const NOT_STORED: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 16\r\n\r\n{\"stored\":false}";
+        // Ten seconds have passed once the first attempt has failed, and twenty after the pause. Where that leaves some
+        // time for a second attempt, thirty have passed once it has its connection.
+        for (retry_for, begun) in [(19, 1), (25, 2)] {
+            let (url, seen) = scripted(&[NOT_STORED]).await;
+            let mut publisher = Publisher::new(&url, None, Duration::from_secs(retry_for)).unwrap();
+            publisher.clock = slow_clock;
+            let error = publisher.publish(body(), "k").await.unwrap_err();
+            let PublishError::GaveUp { attempts, unknown, .. } = error else { panic!("{error}") };
+            // A second request would have been cut off: its message might be stored.
+            assert_eq!((attempts, unknown, seen.await.unwrap().len()), (begun, false, 1), "for {retry_for} s");
+        }
     }
 
     #[tokio::test]

@@ -399,10 +399,11 @@ impl Cursor {
     }
 
     /// What follows begins with an offset: tells the members that have not come so far, unless nothing is missing between
-    /// what they have had and it.
+    /// what they have had and it. Who was told stands right before it: what was lost is not told again.
     pub fn hole_in_replay(&mut self, first: u64, is_complete: impl Fn(Had) -> bool) {
-        let missing = |member: &&mut Member| member.had.up_to < first && !is_complete(member.had);
+        let missing = |member: &&mut Member| member.had.up_to < first.saturating_sub(1) && !is_complete(member.had);
         for member in self.members.iter_mut().filter(missing) {
+            member.had.take(first.saturating_sub(1));
             match member.job.take() {
                 Some(job) => job.reject(),
                 None => self.receiver.signal_loss(&member.identifier),

@@ -1,7 +1,7 @@
 //! Reading the past on demand: is a position complete, and what follows it?
 
 use super::pages::SharedPage;
-use super::proof::{SavedProof, is_complete_after};
+use super::proof::{Proof, SavedProof, is_complete_after};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
 use crate::broker::{Behind, MAX_OFFSET, Page, ReadFrom, Unavailable};
@@ -94,9 +94,7 @@ impl Hub {
             if core.is_served_from(x) {
                 return Ok(Some(Located::After(position.clone())));
             }
-            // A subscription begins where the log stood, which need not be a message of the stream.
-            let known = [saved, Some(core.proof())].into_iter().flatten().find_map(|proof| proof.newest_up_to(x));
-            (core.cover(x), core.name().clone(), known.unwrap_or(x))
+            (core.cover(x), core.name().clone(), newest_up_to(x, [saved, Some(core.proof())]))
         };
         if cover == Cover::Beyond {
             if x > MAX_OFFSET {
@@ -204,16 +202,20 @@ impl Hub {
     }
 
     /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log. The stream has no
-    /// message in `(newest, after]`.
+    /// message in `(newest, after]`. `saved`: as in [`Self::locate`], which may have found that the position is complete by
+    /// that proof alone.
     pub async fn feed_page(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         cursor: CursorId,
         after: &Position,
         newest: u64,
+        saved: Option<&SavedProof>,
     ) -> Result<(), Unavailable> {
+        let saved = saved.and_then(|saved| saved.of(after)).copied();
         let Position { epoch, offset: after } = after;
         let after = *after;
+        let newest = if newest < after { newest } else { newest_up_to(after, [saved]) };
         // What a cursor needs is of the log's life in which it asked; in another one it stands elsewhere.
         let supplied = |core: &mut Stream| core.epoch() != epoch || core.supply_shared(cursor, after);
         if supplied(&mut cell.lock()) {
@@ -232,7 +234,8 @@ impl Hub {
         let mut core = cell.lock();
         if core.epoch() == epoch {
             let held = core.proof();
-            let is_complete = |after| is_complete_after(after, &behind, Some(&held));
+            let is_complete =
+                |after| [saved.as_ref(), Some(&held)].into_iter().any(|proof| is_complete_after(after, &behind, proof));
             let page = shared(after, floor, None, page);
             core.supply(cursor, after, page.clone(), |had| is_complete(had.up_to));
             if is_complete(after) {
@@ -265,6 +268,12 @@ impl Hub {
             core.keep(page, Instant::now());
         }
     }
+}
+
+/// The stream's newest message up to `x`, or `x` where none of the looks knows it: a subscription begins where the log stood,
+/// which need not be a message of the stream.
+fn newest_up_to<const N: usize>(x: u64, looks: [Option<Proof>; N]) -> u64 {
+    looks.into_iter().flatten().find_map(|look| look.newest_up_to(x)).unwrap_or(x)
 }
 
 /// A page of what follows `from`, read up to `up_to` or as far as its limits allowed.

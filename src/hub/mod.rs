@@ -21,6 +21,7 @@ mod backlog;
 pub mod cursor;
 mod fanout;
 mod frames;
+mod held_back;
 mod herd;
 mod history;
 mod members;
@@ -182,6 +183,7 @@ pub struct Hub {
 impl Hub {
     /// A hub without a broker yet: the broker needs the hub as its feed, so it comes with [`Self::start`].
     pub fn new(config: HubConfig) -> Arc<Self> {
+        sabotage::check();
         Arc::new(Self {
             tail_bytes: TAIL_BYTES.min(config.snapshot_budget),
             config,

@@ -201,12 +201,13 @@ fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts) -> bool {
     all
 }
 
-/// Closes streams that had no follower for the linger time.
+/// Closes streams that had no follower for the linger time; all without one where as many streams are open as may be.
 pub(super) async fn close_idle(hub: Arc<Hub>) {
     let mut timer = tokio::time::interval(Duration::from_secs(1).min(hub.config.linger.max(Duration::from_millis(50))));
     loop {
         timer.tick().await;
         let now = Instant::now();
+        let linger = if hub.is_full() { Duration::ZERO } else { hub.config.linger };
         for shard in &hub.shards {
             shard.write().unwrap_or_else(PoisonError::into_inner).retain(|name, cell| {
                 let used = {
@@ -219,7 +220,7 @@ pub(super) async fn close_idle(hub: Arc<Hub>) {
                     *idle = None;
                     return true;
                 }
-                let over = now.duration_since(*idle.get_or_insert(now)) >= hub.config.linger;
+                let over = now.duration_since(*idle.get_or_insert(now)) >= linger;
                 if over {
                     // Under the shard's lock, so that whoever opens the stream again does so after this.
                     hub.queue.remove(cell);

@@ -14,7 +14,7 @@ pub struct Proof {
     pub last: u64,
     /// Revision of the history policy then.
     pub revision: u64,
-    /// The store's clock then.
+    /// When the message at `last` was stored: whatever came behind it was stored later.
     pub time: StoreTime,
 }
 
@@ -94,6 +94,7 @@ mod tests {
             revision: 1,
             raised_at: 0,
             now: at(1_000_000),
+            stored: at(1_000_000),
             skew: Duration::ZERO,
         }
     }

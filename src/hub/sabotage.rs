@@ -1,6 +1,10 @@
 //! Deliberate bugs, to prove that the property tests and the checker find them. In a normal build every answer is
-//! `false` at compile time; a server built with `--cfg carrick_sabotage` is broken by an environment variable, and unit
-//! tests switch safeguards per thread.
+//! `false` at compile time.
+//!
+//! A server built with `--cfg carrick_sabotage` lacks the safeguard that `CARRICK_SABOTAGE` names: `barrier_off`,
+//! `gap_check_off` or `earlier_sids_off`. It does not run without such a name: a healthy server would prove nothing. Unit
+//! tests take out any safeguard, one thread at a time; [`Safeguard::SharedCursor`] and [`Safeguard::Dedup`] can be taken out
+//! there alone.
 
 /// A safeguard that can be taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,17 +26,37 @@ pub const fn off(_: Safeguard) -> bool {
     false
 }
 
-/// `CARRICK_SABOTAGE` names the one that is out.
+/// A server that was to lack a safeguard and does not know which ends here, at its start.
+pub fn check() {
+    off(Safeguard::Barrier);
+}
+
+/// `CARRICK_SABOTAGE` names the one that is out. Ends the process if it names none.
 #[cfg(all(not(test), carrick_sabotage))]
 pub fn off(safeguard: Safeguard) -> bool {
-    static OFF: std::sync::OnceLock<Option<Safeguard>> = std::sync::OnceLock::new();
-    let named = || match std::env::var("CARRICK_SABOTAGE").as_deref() {
-        Ok("barrier_off") => Some(Safeguard::Barrier),
-        Ok("gap_check_off") => Some(Safeguard::GapCheck),
-        Ok("earlier_sids_off") => Some(Safeguard::EarlierSids),
-        _ => None,
+    static OFF: std::sync::OnceLock<Safeguard> = std::sync::OnceLock::new();
+    let named = || {
+        let name = std::env::var("CARRICK_SABOTAGE").ok();
+        named(name.as_deref()).unwrap_or_else(|error| {
+            eprintln!("{error}");
+            std::process::exit(2)
+        })
     };
-    *OFF.get_or_init(named) == Some(safeguard)
+    *OFF.get_or_init(named) == safeguard
+}
+
+#[cfg(any(test, carrick_sabotage))]
+fn named(name: Option<&str>) -> Result<Safeguard, String> {
+    match name {
+        Some("barrier_off") => Ok(Safeguard::Barrier),
+        Some("gap_check_off") => Ok(Safeguard::GapCheck),
+        Some("earlier_sids_off") => Ok(Safeguard::EarlierSids),
+        other => Err(format!(
+            "this build lacks a safeguard on purpose, and CARRICK_SABOTAGE ({}) does not say which: set it to \
+             barrier_off, gap_check_off or earlier_sids_off",
+            other.unwrap_or("unset")
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -52,4 +76,17 @@ pub fn without<T>(safeguard: Option<Safeguard>, body: impl FnOnce() -> T) -> T {
     let result = body();
     OFF.set(None);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_takes_nothing_out_is_an_error() {
+        assert_eq!(named(Some("gap_check_off")), Ok(Safeguard::GapCheck));
+        for wrong in [None, Some(""), Some("gap_check"), Some("dedup_off")] {
+            assert!(named(wrong).unwrap_err().contains("gap_check_off"), "{wrong:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod tests;
 
 use super::cursor::Cursor;
 use super::fanout::Fanout;
+use super::held_back::HeldBack;
 use super::members::Had;
 use super::pages::{Pages, SharedPage};
 use super::proof::{Proof, is_complete_after, is_younger};
@@ -19,17 +20,9 @@ use crate::log_limit::{limited, shorten};
 use crate::metrics;
 use crate::protocol::{Epoch, Message, Position, StreamName};
 use slab::Slab;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Live messages that may wait behind a hole while it is repaired. Beyond it they are dropped, and the stream is compared
-/// with the log once the hole is closed.
-const MAX_PENDING: usize = 10_000;
-
-/// Bytes of them, overhead included.
-const MAX_PENDING_BYTES: usize = 4 << 20;
 
 /// A hole in the live feed that must be fetched from the log before anything behind it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +80,13 @@ pub struct Stream {
     complete_to: u64,
     /// No message behind it and up to `complete_to`: the newest one known, or where the stream was opened.
     newest: u64,
-    /// By the store's clock: nothing that was stored until then lies behind `complete_to`.
+    /// By the store's clock: nothing that was stored before then lies behind `complete_to`.
     checked: StoreTime,
     /// How far the clocks of the log's servers may differ.
     skew: Duration,
     proof: Proof,
     /// Live messages that arrived behind a hole (or before the stream was opened), ascending.
-    pending: VecDeque<(u64, Arc<Message>)>,
-    pending_bytes: usize,
+    held_back: HeldBack,
     /// Some found no place there: the log must be asked once more whether it has come further.
     left_out: bool,
     repairing: bool,
@@ -121,8 +113,7 @@ impl Stream {
             checked: StoreTime::default(),
             skew: Duration::ZERO,
             proof: Proof::default(),
-            pending: VecDeque::new(),
-            pending_bytes: 0,
+            held_back: HeldBack::default(),
             left_out: false,
             repairing: false,
             cursors: Slab::new(),
@@ -237,10 +228,11 @@ impl Stream {
             self.lose(up_to);
         }
         self.complete_to = self.complete_to.max(up_to);
-        self.note_checked(before.now);
+        // Not the time of the look: see [`Facts::now`].
+        self.note_checked(before.stored);
         self.newest = self.newest.max(head);
         let head = if self.newest <= up_to { self.newest } else { head.max(self.proof.head) };
-        self.proof = Proof { head, last: up_to, revision: before.revision, time: before.now };
+        self.proof = Proof { head, last: up_to, revision: before.revision, time: before.stored };
         self.tail.expire(now);
         if self.repairing { None } else { self.release_pending(now) }
     }
@@ -303,8 +295,7 @@ impl Stream {
         self.tail.restart(0);
         self.opened = false;
         self.repairing = false;
-        self.pending.clear();
-        self.pending_bytes = 0;
+        self.held_back.clear();
         self.left_out = false;
         self.pages = None;
         self.complete_to = 0;
@@ -351,10 +342,7 @@ impl Stream {
     }
 
     fn hold_back(&mut self, previous: u64, message: Arc<Message>) {
-        if self.pending.len() < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES {
-            self.pending_bytes += message.footprint();
-            self.pending.push_back((previous, message));
-        } else {
+        if !self.held_back.push(previous, message) {
             metrics::HELD_BACK_DROPPED.inc();
             self.left_out = true;
         }
@@ -368,19 +356,18 @@ impl Stream {
 
     /// Releases what arrived behind a hole, up to the next hole.
     fn release_pending(&mut self, now: Instant) -> Option<Gap> {
-        while let Some((previous, message)) = self.pending.front() {
+        while let Some((previous, message)) = self.held_back.front() {
             let is_new = message.offset > self.complete_to;
             if is_new && !self.continues(*previous, message) {
                 let up_to = message.offset - 1;
                 return self.hole(up_to);
             }
-            let Some((_, message)) = self.pending.pop_front() else { break };
-            self.pending_bytes -= message.footprint();
+            let Some(message) = self.held_back.pop() else { break };
             if is_new {
                 self.append(message, now);
             }
         }
-        self.pending = VecDeque::new();
+        self.held_back.clear();
         None
     }
 

@@ -116,6 +116,7 @@ metrics! {
     Counter STREAMS_REFUSED = "refused_streams_total", "openings of a stream refused because max_streams were open";
     Gauge STREAMS_QUEUED = "broadcast_streams_queued_num", "open streams that wait to be opened at the store or compared with it";
     Gauge SNAPSHOT_BYTES = "snapshot_bytes", "bytes of messages held in the in-memory tails of open streams";
+    Gauge HELD_BACK_BYTES = "feed_held_back_bytes", "bytes of live messages that wait behind holes which are being read from the store";
     Gauge MEMORY_HISTORY = "memory_history_bytes", "bytes of memory that the history of the memory broker holds, overhead included";
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";

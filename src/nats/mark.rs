@@ -300,7 +300,7 @@ mod tests {
         std::fs::rename(&note, store.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("elsewhere", &note).unwrap();
         let error = StoreMark::open_in(store.path(), false, Some("a".into()), Some("this".into())).unwrap_err();
-        assert!(error.to_string().contains("it is a link") && error.to_string().contains("rm -r"), "{error}");
+        assert!(error.to_string().contains("it is a link") && error.to_string().contains("move it back"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! others. A group may write to the store's directory, and others may have put something there.
 
 use rustix::fs::OFlags;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,16 +25,51 @@ impl PrivateError {
         move |source| Self::Failed { path: path.to_owned(), action, source }
     }
 
-    fn foreign(path: &Path, why: &str) -> Self {
-        let cure = format!("find out who put it there, and remove it (rm -r {})", path.display());
+    /// No cure removes what Carrick made. Files of a store say what it is and how it was left: without them it counts as
+    /// a copy, or as one that crashed.
+    fn foreign(path: &Path, why: &str, cure: String) -> Self {
         Self::Foreign { path: path.to_owned(), why: format!("{why}, and Carrick did not make it so"), cure }
+    }
+
+    fn link(path: &Path) -> Self {
+        let shown = path.display();
+        let cure = format!(
+            "if what it leads to was moved from here, move it back; if not, find out who put the link there, and remove \
+             the link alone (rm {shown})"
+        );
+        Self::foreign(path, "it is a link", cure)
+    }
+
+    fn of_another_user(path: &Path, owner: u32) -> Self {
+        let (me, shown) = (me(), path.display());
+        let cure = format!(
+            "if Carrick made it when it ran as that user, give it to this one (chown -R {me} {shown}); if not, find out \
+             who put it there, and move it away"
+        );
+        Self::foreign(path, &format!("it belongs to user {owner}"), cure)
+    }
+
+    fn no_file(path: &Path) -> Self {
+        let cure = format!("find out who put it there, and move it away ({})", path.display());
+        Self::foreign(path, "it is no file", cure)
+    }
+
+    /// Through its other name somebody else may reach it, or it is a file that was never meant to be in a store.
+    fn named_twice(path: &Path) -> Self {
+        let shown = path.display();
+        let cure = format!(
+            "remove its other name and keep this one, or keep backups by copying and not by links; this finds both: \
+             find DIRECTORY -xdev -samefile {shown}, with the directory that the file system is mounted on"
+        );
+        Self::foreign(path, "it has a second name (a hard link)", cure)
     }
 
     /// An open that failed: because of what is there, or otherwise.
     fn of_open(path: &Path, error: io::Error) -> Self {
         match std::fs::symlink_metadata(path) {
-            Ok(about) if about.is_symlink() => Self::foreign(path, "it is a link"),
-            Ok(about) if about.uid() != me() => Self::foreign(path, &format!("it belongs to user {}", about.uid())),
+            Ok(about) if about.is_symlink() => Self::link(path),
+            Ok(about) if about.uid() != me() => Self::of_another_user(path, about.uid()),
+            Ok(about) if about.is_dir() && error.kind() == io::ErrorKind::IsADirectory => Self::no_file(path),
             _ => Self::failed(path, "opening it")(error),
         }
     }
@@ -65,10 +101,16 @@ pub fn file(options: &mut OpenOptions, path: &Path) -> Result<File, PrivateError
     let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path);
     let file = file.map_err(|error| PrivateError::of_open(path, error))?;
     let about = file.metadata().map_err(PrivateError::failed(path, "looking at it"))?;
-    if !about.is_file() || about.nlink() != 1 {
-        return Err(PrivateError::foreign(path, "it is no file of its own"));
+    if !about.is_file() {
+        return Err(PrivateError::no_file(path));
     }
-    close_to_others(path, &file)?;
+    check_owner(path, &about)?;
+    match about.nlink() {
+        1 => {}
+        0 => return Err(PrivateError::failed(path, "opening it")(io::Error::other("it was removed meanwhile"))),
+        _ => return Err(PrivateError::named_twice(path)),
+    }
+    close_to_others(path, &file, &about)?;
     Ok(file)
 }
 
@@ -84,15 +126,30 @@ pub fn directory(path: &Path) -> Result<File, PrivateError> {
     let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
     let open = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
     let directory = open.map_err(|error| PrivateError::of_open(path, error))?;
-    close_to_others(path, &directory)?;
+    let about = directory.metadata().map_err(PrivateError::failed(path, "looking at it"))?;
+    check_owner(path, &about)?;
+    close_to_others(path, &directory, &about)?;
     Ok(directory)
 }
 
-fn close_to_others(path: &Path, open: &File) -> Result<(), PrivateError> {
-    let about = open.metadata().map_err(PrivateError::failed(path, "looking at it"))?;
-    if about.uid() != me() {
-        return Err(PrivateError::foreign(path, &format!("it belongs to user {}", about.uid())));
-    }
+/// A name of an open directory that no renaming changes, in this process and in one that inherits the descriptor; its
+/// path where the system has no such name.
+pub fn through(held: &File, path: &Path) -> PathBuf {
+    let named = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    if cfg!(target_os = "linux") && named.exists() { named } else { path.to_owned() }
+}
+
+/// The path leads to the directory that is held: nobody has put another one there.
+pub fn leads_to(path: &Path, held: &File) -> io::Result<bool> {
+    let (there, held) = (std::fs::metadata(path)?, held.metadata()?);
+    Ok((there.dev(), there.ino()) == (held.dev(), held.ino()))
+}
+
+fn check_owner(path: &Path, about: &Metadata) -> Result<(), PrivateError> {
+    if about.uid() == me() { Ok(()) } else { Err(PrivateError::of_another_user(path, about.uid())) }
+}
+
+fn close_to_others(path: &Path, open: &File, about: &Metadata) -> Result<(), PrivateError> {
     if about.mode() & NOT_PRIVATE != 0 {
         let mode = about.mode() & 0o700;
         open.set_permissions(Permissions::from_mode(mode))
@@ -127,12 +184,13 @@ mod tests {
         symlink(&victim, &lock).unwrap();
         for open in [writable, readable] {
             let said = refusal(open(&lock));
-            assert!(said.contains("it is a link") && said.contains("rm -r"), "{said}");
+            let cure = format!("remove the link alone (rm {})", lock.display());
+            assert!(said.contains("it is a link") && said.contains(&cure), "{said}");
         }
         std::fs::remove_file(&lock).unwrap();
         std::fs::hard_link(&victim, &lock).unwrap();
         for open in [writable, readable] {
-            assert!(refusal(open(&lock)).contains("no file of its own"));
+            assert!(refusal(open(&lock)).contains("it has a second name"));
         }
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
         let (elsewhere, bin) = (place.path().join("elsewhere"), place.path().join("bin"));
@@ -158,10 +216,51 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), "kept", "never truncated by opening it");
         if given_away(&lock) && given_away(&bin) {
             for open in [writable, readable] {
-                assert!(refusal(open(&lock)).contains("user 12345"));
+                let said = refusal(open(&lock));
+                assert!(said.contains("user 12345") && said.contains("chown -R") && !said.contains("rm "), "{said}");
             }
             assert!(refusal(directory(&bin)).contains("user 12345"));
         }
+    }
+
+    /// The lock's birth is what the store is known by, so a backup by links must not end in its removal.
+    #[test]
+    fn the_cure_for_a_second_name_keeps_the_file() {
+        let place = tempfile::tempdir().unwrap();
+        let (lock, backup) = (place.path().join("carrick.lock"), place.path().join("backup"));
+        drop(writable(&lock).unwrap());
+        std::fs::hard_link(&lock, &backup).unwrap();
+        for open in [writable, readable] {
+            let said = refusal(open(&lock));
+            let finds = format!("-samefile {}", lock.display());
+            assert!(said.contains("remove its other name") && said.contains(&finds), "{said}");
+            assert!(!said.contains("rm "), "{said}");
+        }
+        std::fs::remove_file(&backup).unwrap();
+        writable(&lock).unwrap();
+    }
+
+    #[test]
+    fn a_directory_in_place_of_a_file_is_moved_away_and_not_removed() {
+        let place = tempfile::tempdir().unwrap();
+        for open in [writable, readable] {
+            let said = refusal(open(place.path()));
+            assert!(said.contains("it is no file") && said.contains("move it away"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_told_from_what_was_put_in_its_place() {
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("run");
+        let held = directory(&run).unwrap();
+        assert!(leads_to(&run, &held).unwrap());
+        std::fs::rename(&run, place.path().join("away")).unwrap();
+        assert!(leads_to(&run, &held).is_err());
+        std::fs::create_dir(&run).unwrap();
+        assert!(!leads_to(&run, &held).unwrap());
+        let by_descriptor = through(&held, &run);
+        assert_eq!(leads_to(&by_descriptor, &held).unwrap(), by_descriptor != run);
     }
 
     #[test]

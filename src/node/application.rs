@@ -59,6 +59,17 @@ impl Client {
         let CommandEffects { outcome, disconnect, streams, transmissions, istate, cstate, presence, .. } = effects;
         // It has nothing that could be stopped yet; `stop_streams` and `stopped_streams` precede `streams`.
         match outcome {
+            _ if disconnect => {
+                {
+                    let mut state = self.state();
+                    state.session.express_interest();
+                    state.session.merge_cstate(cstate);
+                    if outcome == Outcome::Success {
+                        state.session.grant(text, istate);
+                    }
+                }
+                self.end_session(&transmissions);
+            }
             Outcome::Failure => {
                 {
                     let mut state = self.state();
@@ -85,9 +96,6 @@ impl Client {
                 self.keep_presence(text, presence);
             }
         }
-        if disconnect {
-            self.end_session();
-        }
         Ok(())
     }
 
@@ -99,13 +107,15 @@ impl Client {
         };
         let CommandEffects { disconnect, transmissions, cstate, .. } = effects;
         self.state().session.merge_cstate(cstate);
-        if self.drop_subscription(text) {
+        let removed = self.drop_subscription(text);
+        if disconnect {
+            self.end_session(&transmissions);
+            return;
+        }
+        if removed {
             let _ = self.commit_removal().await;
         }
         self.transmit(&transmissions);
-        if disconnect {
-            self.end_session();
-        }
     }
 
     /// An action of the client in a channel of the application.
@@ -135,7 +145,11 @@ impl Client {
             state.session.merge_cstate(effects.cstate);
             state.session.follow(text, distinct(streams))
         };
-        let opened = self.open_streams(&fresh).await?;
+        if disconnect {
+            self.end_session(&transmissions);
+            return Ok(());
+        }
+        let opened = self.beside_removal(!stopped.is_empty(), self.open_streams(&fresh)).await?;
         self.state().session.opened(text, opened.iter().map(|one| one.followed(None)).collect());
         // What was taken away must not come back with a restore; what was added may, if the store is slow, not survive.
         let _ = if stopped.is_empty() { self.commit().await } else { self.commit_removal().await };
@@ -144,9 +158,6 @@ impl Client {
             self.attach(&one.cell, &one.stream, &identifier, &one.head, false);
         }
         self.keep_presence(text, effects.presence);
-        if disconnect {
-            self.end_session();
-        }
         Ok(())
     }
 
@@ -157,8 +168,10 @@ impl Client {
         }
     }
 
-    /// The application has ended the session, not the connection alone.
-    fn end_session(&self) {
+    /// The application has ended the session, not the connection alone. Nothing is waited for between its answer and this:
+    /// however soon the connection ends by itself, the session is over. These are the last words to the client.
+    fn end_session(&self, transmissions: &[String]) {
+        self.transmit(transmissions);
         self.handle.revoke(Close::CommandFailed);
     }
 

@@ -64,7 +64,7 @@ struct Restored {
     proofs: HashMap<StreamName, SavedProof>,
     registration: Registration,
     before: Predecessor,
-    /// How often it was restored.
+    /// What became of the session before until now.
     known: Known,
 }
 
@@ -121,7 +121,7 @@ async fn restore(
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     };
-    let before = Predecessor { key: old.clone(), open: saved.was_open() };
+    let before = Predecessor::new(old.clone(), saved.was_open());
     // Nothing changes where it may not: its connection may still be there, and outlives its token; and the client may come
     // again with a fresh one.
     if !may_go_on(node, hello, &mut saved) {
@@ -131,7 +131,7 @@ async fn restore(
     // Who knows this sid has received the welcome that named it: the session before it is over.
     if let Some(earlier) = saved.take_unproved().map(SessionKey) {
         match supersede::end(node, &earlier, &old).await {
-            Ok(None) => supersede::clear(node, Predecessor { key: earlier, open: true }),
+            Ok(None) => supersede::clear(node, Predecessor::new(earlier, true)),
             Ok(Some(_)) => {
                 supersede::refused();
                 return Ok(None);
@@ -215,7 +215,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         // Both take their time.
         Ok(claim) if is_over() => {
             claim.give_back(node);
-            stored::forget(node, new);
+            client.take_back().await;
             turn_away(Close::StoreUnavailable);
             return None;
         }
@@ -224,7 +224,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         Err(SaveError::Full(_) | SaveError::TooLarge) if !is_over() => {}
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
         Err(_) => {
-            stored::forget(node, new);
+            client.take_back().await;
             turn_away(Close::StoreUnavailable);
             return None;
         }

@@ -1,4 +1,5 @@
-//! Remote disconnects: every session of some identifiers, on this node, is closed and cannot be resumed.
+//! Who is connected to this node, and how one is reached who is to leave: by a remote disconnect of its identifiers, because
+//! its session is over, or because remote disconnects may have been missed.
 
 use super::save::unix_ms;
 use crate::broker::{Over, RemoteDisconnect, SessionKey};
@@ -20,8 +21,11 @@ pub struct Handle {
     outbox: Arc<Outbox>,
     /// Newest remote disconnect when it was authenticated; 0 while that is being read.
     mark: AtomicU64,
-    /// Closed remotely: what is saved of it must be deleted.
+    /// Told to leave for good, remotely or by the application, or because that may have been missed: what is saved of it
+    /// must be deleted.
     revoked: AtomicBool,
+    /// Told so because it was noted that its session is over, and what that was restored from.
+    was_over: AtomicBool,
     /// Half of the hash that its saved session is found by; `None`: nothing is saved of it.
     key: Option<u128>,
     /// Another connection has gone on with its session.
@@ -39,6 +43,7 @@ impl Handle {
             outbox,
             mark: AtomicU64::new(0),
             revoked: AtomicBool::new(false),
+            was_over: AtomicBool::new(false),
             key: key.map(SessionKey::short),
             superseded: AtomicBool::new(false),
             suspended_since: AtomicU64::new(0),
@@ -76,11 +81,19 @@ impl Handle {
     }
 
     /// Closes the client because its session is over.
-    pub fn over(&self, over: Over) {
+    pub fn close_over(&self, over: Over) {
         match over {
             Over::Replaced => self.supersede(),
-            Over::Ended => self.revoke(Close::Ended),
+            Over::Ended => {
+                self.was_over.store(true, Ordering::Release);
+                self.revoke(Close::Ended);
+            }
         }
+    }
+
+    /// It was ended with the session that it was restored from.
+    pub fn was_over(&self) -> bool {
+        self.was_over.load(Ordering::Acquire)
     }
 
     /// Something is saved of it, or was.
@@ -229,9 +242,9 @@ impl Registry {
     }
 
     /// Closes the connection of a session that is over. False: it is not here.
-    pub fn over(&self, key: &SessionKey, over: Over) -> bool {
+    pub fn close_over(&self, key: &SessionKey, over: Over) -> bool {
         let found = self.resumable().get(&key.short()).cloned();
-        found.inspect(|handle| handle.over(over)).is_some()
+        found.inspect(|handle| handle.close_over(over)).is_some()
     }
 
     /// Remote disconnects heard of so far, for [`Self::disconnected_since`].
@@ -272,7 +285,7 @@ impl hub::Commands for Registry {
     }
 
     fn session_over(&self, key: &SessionKey, over: Over) {
-        self.over(key, over);
+        self.close_over(key, over);
     }
 
     /// Everybody authenticates anew, but not at the same time: the application that lets them in would not bear it. Who is

@@ -180,8 +180,10 @@ impl Client {
     /// Reads a page for a cursor; the store gets the broker timeout to answer.
     async fn fetch(self: &Arc<Self>, target: &Following, after: &Position, newest: u64) -> Result<(), Unavailable> {
         let hub = &self.node.hub;
+        let name = target.cell.lock().name().clone();
+        let saved = self.state().saved_proofs.get(&name).cloned();
         let reading = async {
-            while hub.feed_page(&target.cell, target.cursor, after, newest).await.is_err() {
+            while hub.feed_page(&target.cell, target.cursor, after, newest, saved.as_ref()).await.is_err() {
                 tokio::time::sleep(RETRY).await;
             }
         };

@@ -113,7 +113,8 @@ impl Client {
                 Joined::Unsubscribe { .. } => metrics::FAILED_CLIENT_MSG.inc(),
             }
         }
-        let ready = futures_util::future::try_join_all(steps.into_iter().map(|step| self.ready(step))).await?;
+        let readying = futures_util::future::try_join_all(steps.into_iter().map(|step| self.ready(step)));
+        let ready = self.beside_removal(removed, readying).await?;
         // A commit that fails costs resumability, not the subscriptions.
         let _ = if removed { self.commit_removal().await } else { self.commit().await };
         for step in ready {

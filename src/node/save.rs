@@ -22,6 +22,9 @@ const COMMIT_WAIT: Duration = Duration::from_secs(2);
 /// How long an unsubscription waits for its commit.
 const REMOVAL_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a removal waits for what its command needs besides, before it is committed alone.
+const BESIDE_WAIT: Duration = Duration::from_millis(50);
+
 /// Pause before a removal that could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -57,8 +60,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// It is being deleted, or was deleted by somebody else.
-    pub fn is_gone(&mut self) {
+    /// Notes that it is being deleted, or was deleted by somebody else.
+    pub fn note_gone(&mut self) {
         *self = Self { outgrown: self.outgrown, full: self.full, ..Self::default() };
     }
 }
@@ -147,6 +150,25 @@ impl Client {
     /// [`Session::shrunk`]: crate::session::Session::shrunk
     pub async fn commit_removal(&self) -> Result<(), NotSaved> {
         self.save_within(REMOVAL_WAIT, Write::Changes).await
+    }
+
+    /// Waits for what a command needs before its commit. If that takes its time, what the command has `removed` already is
+    /// committed meanwhile: it waits for nobody.
+    pub async fn beside_removal<T>(&self, removed: bool, work: impl Future<Output = T>) -> T {
+        if !removed {
+            return work.await;
+        }
+        let mut work = std::pin::pin!(work);
+        if let Ok(done) = tokio::time::timeout(BESIDE_WAIT, &mut work).await {
+            return done;
+        }
+        tokio::select! {
+            biased;
+            // The command goes on with the commit.
+            done = &mut work => return done,
+            _ = self.commit_removal() => {}
+        }
+        work.await
     }
 
     /// What is stored has lived half its life, or its proofs have grown old: they are worth something as long as what came
@@ -261,13 +283,31 @@ impl Client {
         if self.handle.is_ended() && !self.handle.is_superseded() {
             supersede::end_for_good(&self.node, key.clone());
         }
+        self.leave_predecessor();
         if self.handle.is_revoked() || self.holds_too_much() {
-            let parts = self.state().session.scatter();
-            drop(forget_with(&self.node, key.clone(), parts));
-        } else {
-            let parts = self.state().session.abandon();
-            discard(&self.node, key, parts);
+            self.forget_all(key);
+            return;
         }
+        // Without a head none of its parts is worth anything.
+        let has_head = self.saver.stored().held;
+        let parts = {
+            let session = &mut self.state().session;
+            if has_head { session.abandon() } else { session.scatter() }
+        };
+        discard(&self.node, key, parts);
+    }
+
+    /// The client is not let in after all: nothing stays of what was written of it.
+    pub async fn take_back(&self) {
+        let Some(key) = &self.saver.key else { return };
+        drop(self.saver.turn.lock().await.take());
+        self.forget_all(key);
+    }
+
+    /// Deletes what may be stored, parts that no head names included.
+    fn forget_all(&self, key: &SessionKey) {
+        let parts = self.state().session.scatter();
+        drop(forget_with(&self.node, key.clone(), parts));
     }
 }
 

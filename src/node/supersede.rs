@@ -10,6 +10,8 @@ use crate::metrics;
 use crate::session::Succession;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The session that a connection has restored, as long as it may be restored again.
 #[derive(Clone, Debug)]
@@ -17,7 +19,18 @@ pub struct Predecessor {
     pub key: SessionKey,
     /// Its connection may still be there.
     pub open: bool,
+    /// When a client whose own session is not stored looked whether this one is over.
+    looked: Option<Instant>,
 }
+
+impl Predecessor {
+    pub fn new(key: SessionKey, open: bool) -> Self {
+        Self { key, open, looked: None }
+    }
+}
+
+/// A client whose session is not stored looks so often, at most, whether the one before is over.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What is known of a session's succession, and the revision of that.
 pub struct Known {
@@ -153,7 +166,7 @@ fn close_soon(node: &Arc<Node>, key: SessionKey) {
 async fn close(node: &Arc<Node>, mut key: SessionKey, over: Over) {
     let mut not_stored = Vec::new();
     while let Some(noted) = note_over(node, &key, over).await {
-        node.registry.over(&key, noted.over);
+        node.registry.close_over(&key, noted.over);
         if noted.over == Over::Replaced
             && let Some(farewells) = &node.farewells
         {
@@ -224,7 +237,7 @@ async fn note_in_its_room(node: &Node, key: &SessionKey, over: Over) {
 /// Nothing of a session stays that goes on under another sid, neither what is saved of it nor a connection that may still
 /// be there.
 pub fn clear(node: &Arc<Node>, replaced: Predecessor) {
-    let here = node.registry.over(&replaced.key, Over::Replaced);
+    let here = node.registry.close_over(&replaced.key, Over::Replaced);
     if replaced.open && !here {
         let (broker, key) = (node.hub.broker().clone(), replaced.key.clone());
         let announcing = async move { broker.announce_over(&key, Over::Replaced).await };
@@ -242,8 +255,13 @@ impl Client {
     /// The client has spoken, after its `welcome` was written: it knows its sid, and the session before is over.
     pub async fn prove(&self) {
         let before = self.predecessor().clone();
-        // As long as the new one is not stored the old one is the only one that can be resumed.
-        let (Some(before), Some(key), true) = (before, self.saver.key(), self.saver.is_stored()) else { return };
+        let (Some(before), Some(key)) = (before, self.saver.key()) else { return };
+        // As long as the new one is not stored the old one is the only one that can be resumed. It must not be once it has
+        // more than its client may have.
+        if !self.saver.is_stored() && self.state().session.shrunk() == 0 {
+            self.heed(&before.key, key).await;
+            return;
+        }
         let mut ended = end(&self.node, &before.key, key).await;
         if matches!(ended, Err(SaveError::Full(_) | SaveError::TooLarge)) {
             // What nobody needs any more makes room.
@@ -256,9 +274,45 @@ impl Client {
                 self.state().session.unproved = None;
                 clear(&self.node, *before);
             }
-            Ok(Some(over)) => self.handle.over(over),
+            Ok(Some(over)) => self.handle.close_over(over),
             // Its next frame tries again.
             Err(error) => tracing::debug!(context = "node", %error, "the session before is not over yet"),
+        }
+    }
+
+    /// The session before may have been ended, and nobody may know of this one: there was no room to note it.
+    async fn heed(&self, before: &SessionKey, key: &SessionKey) {
+        {
+            let mut predecessor = self.predecessor();
+            let Some(predecessor) = predecessor.as_mut() else { return };
+            if predecessor.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+                return;
+            }
+            predecessor.looked = Some(Instant::now());
+        }
+        match succession(&self.node, before).await {
+            Ok(Known { succession, .. }) if succession.by() != Some(&key.0) => {
+                if let Some(over) = succession.over() {
+                    self.handle.close_over(over);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(context = "node", %error, "whether the session before is over is not known"),
+        }
+    }
+
+    /// The connection is over, and the session before is not: that is not resumed either if this one was told to leave, or
+    /// may have been, or if that one has more than its client may have.
+    pub fn leave_predecessor(&self) {
+        let Some(before) = self.predecessor().take() else { return };
+        if self.handle.is_superseded() || self.handle.was_over() {
+            // Its client goes on with it elsewhere, or it is over, too.
+        } else if self.handle.is_ended() {
+            let node = self.node.clone();
+            let closing = async move { close(&node, before.key, Over::Ended).await };
+            self.node.tasks.spawn(critical("node.restores", closing));
+        } else if self.handle.is_revoked() || self.state().session.shrunk() > 0 {
+            stored::forget(&self.node, before.key);
         }
     }
 }

@@ -144,15 +144,28 @@ impl Client {
                     let renewed = if course.renews { Some(Instant::now()) } else { stored.renewed };
                     *stored = Stored { revision, version, held: true, renewed, outgrown: None, full: None };
                 }
-                let parts = self.state().session.take_obsolete();
+                let parts = {
+                    let session = &mut self.state().session;
+                    session.note_named();
+                    session.take_obsolete(version)
+                };
                 discard(&self.node, key, parts);
                 Ok(None)
             }
-            Written::Head { revision: Err(SaveError::Conflict), .. } => self.settle_conflict(key).await.map(|()| None),
-            Written::Head { held, revision: Err(error), .. } => {
-                if matches!(error, SaveError::Full(_) | SaveError::TooLarge) {
-                    self.saver.stored().held = held;
-                }
+            Written::Head { revision: Err(SaveError::Conflict), .. } => {
+                self.state().session.note_named();
+                self.settle_conflict(key).await.map(|()| None)
+            }
+            Written::Head { held, revision: Err(error @ (SaveError::Full(_) | SaveError::TooLarge)), .. } => {
+                self.saver.stored().held = held;
+                // They would take the room that is missing.
+                let parts = self.state().session.take_unnamed();
+                discard(&self.node, key, parts);
+                Ok(Some(Err(error.into())))
+            }
+            Written::Head { revision: Err(error), .. } => {
+                // It may be stored all the same.
+                self.state().session.note_named();
                 Ok(Some(Err(error.into())))
             }
         }
@@ -198,7 +211,7 @@ impl Client {
             let never = matches!(error, NotSaved::NoRoom | NotSaved::Store(SaveError::Full(_) | SaveError::TooLarge));
             let goes = stored.held && (is_too_large || never && stored.version < shrunk);
             if goes {
-                stored.is_gone();
+                stored.note_gone();
             }
             goes
         };
@@ -229,7 +242,8 @@ impl Client {
             (state.session.identifiers.clone(), state.session.mark)
         };
         if broker.mark(&identifiers).await.map_err(SaveError::from)? > mark {
-            self.handle.revoke(Close::Remote { reconnect: true });
+            // Whether it may come back is said by the command itself, which has not come yet.
+            self.handle.revoke(Close::StoreUnavailable);
             return Err(NotSaved::Revoked);
         }
         if let Some(entry) = broker.load_session(key).await.map_err(SaveError::from)? {
@@ -237,11 +251,11 @@ impl Client {
             return Ok(());
         }
         if let Some(over) = supersede::over(&self.node, key).await.map_err(SaveError::from)? {
-            self.handle.over(over);
+            self.handle.close_over(over);
             return Err(NotSaved::Revoked);
         }
         // Its parts are of no use any more.
-        self.saver.stored().is_gone();
+        self.saver.stored().note_gone();
         let parts = self.state().session.scatter();
         discard(&self.node, key, parts);
         Ok(())

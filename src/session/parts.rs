@@ -25,8 +25,9 @@ pub(super) struct Parts {
     last: u64,
     /// Being written: no head names them yet.
     pending: Vec<u64>,
-    /// No head will name them again.
-    obsolete: Vec<u64>,
+    /// No head will name them again, with the session's version when they became it: one of an older version that is being
+    /// written does.
+    obsolete: Vec<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(super) struct Part {
     /// Bytes of the subscriptions that are still there.
     left: usize,
     gone: Vec<bool>,
+    /// A head that names it may be stored.
+    named: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,25 +72,25 @@ impl Parts {
     }
 
     /// What a part holds of this subscription is not true any more.
-    fn leave(&mut self, text: &str) {
+    fn leave(&mut self, text: &str, version: u64) {
         let Some(place) = self.places.remove(text) else { return };
         let Some(at) = self.list.iter().position(|part| part.number == place.part) else { return };
         let part = &mut self.list[at];
         part.left -= place.size;
         part.gone[place.slot] = true;
         if part.left == 0 {
-            self.obsolete.push(place.part);
+            self.obsolete.push((place.part, version));
             self.list.remove(at);
         }
     }
 
     pub(super) fn changed(&mut self, text: &Arc<str>, version: u64) {
-        self.leave(text);
+        self.leave(text, version);
         self.loose.insert(text.clone(), version);
     }
 
-    pub(super) fn removed(&mut self, text: &str) {
-        self.leave(text);
+    pub(super) fn removed(&mut self, text: &str, version: u64) {
+        self.leave(text, version);
         self.loose.remove(text);
     }
 
@@ -131,16 +134,29 @@ impl Parts {
         std::mem::take(&mut self.pending)
     }
 
-    /// Numbers of those that the head which is stored now does not name.
-    pub(super) fn take_obsolete(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.obsolete)
+    /// Numbers of those that a head of this version, which is stored now, does not name.
+    pub(super) fn take_obsolete(&mut self, version: u64) -> Vec<u64> {
+        self.obsolete.extract_if(.., |(_, since)| *since <= version).map(|(number, _)| number).collect()
+    }
+
+    /// A head that names all of them may be stored.
+    pub(super) fn note_named(&mut self) {
+        self.list.iter_mut().for_each(|part| part.named = true);
+    }
+
+    /// The head that was to name them was refused: numbers of those that no other one names. What they hold is loose.
+    pub(super) fn take_unnamed(&mut self, version: u64) -> Vec<u64> {
+        let unnamed: Vec<u64> = self.list.iter().filter(|part| !part.named).map(|part| part.number).collect();
+        self.loosen(&unnamed, version);
+        unnamed
     }
 
     /// A new one is written. What has changed since `version`, when it was planned, stays loose, and what `is_there` does
     /// not know is gone.
     pub(super) fn take_in(&mut self, new: NewPart, revision: u64, version: u64, is_there: impl Fn(&str) -> bool) {
         let NewPart { number, body, members } = new;
-        let mut part = Part { number, revision, size: body.len(), left: 0, gone: vec![true; members.len()] };
+        let gone = vec![true; members.len()];
+        let mut part = Part { number, revision, size: body.len(), left: 0, gone, named: false };
         for (slot, (text, size)) in members.into_iter().enumerate() {
             let is_newer = self.loose.get(&text).is_some_and(|changed| *changed > version);
             if is_newer || !is_there(&text) {
@@ -153,7 +169,8 @@ impl Parts {
         }
         self.pending.retain(|pending| *pending != number);
         match part.left {
-            0 => self.obsolete.push(number),
+            // No head has ever named it.
+            0 => self.obsolete.push((number, 0)),
             _ => self.list.push(part),
         }
     }
@@ -162,13 +179,20 @@ impl Parts {
     pub(super) fn scatter(&mut self, version: u64) -> Vec<u64> {
         let listed: Vec<u64> = self.list.iter().map(|part| part.number).collect();
         self.dissolve(&listed, version);
-        let pending = self.take_pending();
-        self.obsolete.extend(pending);
-        self.take_obsolete()
+        let obsolete = std::mem::take(&mut self.obsolete).into_iter().map(|(number, _)| number);
+        obsolete.chain(std::mem::take(&mut self.pending)).collect()
     }
 
     /// They are named no more: what is left of them is loose.
     pub(super) fn dissolve(&mut self, numbers: &[u64], version: u64) {
+        self.loosen(numbers, version);
+        self.obsolete.extend(numbers.iter().map(|number| (*number, version)));
+        // It may have become obsolete since, because nothing was left of it.
+        self.obsolete.sort_unstable();
+        self.obsolete.dedup_by_key(|(number, _)| *number);
+    }
+
+    fn loosen(&mut self, numbers: &[u64], version: u64) {
         if numbers.is_empty() {
             return;
         }
@@ -181,10 +205,6 @@ impl Parts {
             stays
         });
         self.list.retain(|part| !numbers.contains(&part.number));
-        self.obsolete.extend(numbers);
-        // It may have become obsolete since, because nothing was left of it.
-        self.obsolete.sort_unstable();
-        self.obsolete.dedup();
     }
 
     /// More is gone than is left.

@@ -1,7 +1,7 @@
 //! How what has changed of a session comes to be stored: planned, begun, written, taken in.
 
 use super::parts::{PART, Part, Parts};
-use super::saved::{Look, record};
+use super::saved::{Look, PartName, record};
 use super::{Session, State, Subscription};
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -24,7 +24,9 @@ impl SavePlan {
     pub fn size(&self) -> usize {
         match self {
             Self::Head(head) => head.size(),
-            Self::Split(split) => split.kept + split.parts.iter().map(|part| part.body.len()).sum::<usize>(),
+            Self::Split(split) => {
+                split.kept + split.head + split.parts.iter().map(|part| part.body.len()).sum::<usize>()
+            }
         }
     }
 }
@@ -55,13 +57,8 @@ pub struct Split {
     dissolved: Vec<u64>,
     /// Bytes of the parts that stay as they were written.
     kept: usize,
-}
-
-impl Split {
-    /// Nothing of the session stays as it was written.
-    pub fn is_whole(&self) -> bool {
-        self.kept == 0
-    }
+    /// Bytes of the head that names all of them, at most.
+    head: usize,
 }
 
 pub struct NewPart {
@@ -147,9 +144,14 @@ impl Session {
             // Little is left of it.
             return head(records, dissolved);
         }
-        let kept = listed().filter(|part| !dissolved.contains(&part.number)).map(|part| part.size).sum();
+        let stays = || listed().filter(|part| !dissolved.contains(&part.number));
+        let kept = stays().map(|part| part.size).sum();
         let parts = pack(records, self.parts.as_ref().map_or(0, |parts| parts.last()));
-        SavePlan::Split(Split { parts, version: self.version, dissolved, kept })
+        // Their revisions are not known yet.
+        let new = |part: &NewPart| PartName { number: part.number, revision: u64::MAX, gone: String::new() };
+        let names = stays().map(Part::name).chain(parts.iter().map(new)).collect();
+        let head = self.head(Vec::new(), names, now, open).len();
+        SavePlan::Split(Split { parts, version: self.version, dissolved, kept, head })
     }
 
     /// The plan is carried out from now on; no other one until it has ended.
@@ -209,9 +211,21 @@ impl Session {
         self.parts.as_ref().is_some_and(|parts| !parts.list().is_empty())
     }
 
-    /// Numbers of parts that the head which is stored now does not name: they can be deleted.
-    pub fn take_obsolete(&mut self) -> Vec<u64> {
-        self.parts.as_mut().map(|parts| parts.take_obsolete()).unwrap_or_default()
+    /// Numbers of parts that a head of this version, which is stored now, does not name: they can be deleted.
+    pub fn take_obsolete(&mut self, version: u64) -> Vec<u64> {
+        self.parts.as_mut().map(|parts| parts.take_obsolete(version)).unwrap_or_default()
+    }
+
+    /// The head that was composed last is stored, or may be.
+    pub fn note_named(&mut self) {
+        if let Some(parts) = &mut self.parts {
+            parts.note_named();
+        }
+    }
+
+    /// It was refused. Numbers of parts that no other head names: they can be deleted.
+    pub fn take_unnamed(&mut self) -> Vec<u64> {
+        self.parts.as_mut().map(|parts| parts.take_unnamed(self.version)).unwrap_or_default()
     }
 
     /// A subscription has come, or what is stored of it has changed.
@@ -226,7 +240,7 @@ impl Session {
     pub(super) fn note_removed(&mut self, text: &str) {
         self.version += 1;
         if let Some(parts) = &mut self.parts {
-            parts.removed(text);
+            parts.removed(text, self.version);
         }
     }
 

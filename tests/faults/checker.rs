@@ -34,7 +34,8 @@ impl Checker {
     /// Starts it against all nodes of a deployment. `spare_first`: nobody publishes through the first node, if there is
     /// another.
     pub fn start(deployment: &Deployment, spare_first: bool, arguments: &[String]) -> Self {
-        let mut all = vec!["--public-streams".to_owned(), format!("--key={BROADCAST_KEY}")];
+        // What a deployment is not found to have is not checked: here that is a failure.
+        let mut all = vec!["--public-streams".to_owned(), format!("--key={BROADCAST_KEY}"), "--require=all".to_owned()];
         let spare = spare_first && deployment.nodes().len() > 1;
         for (number, node) in deployment.nodes().iter().enumerate() {
             all.push(format!("--url=ws://{}/cable", node.address()));

@@ -48,7 +48,7 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
         key,
         trust: None,
         run: format!("failover-{seed}-{index}"),
-        retry_for: Duration::from_secs(25),
+        retry_for: Duration::from_secs(18),
     };
     let roster = Roster {
         prefix: format!("failover/{index}/"),

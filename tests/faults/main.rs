@@ -20,6 +20,7 @@ mod fault;
 #[allow(dead_code, unused_imports, unused_macros, reason = "shared with the main tests; not all of it is needed here")]
 mod harness;
 mod jetstream;
+mod lacking;
 mod nats_cluster;
 mod network;
 mod old_build;

@@ -196,6 +196,8 @@ impl Log {
             revision: 1,
             raised_at: 0,
             now: StoreTime { millis, clock: OWN_CLOCK },
+            // Whoever stores holds the lock that is held here.
+            stored: StoreTime { millis, clock: OWN_CLOCK },
             skew: Duration::ZERO,
         }
     }

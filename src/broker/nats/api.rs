@@ -96,6 +96,9 @@ pub(super) struct StreamInfo {
 pub(super) struct Cluster {
     #[serde(default)]
     pub leader: String,
+    /// By the leader's clock.
+    #[serde(default)]
+    pub leader_since: String,
     /// The others beside the leader.
     #[serde(default)]
     pub replicas: Vec<Replica>,
@@ -133,11 +136,14 @@ pub(super) struct StreamConfig {
     pub metadata: HashMap<String, String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct StreamState {
     pub messages: u64,
     pub first_seq: u64,
     pub last_seq: u64,
+    /// When the message at `last_seq` was stored, also after it has been removed.
+    #[serde(default)]
+    pub last_ts: String,
     #[serde(default)]
     pub subjects: HashMap<String, u64>,
 }

@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often the log is compared with what was heard: the last message of a burst can be lost with nothing behind it.
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
@@ -28,6 +28,9 @@ const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const BATCH: usize = 200;
 const MAX_BYTES: usize = 512 * 1024;
 const SILENCE: Duration = Duration::from_millis(1000);
+/// How long a leader may stay behind what was heard: one that was frozen, or has just been elected, takes in what it lacks.
+/// Only a log that stays so has gone back.
+const LAGGING_LEADER: Duration = Duration::from_secs(3);
 
 /// How far this node has followed, across connections. Whether something was missed is a question of sequences alone: how
 /// long the node was away, by whichever clock, says nothing about it.
@@ -38,6 +41,14 @@ pub(super) struct Followed {
     pub held: u64,
     /// Message id of the command at that sequence, if it is known: an older copy of the log may have another one there.
     pub id: Option<String>,
+    /// Since when a leader of a cluster has said that the log does not come so far.
+    pub beyond: Option<Instant>,
+}
+
+impl Followed {
+    pub(super) fn to(log: &str, held: u64, id: Option<String>) -> Self {
+        Self { log: log.into(), held, id, beyond: None }
+    }
 }
 
 /// Why nothing proves that all commands were heard.
@@ -81,10 +92,7 @@ impl Core {
         let id = kept.header(header::NATS_MESSAGE_ID.as_ref());
         if followed.id.is_some() && followed.id != id {
             let info = connection.api.info(log).await?;
-            self.lost(
-                Followed { log: log.into(), held: info.state.last_seq, id: None },
-                "the log of remote commands has changed",
-            );
+            self.lost(Followed::to(log, info.state.last_seq, None), "the log of remote commands has changed");
             return Ok(());
         }
         followed.id = id;
@@ -109,14 +117,22 @@ impl Core {
         let last = info.state.last_seq;
         let Some(mut followed) = self.followed() else {
             // A node that has just started has no sessions that an older command could be meant for.
-            self.set_followed(Followed { log: log.into(), held: last, id: None });
+            self.set_followed(Followed::to(log, last, None));
             return Ok(());
         };
+        if followed.log == log && last < followed.held && connection.clustered() {
+            let since = *followed.beyond.get_or_insert_with(Instant::now);
+            self.set_followed(followed.clone());
+            if since.elapsed() < LAGGING_LEADER {
+                return Err(ApiError::Unreadable("the leader of the remote commands has not come so far yet".into()));
+            }
+        }
+        followed.beyond = None;
         if let Some(reason) = missed(&followed, log, &info.state) {
             let same = followed.log == log && last >= followed.held;
             // What is still there of the same log is passed on: it names who must not come back at all.
             let held = if same { info.state.first_seq.saturating_sub(1) } else { last };
-            followed = Followed { log: log.into(), held, id: None };
+            followed = Followed::to(log, held, None);
             self.lost(followed.clone(), reason);
         }
         while followed.held < last {
@@ -133,7 +149,7 @@ impl Core {
         followed: Followed,
         info: &StreamInfo,
     ) -> Result<Followed, ApiError> {
-        let Followed { log, held, mut id } = followed;
+        let Followed { log, held, mut id, .. } = followed;
         let request = json!({"seq": held + 1, "batch": BATCH, "max_bytes": MAX_BYTES});
         let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
         let (messages, _) =
@@ -155,16 +171,16 @@ impl Core {
             match kept {
                 Some(kept) => {
                     self.pass_on(kept.seq, &kept.data()?);
-                    return Ok(Followed { id: kept.header(header::NATS_MESSAGE_ID.as_ref()), log, held: kept.seq });
+                    return Ok(Followed::to(&log, kept.seq, kept.header(header::NATS_MESSAGE_ID.as_ref())));
                 }
                 None => {
-                    let next = Followed { log, held: info.state.last_seq, id: None };
+                    let next = Followed::to(&log, info.state.last_seq, None);
                     self.lost(next.clone(), "a remote command is gone");
                     return Ok(next);
                 }
             }
         }
-        Ok(Followed { log, held: reached, id })
+        Ok(Followed::to(&log, reached, id))
     }
 
     fn pass_on(&self, seq: u64, payload: &[u8]) {
@@ -199,10 +215,12 @@ impl Core {
     }
 
     pub(super) async fn newest_mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
-        let which = &json!({"last_by_subj": self.names.command_subject(&hash_hex(identifiers))});
-        let ask =
-            |generation: Arc<Generation>| async move { generation.api().message(&generation.commands, which).await };
-        Ok(self.asking(ask).await?.map_or(0, |kept| kept.seq))
+        let subject = &self.names.command_subject(&hash_hex(identifiers));
+        let ask = |generation: Arc<Generation>| async move {
+            let held = self.followed().filter(|followed| followed.log == generation.commands);
+            generation.newest_command(subject, held.map_or(0, |followed| followed.held)).await
+        };
+        self.asking(ask).await
     }
 }
 

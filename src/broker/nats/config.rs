@@ -222,8 +222,8 @@ impl Names {
     }
 
     /// Where nodes tell each other whose session was restored.
-    pub fn superseded_subject(&self) -> String {
-        format!("{}.peer.superseded", self.subjects)
+    pub fn session_over_subject(&self) -> String {
+        format!("{}.peer.session_over", self.subjects)
     }
 
     pub fn meta_bucket(&self) -> String {

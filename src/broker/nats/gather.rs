@@ -7,7 +7,8 @@
 //! which is never moved.
 //!
 //! A move is an orderly handover of a bucket, of some 0.1 s. It is made only while all copies are up to date and nothing
-//! has changed between two looks; by one node, the first by name of those that run; and seldom.
+//! has changed between two looks; by one node, the first by name of those that run; and seldom. Handovers that fail take
+//! seconds each, so all of this goes on beside what looks after the connection, and holds up nothing there.
 
 use super::config::bucket_stream;
 use super::generation::Generation;
@@ -33,55 +34,105 @@ struct Apart {
     streams: Vec<String>,
 }
 
+/// What a look has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    /// It is no time to move anything: a copy is not up to date, or there is no leader.
+    Unsettled,
+    /// Nothing can be moved to where the log is led.
+    Together,
+    Apart(Apart),
+}
+
+/// Those who lead: the servers, but for tests.
+trait Leaders {
+    async fn look(&self) -> Result<Found, SetupError>;
+    /// Of the nodes that run, this one is the first by name.
+    async fn is_our_turn(&self) -> Result<bool, SetupError>;
+    async fn move_leader(&self, stream: &str, to: &str) -> Result<(), SetupError>;
+}
+
 /// What one connection has seen of it.
 #[derive(Default)]
-pub(super) struct Gathering {
-    /// Not before this time.
-    next: Option<Instant>,
+struct Gathering {
     /// What was seen at the last look.
     seen: Option<Apart>,
-    /// Handovers in a row that failed.
+    /// Rounds in a row in which a handover failed.
     failed: u32,
 }
 
 impl Gathering {
-    /// Looks, and moves leaders, if it is time to.
-    pub async fn go_on(&mut self, core: &Core, generation: &Generation) -> Result<(), SetupError> {
-        let Some(period) = core.config.gather_leaders.filter(|_| generation.connection.clustered()) else {
-            return Ok(());
+    /// Looks, and moves leaders. Answers with the time until the next look.
+    async fn go_on(&mut self, leaders: &impl Leaders, period: Duration) -> Result<Duration, SetupError> {
+        let found = match leaders.look().await? {
+            Found::Apart(apart) => apart,
+            Found::Together => {
+                *self = Self::default();
+                return Ok(period);
+            }
+            Found::Unsettled => {
+                self.seen = None;
+                return Ok(period);
+            }
         };
-        if self.next.is_some_and(|next| Instant::now() < next) {
-            return Ok(());
+        let same = self.seen.as_ref() == Some(&found);
+        let apart = self.seen.insert(found);
+        if !same || !leaders.is_our_turn().await? {
+            return Ok(period);
         }
-        self.next = Some(Instant::now() + period);
-        let found = core.apart(generation).await?;
-        let same = found.is_some() && found == self.seen;
-        self.seen = found;
-        let Some(apart) = self.seen.as_ref().filter(|_| same) else { return Ok(()) };
-        let others = core.other_nodes(&generation.connection).await?;
-        if others.iter().any(|other| other.node < core.config.node) {
-            return Ok(());
-        }
-        // Not before all of it is over, however this ends.
-        self.next = Some(Instant::now() + PAUSE);
-        let mut outcome = Ok(());
+        let mut all_moved = true;
         for stream in &apart.streams {
-            if let Err(error) = core.move_leader(generation, stream, &apart.leader).await {
-                outcome = Err(error);
+            if let Err(error) = leaders.move_leader(stream, &apart.leader).await {
+                all_moved = false;
+                tracing::debug!(stream, to = apart.leader, %error, "cannot move a leader");
             }
         }
-        self.failed = if outcome.is_ok() { 0 } else { (self.failed + 1) % TRIES };
-        let pause = if self.failed == 0 { PAUSE } else { period };
-        self.next = Some(Instant::now() + pause);
-        outcome
+        self.failed = if all_moved { 0 } else { (self.failed + 1) % TRIES };
+        Ok(if self.failed == 0 { PAUSE } else { period })
+    }
+}
+
+/// One connection's view of them.
+struct Servers<'a> {
+    core: &'a Core,
+    generation: &'a Generation,
+}
+
+impl Leaders for Servers<'_> {
+    async fn look(&self) -> Result<Found, SetupError> {
+        self.core.led(self.generation).await
+    }
+
+    async fn is_our_turn(&self) -> Result<bool, SetupError> {
+        let others = self.core.other_nodes(&self.generation.connection).await?;
+        Ok(others.iter().all(|other| other.node >= self.core.config.node))
+    }
+
+    async fn move_leader(&self, stream: &str, to: &str) -> Result<(), SetupError> {
+        self.core.move_leader(self.generation, stream, to).await
     }
 }
 
 impl Core {
-    /// Which streams are led elsewhere than the log; `None`: none, or it is no time to move anything.
-    async fn apart(&self, generation: &Generation) -> Result<Option<Apart>, SetupError> {
+    /// Brings leaders together for as long as it is polled. Never returns.
+    pub(super) async fn gather_leaders(&self, generation: &Generation) {
+        let Some(period) = self.config.gather_leaders.filter(|_| generation.connection.clustered()) else {
+            return std::future::pending().await;
+        };
+        let (servers, mut gathering) = (Servers { core: self, generation }, Gathering::default());
+        loop {
+            let pause = gathering.go_on(&servers, period).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "cannot see who leads");
+                period
+            });
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Which streams are led elsewhere than the log.
+    async fn led(&self, generation: &Generation) -> Result<Found, SetupError> {
         // The default policy's, where most streams are.
-        let Some(log) = generation.own_logs().last() else { return Ok(None) };
+        let Some(log) = generation.own_logs().last() else { return Ok(Found::Together) };
         let mut streams = vec![log.name.clone(), generation.commands.clone(), bucket_stream(&self.names.meta_bucket())];
         if self.config.sessions() {
             streams.push(bucket_stream(&self.names.sessions_bucket()));
@@ -117,24 +168,29 @@ impl Core {
 }
 
 /// The log is the first of these.
-fn judge(infos: &[(String, Value)]) -> Option<Apart> {
+fn judge(infos: &[(String, Value)]) -> Found {
     let replicas = |info: &Value| info["cluster"]["replicas"].as_array().cloned().unwrap_or_default();
     let whole = infos.iter().all(|(_, info)| {
         let wanted = info["config"]["num_replicas"].as_u64().unwrap_or(1);
         let current = |one: &&Value| one["current"] == true && one["offline"] != true;
         replicas(info).iter().filter(current).count() as u64 + 1 == wanted
     });
-    let leader = infos.first()?.1["cluster"]["leader"].as_str()?;
+    let leader = infos.first().and_then(|(_, info)| info["cluster"]["leader"].as_str());
+    let Some(leader) = leader.filter(|_| whole) else { return Found::Unsettled };
     let misplaced = infos.iter().filter(|(_, info)| info["cluster"]["leader"] != leader);
     // A server without a copy cannot lead.
     let movable = misplaced.filter(|(_, info)| replicas(info).iter().any(|one| one["name"] == leader));
     let streams: Vec<String> = movable.map(|(stream, _)| stream.clone()).collect();
-    (whole && !streams.is_empty()).then(|| Apart { leader: leader.to_owned(), streams })
+    if streams.is_empty() {
+        return Found::Together;
+    }
+    Found::Apart(Apart { leader: leader.to_owned(), streams })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
     fn info(name: &str, leader: &str, others: [(&str, bool); 2]) -> (String, Value) {
         let replicas = others.map(|(name, current)| json!({"name": name, "current": current}));
@@ -148,11 +204,90 @@ mod tests {
         let with = info("with", "a", [("b", true), ("c", true)]);
         let apart = info("apart", "b", [("a", true), ("c", true)]);
         let elsewhere = info("elsewhere", "b", [("c", true), ("d", true)]);
-        let found = judge(&[log.clone(), with.clone(), apart.clone(), elsewhere.clone()]).unwrap();
-        assert_eq!(found, Apart { leader: "a".into(), streams: vec!["apart".into()] });
-        assert_eq!(judge(&[log.clone(), with.clone()]), None);
-        assert_eq!(judge(&[log.clone(), elsewhere]), None, "the log's leader has no copy of it");
+        let found = judge(&[log.clone(), with.clone(), apart.clone(), elsewhere.clone()]);
+        assert_eq!(found, Found::Apart(Apart { leader: "a".into(), streams: vec!["apart".into()] }));
+        assert_eq!(judge(&[log.clone(), with.clone()]), Found::Together);
+        assert_eq!(judge(&[log.clone(), elsewhere]), Found::Together, "the log's leader has no copy of it");
         let behind = info("apart", "b", [("a", true), ("c", false)]);
-        assert_eq!(judge(&[log, behind]), None, "a copy is not up to date");
+        assert_eq!(judge(&[log, behind]), Found::Unsettled, "a copy is not up to date");
+    }
+
+    const PERIOD: Duration = Duration::from_secs(15);
+
+    /// Leaders that are where a test says, and handovers of which those to `stuck` fail.
+    struct Told {
+        found: RefCell<Found>,
+        stuck: RefCell<Vec<&'static str>>,
+        tried: RefCell<Vec<String>>,
+    }
+
+    impl Told {
+        fn apart(stuck: &[&'static str]) -> Self {
+            let streams = ["one", "two", "three"].map(str::to_owned).to_vec();
+            let found = Found::Apart(Apart { leader: "a".into(), streams });
+            let stuck = RefCell::new(stuck.to_vec());
+            Self { found: RefCell::new(found), stuck, tried: RefCell::default() }
+        }
+
+        /// Two looks that see the same: one round of handovers, and the pause that follows.
+        async fn round(&self, gathering: &mut Gathering) -> Duration {
+            if gathering.seen.is_none() {
+                assert_eq!(gathering.go_on(self, PERIOD).await.unwrap(), PERIOD);
+            }
+            gathering.go_on(self, PERIOD).await.unwrap()
+        }
+    }
+
+    impl Leaders for Told {
+        async fn look(&self) -> Result<Found, SetupError> {
+            Ok(self.found.borrow().clone())
+        }
+
+        async fn is_our_turn(&self) -> Result<bool, SetupError> {
+            Ok(true)
+        }
+
+        async fn move_leader(&self, stream: &str, _: &str) -> Result<(), SetupError> {
+            self.tried.borrow_mut().push(stream.to_owned());
+            match self.stuck.borrow().contains(&stream) {
+                true => Err(SetupError::retry("it does not move")),
+                false => Ok(()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_leader_that_stays_where_it_is_keeps_no_other_there() {
+        let (leaders, mut gathering) = (Told::apart(&["one"]), Gathering::default());
+        assert_eq!(leaders.round(&mut gathering).await, PERIOD, "tried again soon");
+        assert_eq!(*leaders.tried.borrow(), ["one", "two", "three"]);
+    }
+
+    #[tokio::test]
+    async fn a_round_that_failed_is_repeated_three_times_in_a_row_and_then_left_alone_for_long() {
+        let (leaders, mut gathering) = (Told::apart(&["three"]), Gathering::default());
+        for pause in [PERIOD, PERIOD, PAUSE, PERIOD, PERIOD, PAUSE] {
+            assert_eq!(leaders.round(&mut gathering).await, pause);
+        }
+        leaders.stuck.borrow_mut().clear();
+        assert_eq!(leaders.round(&mut gathering).await, PAUSE);
+    }
+
+    #[tokio::test]
+    async fn leaders_that_came_together_by_themselves_are_failed_handovers_no_more() {
+        let (leaders, mut gathering) = (Told::apart(&["two"]), Gathering::default());
+        for _ in 0..2 {
+            assert_eq!(leaders.round(&mut gathering).await, PERIOD);
+        }
+        let apart = leaders.found.replace(Found::Together);
+        assert_eq!(gathering.go_on(&leaders, PERIOD).await.unwrap(), PERIOD);
+        leaders.found.replace(apart);
+        for pause in [PERIOD, PERIOD, PAUSE] {
+            assert_eq!(leaders.round(&mut gathering).await, pause);
+        }
+        // A copy that falls behind says nothing of them.
+        leaders.found.replace(Found::Unsettled);
+        assert_eq!(gathering.go_on(&leaders, PERIOD).await.unwrap(), PERIOD);
+        assert_eq!(gathering.seen, None);
     }
 }

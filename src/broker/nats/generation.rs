@@ -24,7 +24,7 @@ use async_nats::connection::State;
 use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -99,6 +99,8 @@ pub(super) struct Generation {
     /// One per policy, in the table's order; `None` where nothing is stored.
     pub logs: Vec<Option<Arc<Log>>>,
     pub commands: String,
+    /// A subject of that log which had a message when it was last asked.
+    pub known_command: Mutex<Option<String>>,
     pub live: LiveSet,
 }
 
@@ -379,14 +381,21 @@ impl Core {
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
         }
-        let generation = Generation { connection: connection.clone(), table, logs, commands: command_log, live };
+        let generation = Generation {
+            connection: connection.clone(),
+            table,
+            logs,
+            commands: command_log,
+            known_command: Mutex::default(),
+            live,
+        };
         for input in inputs {
             self.tasks.spawn(critical("broker.feed", live::feed(self.clone(), connection.clone(), input)));
         }
         let commands = commands::run(self.clone(), connection.clone(), generation.commands.clone(), remote);
         self.tasks.spawn(critical("broker.commands", commands));
         self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
-        self.tasks.spawn(critical("broker.restores", self.clone().hear_of_superseded(connection.clone())));
+        self.tasks.spawn(critical("broker.sessions_over", self.clone().hear_of_sessions_over(connection.clone())));
         Ok(generation)
     }
 }

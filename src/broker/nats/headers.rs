@@ -33,6 +33,8 @@ pub(super) const TRANSIENT: HeaderName = HeaderName::from_static("Carrick-Transi
 pub(super) const NUM_PENDING: HeaderName = HeaderName::from_static("Nats-Num-Pending");
 pub(super) const UP_TO_SEQUENCE: HeaderName = HeaderName::from_static("Nats-UpTo-Sequence");
 pub(super) const KV_OPERATION: HeaderName = HeaderName::from_static("KV-Operation");
+/// Of the server's own marker where a key has expired.
+pub(super) const MARKER_REASON: HeaderName = HeaderName::from_static("Nats-Marker-Reason");
 
 /// Headers of a publication that is to be stored in `log`, and only there.
 pub(super) fn stored(publication: &Publication, token: &Token, log: &str, epoch: &str) -> HeaderMap {

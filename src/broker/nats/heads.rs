@@ -118,6 +118,15 @@ async fn look(
     Ok(Top { messages: info.state.messages, facts, sentinel })
 }
 
+/// When the log's newest message was stored: by the present leader's clock, if it has led since.
+fn stored(info: &StreamInfo, leader: u64) -> StoreTime {
+    let Some(stored) = clock::parse(&info.state.last_ts) else { return StoreTime::default() };
+    let cluster = &info.cluster;
+    let by_leader =
+        cluster.replicas.is_empty() || clock::parse(&cluster.leader_since).is_some_and(|since| since <= stored);
+    StoreTime { millis: stored / 1_000_000, clock: if by_leader { leader } else { 0 } }
+}
+
 fn facts(info: &StreamInfo, now: StoreTime, skew: Duration) -> Facts {
     let meta = |name: &str| info.config.metadata.get(name).and_then(|text| text.parse().ok()).unwrap_or(0);
     Facts {
@@ -131,6 +140,7 @@ fn facts(info: &StreamInfo, now: StoreTime, skew: Duration) -> Facts {
         revision: meta(META_REVISION),
         raised_at: meta(META_RAISED_AT),
         now,
+        stored: stored(info, now.clock),
         skew,
     }
 }

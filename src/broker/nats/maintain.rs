@@ -3,7 +3,6 @@
 
 use super::api::ApiError;
 use super::config::{bucket_stream, key_subject};
-use super::gather::Gathering;
 use super::generation::Generation;
 use super::policies::POLICIES_KEY;
 use super::pulse::{Pulse, Verdict};
@@ -23,7 +22,15 @@ const TOLERATED_FAILURES: u32 = 2;
 
 impl Core {
     /// Looks after a ready connection until it is lost or must be given up.
-    pub(super) async fn maintain(&self, generation: &Generation, mut pulse: Pulse) {
+    pub(super) async fn maintain(&self, generation: &Generation, pulse: Pulse) {
+        tokio::select! {
+            () = self.look_after(generation, pulse) => {}
+            // Beside it: a lease must not run out because handovers take their time.
+            () = self.gather_leaders(generation) => {}
+        }
+    }
+
+    async fn look_after(&self, generation: &Generation, mut pulse: Pulse) {
         let connection = &generation.connection;
         let shortest = generation.table.shortest_ttl().unwrap_or(CHECK_PERIOD * 4);
         let mut tick = tokio::time::interval(CHECK_PERIOD.min(shortest.max(MIN_CHECK) / 4));
@@ -39,7 +46,6 @@ impl Core {
         let mut records = select(records, policies);
         let Ok(mut elected) = leaders(generation).await else { return };
         let mut failures = 0;
-        let mut gathering = Gathering::default();
         loop {
             tokio::select! {
                 () = generation.dead().cancelled() => return,
@@ -76,13 +82,6 @@ impl Core {
                     let full = self.storage_full.load(Ordering::Relaxed) || *self.disk_full.borrow();
                     let reason = if full { "storage full" } else { broken(&verdict) };
                     self.set_ready(reason.is_empty(), true, reason);
-                    let gathered = tokio::select! {
-                        gathered = gathering.go_on(self, generation) => gathered,
-                        () = generation.dead().cancelled() => return,
-                    };
-                    if let Err(error) = gathered {
-                        tracing::debug!(%error, "cannot move leaders together");
-                    }
                 }
                 Err(SetupError::PoliciesChanged) => {
                     tracing::info!("the history policies have changed: adopting them");

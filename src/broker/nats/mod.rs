@@ -29,6 +29,7 @@ mod config;
 mod distrust;
 mod epoch;
 mod find;
+mod fresh;
 mod gather;
 mod generation;
 mod headers;

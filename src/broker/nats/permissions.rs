@@ -86,7 +86,7 @@ impl Names {
     pub fn grant(&self, verb: Verb, subject: &str) -> Grant {
         let (log, live) = (self.area("log"), self.area("live"));
         let (ctl, ctl_live, peer) = (self.area("ctl"), self.area("ctllive"), self.witness_subject());
-        let superseded = self.superseded_subject();
+        let session_over = self.session_over_subject();
         let (meta, sessions) = (key_subject(&self.meta_bucket(), ""), key_subject(&self.sessions_bucket(), ""));
         let within = |prefix: &str| format!("{prefix}>");
         let (subjects, lost, vital) = match verb {
@@ -99,9 +99,11 @@ impl Names {
             }
             Verb::Subscribe if subject.starts_with("_INBOX.") => ("_INBOX.>".into(), "no answer is heard", true),
             Verb::Subscribe if subject == peer => (peer, "starting nodes cannot ask this one what it has seen", false),
-            _ if subject == superseded => {
-                (superseded, "connections whose session goes on elsewhere are closed some time later", false)
-            }
+            _ if subject == session_over => (
+                session_over,
+                "connections whose session was ended, or goes on elsewhere, are closed some time later",
+                false,
+            ),
             Verb::Subscribe if subject.starts_with(&meta) => {
                 (subject.to_owned(), "changes made by other nodes are noticed some seconds later", false)
             }
@@ -324,8 +326,8 @@ mod tests {
             (Verb::Subscribe, "carrick.ctllive.*", "carrick.ctllive.>", true),
             (Verb::Subscribe, "_INBOX.abc.*", "_INBOX.>", true),
             (Verb::Subscribe, "carrick.peer.witness", "carrick.peer.witness", false),
-            (Verb::Subscribe, "carrick.peer.superseded", "carrick.peer.superseded", false),
-            (Verb::Publish, "carrick.peer.superseded", "carrick.peer.superseded", false),
+            (Verb::Subscribe, "carrick.peer.session_over", "carrick.peer.session_over", false),
+            (Verb::Publish, "carrick.peer.session_over", "carrick.peer.session_over", false),
             (Verb::Publish, "carrick.peer.witness", "carrick.peer.witness", false),
             (Verb::Publish, "carrick.ctllive.x", "carrick.ctllive.>", true),
             (Verb::Subscribe, "$KV.carrick_meta.log.*", "$KV.carrick_meta.log.*", false),

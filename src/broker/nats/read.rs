@@ -297,6 +297,7 @@ pub(super) fn nothing_kept() -> Facts {
         revision: 0,
         raised_at: 0,
         now: StoreTime::default(),
+        stored: StoreTime::default(),
         skew: Duration::ZERO,
     }
 }

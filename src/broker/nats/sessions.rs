@@ -22,10 +22,11 @@ const MARKER_LIFE: Duration = Duration::from_secs(10);
 
 impl Core {
     pub(super) async fn load(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        let bucket = &self.names.sessions_bucket();
-        let ask = |generation: Arc<Generation>| async move { generation.api().value(bucket, &key.0).await };
-        let found = self.asking(ask).await?;
-        Ok(found.map(|(body, revision)| StoredSession { body, revision }))
+        let bucket = self.names.sessions_bucket();
+        let (stream, subject) = (&bucket_stream(&bucket), &key_subject(&bucket, &key.0));
+        let ask = |generation: Arc<Generation>| async move { generation.newest_in_bucket(stream, subject).await };
+        let found = self.asking(ask).await?.filter(|newest| !newest.is_marker);
+        Ok(found.map(|newest| StoredSession { body: newest.data, revision: newest.seq }))
     }
 
     pub(super) async fn answering(&self) -> Result<Answering, Unavailable> {
@@ -45,13 +46,11 @@ impl Core {
             return Err(Unavailable("the connection to NATS was replaced meanwhile".into()));
         }
         let sessions = bucket_stream(&self.names.sessions_bucket());
-        let asking = [&sessions, &generation.commands].map(|stream| generation.api().info(stream));
-        for info in futures_util::future::try_join_all(asking).await.map_err(|error| Unavailable(error.to_string()))? {
-            if !info.cluster.is_led() {
-                return Err(Unavailable("the leader of saved sessions is out of touch with the majority".into()));
-            }
+        let info = generation.api().info(&sessions).await.map_err(|error| Unavailable(error.to_string()))?;
+        match info.cluster.is_led() {
+            true => Ok(()),
+            false => Err(Unavailable("the leader of saved sessions is out of touch with the majority".into())),
         }
-        Ok(())
     }
 
     pub(super) async fn save(
@@ -133,7 +132,7 @@ impl Core {
         if over == Over::Ended {
             text.push_str(ENDED);
         }
-        let subject = self.names.superseded_subject();
+        let subject = self.names.session_over_subject();
         let sent = generation.api().mux.publish(subject, HeaderMap::new(), Bytes::from(text), ATTEMPT).await;
         if let Err(error) = sent {
             tracing::debug!(%error, "the end of a session was not announced");
@@ -141,8 +140,8 @@ impl Core {
     }
 
     /// Hears of sessions that are over, on all nodes, until the connection ends.
-    pub(super) async fn hear_of_superseded(self: Arc<Self>, connection: Arc<Connection>) {
-        let Ok(mut messages) = connection.subscribe(self.names.superseded_subject()).await else { return };
+    pub(super) async fn hear_of_sessions_over(self: Arc<Self>, connection: Arc<Connection>) {
+        let Ok(mut messages) = connection.subscribe(self.names.session_over_subject()).await else { return };
         while let Some(Some(message)) = connection.link.dead.run_until_cancelled(messages.next()).await {
             let Ok(text) = std::str::from_utf8(&message.payload) else { continue };
             let (key, over) = match text.strip_suffix(ENDED) {

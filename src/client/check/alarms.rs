@@ -2,7 +2,7 @@
 
 use super::judge::{Position, Rules};
 use super::record::{Arrival, Record, Reject};
-use super::source::{Ack, Id, Published, TRANSIENT_LANE};
+use super::source::{Ack, Id, Published, TRANSIENT_LANE, Unacked};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 /// For the way of a message and the resolution of expiry.
 const MARGIN: Duration = Duration::from_millis(500);
+/// A request that was given up may be carried out so much later.
+const CARRIED_OUT: Duration = Duration::from_secs(60);
 
 /// What a deployment keeps of each stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +29,12 @@ pub(super) struct StreamLog {
     pub transient_begun: u64,
     /// Numbers of each lane that an earlier turn of the run has judged.
     judged: HashMap<u16, u64>,
-    /// Messages of earlier turns that were not acknowledged: they may be stored later.
-    open: HashSet<Id>,
+    /// Messages that were not acknowledged and may be stored later, of earlier turns and of this one.
+    open: HashMap<Id, Unacked>,
     /// The last message of the earlier turns.
     last: Option<Ack>,
+    /// When each lane's last message of the earlier turns was acknowledged.
+    judged_at: HashMap<u16, Instant>,
     /// Said to be not stored by every attempt.
     pub refused: HashSet<Id>,
     /// From the first attempt to its answer, of all messages that are or may be stored.
@@ -49,8 +53,9 @@ impl StreamLog {
             return;
         }
         self.judged.insert(source.lane, source.past.begun);
-        self.open.extend(source.past.open.iter().map(|unacked| unacked.id));
+        self.refused.extend(&source.past.refused);
         self.note_last(source.past.last.as_ref());
+        self.judged_at.extend(source.past.last.iter().map(|last| (source.lane, last.at)));
         for ack in &source.acks {
             self.spans.push((ack.begun, ack.at));
             if let Some((epoch, offset)) = &ack.position {
@@ -64,8 +69,8 @@ impl StreamLog {
             if unacked.refused {
                 self.refused.insert(unacked.id);
             } else {
-                // A request that was given up may be carried out later.
-                self.spans.push((unacked.begun, unacked.ended + Duration::from_secs(60)));
+                self.spans.push((unacked.begun, unacked.ended + CARRIED_OUT));
+                self.open.insert(unacked.id, unacked.clone());
             }
         }
     }
@@ -93,9 +98,14 @@ impl StreamLog {
         self.judged.get(&id.lane).is_some_and(|judged| id.n <= *judged)
     }
 
-    /// It was not acknowledged in an earlier turn, and may have been stored since.
+    /// It was not acknowledged, in this turn or before, and may have been stored since.
     pub fn is_open(&self, id: Id) -> bool {
-        self.open.contains(&id)
+        self.open.contains_key(&id)
+    }
+
+    /// All that an earlier turn had acknowledged of this lane was acknowledged before this.
+    pub fn judged_at(&self, lane: u16) -> Option<Instant> {
+        self.judged_at.get(&lane).copied()
     }
 
     /// The limits may have removed it before a connection that stands could get it, or its log's life has ended.
@@ -128,15 +138,23 @@ impl StreamLog {
     /// A second copy at another position, stored by a retry after the limits had removed the first: with it the store
     /// may have forgotten the idempotency key.
     pub fn is_forgotten(&self, arrival: &Arrival, first: Option<&Position>, limits: Limits) -> bool {
-        let Some(ack) = self.acks.get(&arrival.id) else { return false };
+        let id = arrival.id;
+        let (begun, ended) = match (self.acks.get(&id), self.open.get(&id)) {
+            (Some(ack), _) => (ack.begun, ack.at),
+            (None, Some(unacked)) => (unacked.begun, unacked.ended + CARRIED_OUT),
+            (None, None) => return false,
+        };
         let differs = first.is_none_or(|first| *first != arrival.position) && arrival.position.is_some();
         let stored_at = arrival.position.as_ref().and_then(|(epoch, offset)| {
             let id = self.places.get(&(Arc::clone(epoch), *offset));
             // Who did not get the acknowledgement of this copy knows of no message there.
             id.is_none_or(|id| *id == arrival.id).then_some(())
         });
-        let tried = self.stored_between(ack.begun, ack.at);
-        differs && stored_at.is_some() && (tried > limits.messages || ack.at - ack.begun > limits.ttl)
+        // What else was stored while an earlier turn tried it is not known any more.
+        let removed = self.is_of_an_earlier_turn(id)
+            || self.stored_between(begun, ended) > limits.messages
+            || ended - begun > limits.ttl;
+        differs && stored_at.is_some() && removed
     }
 }
 

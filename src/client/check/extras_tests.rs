@@ -274,7 +274,7 @@ fn what_an_earlier_turn_has_judged_must_not_come_again() {
     source.acks.iter_mut().for_each(|ack| ack.id.n += 10);
     let error = "503".to_owned();
     let open = Unacked { id: Id { lane: 0, n: 5 }, begun: start, ended: start, refused: false, error };
-    source.past = Past { begun: 10, open: vec![open], last: None };
+    source.past = Past { begun: 10, open: vec![open], ..Past::default() };
     for (n, doubled) in [(4, 1), (5, 0)] {
         let mut record = record(0, Kind::Plain, start);
         record.arrivals.push(arrival(0, n, start + SECOND));

@@ -361,5 +361,28 @@ fn a_second_copy_is_forgiven_only_where_the_limits_had_removed_the_first() {
         trace.record.arrivals.push(copy);
         let verdict = trace.verdict();
         assert_eq!((verdict.doubled.count > 0, verdict.forgotten > 0), (!forgiven, forgiven), "{verdict:?}");
+        assert_eq!(verdict.disordered.count, 0, "the first copy came where it was stored first: {verdict:?}");
+    }
+}
+
+/// Nobody knows when a request that was given up was carried out.
+#[test]
+fn a_second_copy_of_what_was_not_acknowledged_is_forgiven_only_where_there_are_limits_that_remove_the_first() {
+    for (limits, forgiven) in [(limits(20, 300), true), (limits(10_000, 300), false)] {
+        let mut trace = Trace::honest(9, limits);
+        let mut copy = trace.record.arrivals[3].clone();
+        let ack = trace.published.acks.remove(usize::try_from(copy.id.n - 1).unwrap());
+        let error = "503".to_owned();
+        trace.published.unacknowledged.push(Unacked {
+            id: ack.id,
+            begun: ack.begun,
+            ended: ack.at,
+            refused: false,
+            error,
+        });
+        copy.position = Some((Arc::from("e"), 7_777));
+        trace.record.arrivals.push(copy);
+        let verdict = trace.verdict();
+        assert_eq!((verdict.doubled.count > 0, verdict.forgotten > 0), (!forgiven, forgiven), "{verdict:?}");
     }
 }

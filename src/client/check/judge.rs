@@ -63,8 +63,9 @@ fn note_source(source: &Published, verdict: &mut Verdict) {
     for unacked in &source.unacknowledged {
         verdict.unacknowledged.add(|| format!("{} {:?}: {}", source.stream, unacked.id, unacked.error));
     }
-    for pair in source.acks.windows(2) {
-        let [before, after] = pair else { continue };
+    // The last one of an earlier turn was acknowledged before.
+    let first = usize::from(source.past.last.is_none());
+    for (before, after) in source.past.last.iter().chain(&source.acks).zip(source.acks.iter().skip(first)) {
         if let (Some((epoch, offset)), Some((next_epoch, next))) = (&before.position, &after.position)
             && epoch == next_epoch
             && offset >= next
@@ -113,8 +114,10 @@ fn judge_subscription(
     let client = record.follower.id;
     let subscription = &record.follower.follows[follow];
     let lateness = Lateness { record, within: rules.live_within };
-    let mut seen: HashMap<Id, &Position> = HashMap::new();
-    let mut order = Order::default();
+    // What an earlier turn left open counts as seen if it came then.
+    let before = record.open.iter().filter(|arrival| arrival.follow == follow);
+    let mut seen: HashMap<Id, &Position> = before.map(|arrival| (arrival.id, &arrival.position)).collect();
+    let mut order = Order::after(record, follow);
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.is_stored()) {
         let ack = log.acks.get(&arrival.id);
         let acked = ack.and_then(|ack| ack.position.as_ref());
@@ -126,10 +129,9 @@ fn judge_subscription(
         if log.refused.contains(&arrival.id) {
             verdict.unstored.add(describe);
         }
-        if log.is_of_an_earlier_turn(arrival.id) {
-            if !log.is_open(arrival.id) {
-                verdict.doubled.add(|| format!("{}, long after it was due", describe()));
-            }
+        let may_come = log.is_open(arrival.id) || log.refused.contains(&arrival.id);
+        if log.is_of_an_earlier_turn(arrival.id) && !may_come {
+            verdict.doubled.add(|| format!("{}, long after it was due", describe()));
             continue;
         }
         if let Some((excluded, session)) = ack.and_then(|ack| ack.excluded)
@@ -153,7 +155,7 @@ fn judge_subscription(
             verdict.epochs.insert(Arc::clone(epoch));
         }
         if first.is_some() {
-            if excuses.take(&subscription.stream, acked) {
+            if excuses.take(&subscription.stream, acked.or(arrival.position.as_ref())) {
                 verdict.excused += 1;
             } else if twice {
                 verdict.forgotten += 1;
@@ -163,7 +165,7 @@ fn judge_subscription(
             continue;
         }
         seen.insert(arrival.id, &arrival.position);
-        if let Some(before) = order.broken_by(arrival.id, acked.or(arrival.position.as_ref()), ack.is_some()) {
+        if let Some(before) = order.broken_by(arrival.id, arrival.position.as_ref().or(acked), ack.is_some()) {
             verdict.disordered.add(|| format!("{} after {before}", describe()));
         }
         if let Some(ack) = ack {
@@ -202,6 +204,12 @@ struct Order {
 }
 
 impl Order {
+    /// It goes on where earlier turns left it.
+    fn after(record: &Record, follow: usize) -> Self {
+        let last = record.earlier.iter().rev().find(|arrival| arrival.follow == follow);
+        Self { highest: last.and_then(|arrival| arrival.position.clone()), lanes: HashMap::new() }
+    }
+
     /// What came before and should not have.
     fn broken_by(&mut self, id: Id, position: Option<&(Arc<str>, u64)>, acknowledged: bool) -> Option<String> {
         let mut broken = None;

@@ -380,7 +380,7 @@ impl Member {
             (Arc::clone(&self.epoch), at.offset)
         });
         if id.is_stored() {
-            self.progress.arrived[follow].fetch_add(1, Ordering::AcqRel);
+            self.progress.arrived[follow].note(id);
         }
         self.record.arrivals.push(Arrival { follow, id, position, connection: self.connection, at: Instant::now() });
     }

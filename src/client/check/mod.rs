@@ -1,17 +1,21 @@
 //! A checker of delivery: sources publish with idempotency keys, members drop and come back as the stock client does and
 //! write down everything they get, and a judge compares. `carrick verify` and the kill tests are two ways to run it.
 //!
-//! Reading order: [`roster`] (who follows what, with [`credentials`]), [`source`] (publishing), [`member`] and [`base`] (following, with [`record`] as
-//! their book and [`progress`] as what others see of them), [`removal`] (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness, [`transient`] and
-//! [`standing`] for what is not kept, and [`verdict`] as its outcome), [`run`] (all of it in phases), [`probe`] (what the
-//! server can), [`report`] (figures for people and programs).
+//! Reading order: [`roster`] (who follows what, with [`credentials`]), [`source`] (publishing, with [`desk`] for who
+//! publishes what), [`member`] and [`base`] (following, with [`record`] as their book and [`progress`] as what others see
+//! of them), [`removal`] (throwing out), [`judge`] (comparing, with [`alarms`] for rejections, [`live`] for lateness,
+//! [`transient`] and [`standing`] for what is not kept, and [`verdict`] as its outcome), [`run`] (all of it in phases and
+//! turns, with [`awaited`] for what a turn waits for and [`unsettled`] for what outlives it), [`features`] and [`probe`]
+//! (what the server can), [`report`] (figures for people and programs).
 
 pub mod alarms;
+mod awaited;
 pub mod base;
 pub mod credentials;
 mod desk;
 #[cfg(test)]
 mod extras_tests;
+pub mod features;
 #[cfg(test)]
 mod forged_tests;
 pub mod judge;
@@ -29,13 +33,16 @@ pub mod run;
 pub mod source;
 pub mod standing;
 pub mod transient;
+#[cfg(test)]
+mod turn_tests;
+mod unsettled;
 pub mod verdict;
 
 pub use alarms::Limits;
 pub use credentials::Credentials;
 pub use desk::Extras;
+pub use features::Features;
 pub use judge::{Rules, judge};
-pub use probe::Features;
 pub use record::Record;
 pub use report::Report;
 pub use roster::{Dice, Kind, Roster};

@@ -1,6 +1,7 @@
 //! What a server can, found out before a run: nothing is assumed of it.
 
 use super::credentials::Credentials;
+use super::features::Features;
 use super::removal;
 use super::source::Outlet;
 use crate::client::connection::ConnectError;
@@ -11,64 +12,23 @@ use crate::client::{
 };
 use crate::secret::bare_url;
 use bytes::Bytes;
-use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-/// For each step: a healthy server takes milliseconds.
+/// For everything that is to come: a healthy server takes milliseconds, one that is just starting takes seconds.
 const STEP: Duration = Duration::from_secs(10);
-/// A second copy of a message follows the first at once, if at all.
+/// What must not come follows something that came at once, if at all.
 const SECOND_COPY: Duration = Duration::from_millis(700);
+/// What may be lost is sent so often, at this distance.
+const SENDINGS: usize = 5;
+const NEXT_SENDING: Duration = Duration::from_secs(2);
+/// Servers forget keys; some are told to do so after seconds.
+const REPEATED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Numbers of the probe's clients, far from those of a run.
 const ONE: usize = 1_000_000;
 const OTHER: usize = ONE + 1;
-
-/// What the server has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Features {
-    /// Publishers are told positions.
-    pub publish_positions: bool,
-    /// Messages carry positions.
-    pub positions: bool,
-    /// A publication that is repeated with its idempotency key is not a second message.
-    pub idempotency_keys: bool,
-    /// A client that comes back with its session id keeps its subscriptions.
-    pub restore: bool,
-    /// A client that comes back gets what it missed.
-    pub history: bool,
-    /// Several messages in one request.
-    pub batches: bool,
-    /// Messages that are not stored.
-    pub transient: bool,
-    /// A client can be excluded from a message.
-    pub exclusion: bool,
-    pub whispers: bool,
-    /// A client can be thrown out by its identifiers.
-    pub removals: bool,
-}
-
-impl Features {
-    /// What is missing, in words.
-    pub fn missing(self) -> Vec<&'static str> {
-        [
-            (self.publish_positions, "positions in publish answers"),
-            (self.positions, "positions in messages"),
-            (self.idempotency_keys, "idempotency keys"),
-            (self.restore, "session restore"),
-            (self.history, "history"),
-            (self.batches, "batches"),
-            (self.transient, "transient messages"),
-            (self.exclusion, "exclusion of a client"),
-            (self.whispers, "whispers"),
-            (self.removals, "remote disconnects by the identifiers that were assumed"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| (!has).then_some(name))
-        .collect()
-    }
-}
 
 /// The server cannot be checked; the text says why and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -110,26 +70,43 @@ pub async fn probe(
             features.positions = watcher.receive(n, url).await?;
         }
     }
-    // The first message again.
     let url = &outlet.urls[0];
-    publish(url, outlet, stream, 0).await?;
-    features.idempotency_keys = !watchers[0].hears(0, SECOND_COPY).await?;
-    // A message while the client is away.
     let watcher = &mut watchers[0];
+    let repeated = outlet.urls.len();
+    features.idempotency_keys = knows_keys(watcher, outlet, stream, repeated).await?;
+    // A message while the client is away.
     watcher.client.cut();
-    let missed = outlet.urls.len();
+    let missed = repeated + SENDINGS;
     publish(url, outlet, stream, missed).await?;
     (features.restore, features.history) = watcher.come_back(missed).await?;
     let mut other = Watcher::new(&credentials.url(&urls[0], OTHER), identifier, outlet.trust.clone());
     other.subscribe().await?;
     probe_extras(&mut watchers[0], &mut other, outlet, (stream, identifier), &mut features).await?;
-    let sid = other.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty());
-    if let Some(sid) = sid
-        && post(outlet, removal::command(&credentials.identifiers(OTHER, &sid)), "removal").await
+    if let Some(first) = other.first_sid.clone()
+        && post(outlet, removal::command(&credentials.identifiers(OTHER, &first)), "removal").await
     {
-        features.removals = other.is_sent_away(SECOND_COPY * 2).await?;
+        features.removals = other.is_sent_away(STEP).await?;
     }
     Ok(features)
+}
+
+/// A message is published twice in one moment, and comes once. Tried again where the moment was long.
+async fn knows_keys(watcher: &mut Watcher, outlet: &Outlet, stream: &str, first: usize) -> Result<bool, Unable> {
+    let url = &outlet.urls[0];
+    for n in first..first + SENDINGS {
+        let begun = Instant::now();
+        publish(url, outlet, stream, n).await?;
+        publish(url, outlet, stream, n).await?;
+        let took = begun.elapsed();
+        watcher.receive(n, url).await?;
+        if !watcher.hears(n, SECOND_COPY).await? {
+            return Ok(true);
+        }
+        if took < REPEATED_WITHIN {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 /// What is nice to have: what fails here is not checked.
@@ -141,30 +118,47 @@ async fn probe_extras(
     features: &mut Features,
 ) -> Result<(), Unable> {
     let data = |n: usize| format!(r#"{{"probe":{n}}}"#);
-    let items: Vec<String> = [101, 102].map(data).into();
+    let items: Vec<String> = [1_001, 1_002].map(data).into();
     let batch: Vec<Outgoing<'_>> =
         items.iter().map(|data| Outgoing { stream, data, meta: OutgoingMeta::default() }).collect();
     let batch = serde_json::to_vec(&batch).map_err(|error| Unable(error.to_string()))?;
-    features.batches = post(outlet, batch.into(), "batch").await && other.hears(102, SECOND_COPY).await?;
+    features.batches = post(outlet, batch.into(), "batch").await && other.hears(1_002, STEP).await?;
 
     let transient = OutgoingMeta { transient: true, ..OutgoingMeta::default() };
-    let body = Outgoing { stream, data: &data(103), meta: transient }.to_body();
-    features.transient = post(outlet, body, "transient").await && other.hears_without_position(103).await?;
+    for n in 1_100..1_100 + SENDINGS {
+        let body = Outgoing { stream, data: &data(n), meta: transient.clone() }.to_body();
+        if !post(outlet, body, &format!("transient-{n}")).await {
+            break;
+        }
+        if let Some(positioned) = other.positioned(n, NEXT_SENDING).await? {
+            features.transient = !positioned;
+            break;
+        }
+    }
 
     if let Some(sid) = one.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty()) {
         let exclude = OutgoingMeta { exclude_socket: Some(&sid), ..OutgoingMeta::default() };
-        let body = Outgoing { stream, data: &data(104), meta: exclude }.to_body();
-        let heard = post(outlet, body, "exclusion").await && other.hears(104, SECOND_COPY).await?;
-        features.exclusion = heard && !one.hears(104, SECOND_COPY).await?;
+        let body = Outgoing { stream, data: &data(1_004), meta: exclude }.to_body();
+        let heard = post(outlet, body, "exclusion").await && other.hears(1_004, STEP).await?;
+        features.exclusion = heard && !one.hears(1_004, SECOND_COPY).await?;
     }
-    one.client.send(command::whisper(identifier, &serde_json::json!({"probe": 105}))).await;
-    features.whispers = one.whispered(SECOND_COPY).await? && other.hears(105, SECOND_COPY).await?;
+    for n in 1_200..1_200 + SENDINGS {
+        // Without a connection nothing is sent, and there is one again at the next attempt.
+        one.client.send(command::whisper(identifier, &serde_json::json!({"probe": n}))).await;
+        if !one.whispered(SECOND_COPY / 4).await? {
+            break;
+        }
+        if other.hears(n, NEXT_SENDING).await? {
+            features.whispers = true;
+            break;
+        }
+    }
     Ok(())
 }
 
-/// It is accepted.
+/// It is accepted, in the end.
 async fn post(outlet: &Outlet, body: Bytes, name: &str) -> bool {
-    let publisher = Publisher::new(&outlet.urls[0], outlet.key.as_deref(), Duration::ZERO);
+    let publisher = Publisher::new(&outlet.urls[0], outlet.key.as_deref(), STEP / 2);
     let Ok(publisher) = publisher else { return false };
     let key = format!("{}-probe-{name}", outlet.run);
     publisher.trusting(outlet.trust.clone()).publish(body, &key).await.is_ok()
@@ -234,12 +228,14 @@ struct Watcher {
     /// Without credentials.
     shown: String,
     client: Resumable,
+    /// The first id of its session.
+    first_sid: Option<String>,
 }
 
 impl Watcher {
     fn new(url: &Url, identifier: &str, trust: Option<Trust>) -> Self {
         let client = Resumable::new(url.clone(), StockClient::new([identifier])).trusting(trust);
-        Self { shown: bare_url(url.as_str()), client }
+        Self { shown: bare_url(url.as_str()), client, first_sid: None }
     }
 
     /// The next event; `None` at the deadline.
@@ -247,7 +243,12 @@ impl Watcher {
         loop {
             match timeout_at(deadline, self.client.next()).await {
                 Err(_) => return Ok(None),
-                Ok(Some(Update::Event(event))) => return Ok(Some(event)),
+                Ok(Some(Update::Event(event))) => {
+                    if matches!(event, StockEvent::Welcome { restored: false }) {
+                        self.first_sid = self.client.stock().url_sid().map(str::to_owned).filter(|sid| !sid.is_empty());
+                    }
+                    return Ok(Some(event));
+                }
                 Ok(Some(Update::Opened | Update::Lost { .. })) => {}
                 Ok(None) => return Err(Unable(format!("{}: the server sent the client away", self.shown))),
             }
@@ -274,13 +275,8 @@ impl Watcher {
 
     /// Waits for message `n`; answers whether it has a position.
     async fn receive(&mut self, n: usize, published_at: &str) -> Result<bool, Unable> {
-        let deadline = Instant::now() + STEP;
-        while let Some(event) = self.event(deadline).await? {
-            if let StockEvent::Delivery(data) = event
-                && is_probe(&data.message, n)
-            {
-                return Ok(data.position.is_some());
-            }
+        if let Some(positioned) = self.positioned(n, STEP).await? {
+            return Ok(positioned);
         }
         Err(Unable(format!(
             "{}: a message published at {} did not arrive within {STEP:?}: \
@@ -292,31 +288,25 @@ impl Watcher {
 
     /// Message `n` comes within that time.
     async fn hears(&mut self, n: usize, time: Duration) -> Result<bool, Unable> {
-        let deadline = Instant::now() + time;
-        while let Some(event) = self.event(deadline).await? {
-            if matches!(event, StockEvent::Delivery(data) if is_probe(&data.message, n)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(self.positioned(n, time).await?.is_some())
     }
 
-    /// Message `n` comes, and has no position.
-    async fn hears_without_position(&mut self, n: usize) -> Result<bool, Unable> {
-        let deadline = Instant::now() + SECOND_COPY;
+    /// Whether message `n` has a position; `None` if it does not come within that time.
+    async fn positioned(&mut self, n: usize, time: Duration) -> Result<Option<bool>, Unable> {
+        let deadline = Instant::now() + time;
         while let Some(event) = self.event(deadline).await? {
             if let StockEvent::Delivery(data) = event
                 && is_probe(&data.message, n)
             {
-                return Ok(data.position.is_none());
+                return Ok(Some(data.position.is_some()));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Nothing refuses what was just whispered.
     async fn whispered(&mut self, time: Duration) -> Result<bool, Unable> {
-        let deadline = Instant::now() + time / 4;
+        let deadline = Instant::now() + time;
         while let Some(event) = self.event(deadline).await? {
             if matches!(event, StockEvent::Rejected(_) | StockEvent::Disconnect { .. }) {
                 return Ok(false);
@@ -338,19 +328,19 @@ impl Watcher {
     /// Comes back; answers whether the session was restored, and whether the missed message came.
     async fn come_back(&mut self, missed: usize) -> Result<(bool, bool), Unable> {
         let deadline = Instant::now() + STEP;
-        let (mut restored, mut received) = (false, false);
+        let (mut restored, mut received, mut confirmed) = (false, false, false);
         while let Some(event) = self.event(deadline).await? {
             match event {
                 StockEvent::Welcome { restored: now } => restored = now,
                 StockEvent::Delivery(data) => received |= is_probe(&data.message, missed),
                 StockEvent::HistoryReceived(_) if received => break,
                 StockEvent::HistoryNotFound(_) => return Ok((restored, false)),
-                // A server without the extended protocol answers no request for history.
-                StockEvent::Confirmed(_) if !received => {
-                    let late = self.hears(missed, SECOND_COPY).await?;
-                    return Ok((restored, late));
-                }
+                StockEvent::Confirmed(_) => confirmed = true,
                 _ => {}
+            }
+            // A server without the extended protocol answers no request for history.
+            if confirmed && received {
+                break;
             }
         }
         Ok((restored, received))

@@ -1,6 +1,8 @@
 //! What a run watches of its members while it runs.
 
 use super::roster::Follower;
+use super::source::Id;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::watch;
@@ -10,12 +12,47 @@ use tokio::sync::watch;
 pub struct Progress {
     /// All subscriptions are confirmed or restored now.
     pub settled: AtomicBool,
-    /// Messages that arrived, per subscription.
-    pub arrived: Vec<AtomicU64>,
+    /// Stored messages that arrived since the last turn of the run, per subscription.
+    pub arrived: Vec<Arrived>,
     /// Its present session; `None` until it has one.
     session: Mutex<Option<Session>>,
     /// Connections that ended where two identifiers share a stream: as many copies may be missing.
     pub cuts: AtomicU64,
+}
+
+/// What arrived at one subscription.
+#[derive(Debug, Default)]
+pub struct Arrived {
+    /// Second copies included.
+    count: AtomicU64,
+    ids: Mutex<HashSet<Id>>,
+}
+
+impl Arrived {
+    pub(super) fn note(&self, id: Id) {
+        if let Ok(mut ids) = self.ids.lock() {
+            ids.insert(id);
+        }
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Leaves what has not arrived.
+    pub(super) fn strike_out(&self, missing: &mut Vec<Id>) {
+        if let Ok(ids) = self.ids.lock() {
+            missing.retain(|id| !ids.contains(id));
+        }
+    }
+
+    fn start_anew(&self) {
+        if let Ok(mut ids) = self.ids.lock() {
+            ids.clear();
+        }
+        self.count.store(0, Ordering::Release);
+    }
 }
 
 /// What ties connections of one client together.
@@ -31,7 +68,7 @@ pub struct Session {
 
 impl Progress {
     pub fn of(follower: &Follower) -> Self {
-        Self { arrived: follower.follows.iter().map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+        Self { arrived: follower.follows.iter().map(|_| Arrived::default()).collect(), ..Self::default() }
     }
 
     pub fn session(&self) -> Option<Session> {
@@ -40,7 +77,7 @@ impl Progress {
 
     /// Nothing counts that came before.
     pub(super) fn start_anew(&self) {
-        self.arrived.iter().for_each(|count| count.store(0, Ordering::Release));
+        self.arrived.iter().for_each(Arrived::start_anew);
         self.cuts.store(0, Ordering::Release);
     }
 

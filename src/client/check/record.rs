@@ -74,6 +74,10 @@ pub struct Record {
     pub follower: Follower,
     /// What it had before: of each subscription the last message with a position, in order of time.
     pub earlier: Vec<Arrival>,
+    /// Of the connection that it still has: subscription and lane ⇒ the highest number that it had brought before.
+    pub brought: BTreeMap<(usize, u16), u64>,
+    /// What it had before of messages that earlier turns left without an answer; the run knows which.
+    pub open: Vec<Arrival>,
     pub arrivals: Vec<Arrival>,
     /// In order; [`Arrival::connection`] counts them from 1.
     pub stays: Vec<Stay>,
@@ -102,6 +106,8 @@ impl Record {
         Self {
             follower,
             earlier: Vec::new(),
+            brought: BTreeMap::new(),
+            open: Vec::new(),
             arrivals: Vec::new(),
             stays: Vec::new(),
             restored: 0,
@@ -129,9 +135,16 @@ impl Record {
         };
         let mut earlier: Vec<Arrival> = (0..self.follower.follows.len()).filter_map(of_follow).collect();
         earlier.sort_by_key(|arrival| arrival.at);
+        let goes_on = |connection: u32| connected && connection == last;
+        let mut brought = if goes_on(1) { self.brought.clone() } else { BTreeMap::new() };
+        for arrival in self.arrivals.iter().filter(|arrival| goes_on(arrival.connection) && arrival.id.is_stored()) {
+            let highest = brought.entry((arrival.follow, arrival.id.lane)).or_default();
+            *highest = arrival.id.n.max(*highest);
+        }
         let whispered = u64::try_from(self.whispers.len()).unwrap_or(u64::MAX);
         Self {
             earlier,
+            brought,
             whispered_before: self.whispered_before.saturating_add(whispered),
             ..Self::new(self.follower.clone())
         }

@@ -1,7 +1,7 @@
 //! The figures of a run, for people and for programs.
 
+use super::features::Features;
 use super::live::Times;
-use super::probe::Features;
 use super::run::Outcome;
 use super::transient::Passing;
 use serde::Serialize;
@@ -15,6 +15,8 @@ pub struct Report {
     /// Names of what was violated; empty: everything promised was kept.
     pub violations: Vec<&'static str>,
     pub features: Features,
+    /// Names of features that were asked for and that the server does not have.
+    pub lacking: Vec<&'static str>,
     pub seed: u64,
     pub published: u64,
     pub acked: u64,
@@ -138,6 +140,7 @@ impl Report {
         Self {
             violations: violations.into_iter().filter_map(|(name, count)| (count > 0).then_some(name)).collect(),
             features,
+            lacking: Vec::new(),
             seed,
             published: v.published,
             acked: v.acknowledged,
@@ -191,11 +194,26 @@ impl Report {
     }
 }
 
+impl Report {
+    /// That the server has these features is part of the promise.
+    #[must_use]
+    pub fn requiring(mut self, names: &[String]) -> Self {
+        self.lacking = self.features.lacking(names);
+        if !self.lacking.is_empty() {
+            self.violations.push("lacking");
+        }
+        self
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = self.features.missing();
         if !missing.is_empty() {
             writeln!(f, "the server lacks      {}", missing.join(", "))?;
+        }
+        if !self.lacking.is_empty() {
+            writeln!(f, "which was required    {}", self.lacking.join(", "))?;
         }
         let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, note: &str| {
             writeln!(f, "{name:<20} {count:>9}  {note}").map(|()| ())
@@ -264,6 +282,20 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
     use crate::client::check::Verdict;
+
+    #[test]
+    fn a_server_without_what_is_required_breaks_a_promise() {
+        let without = Features { whispers: true, ..Features::default() };
+        let report = |required: &[&str]| {
+            let required: Vec<String> = required.iter().map(|name| (*name).to_owned()).collect();
+            Report::new(&Outcome::default(), without, 1, true).requiring(&required)
+        };
+        assert!(report(&["whispers"]).violations.is_empty());
+        let lacking = report(&["whispers", "exclusion"]);
+        assert_eq!((&lacking.lacking, &lacking.violations), (&vec!["exclusion"], &vec!["lacking"]));
+        let shown = lacking.to_string();
+        assert!(shown.contains("which was required    exclusion\n") && shown.contains("FAIL: lacking"), "{shown}");
+    }
 
     #[test]
     fn what_is_excused_is_named_where_there_is_some() {

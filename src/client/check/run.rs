@@ -1,18 +1,19 @@
 //! A run: everybody connects, sources publish while members drop and return, everybody comes back, all is compared.
 
+use super::awaited::{Awaited, Copies};
 use super::base::BaseMember;
 use super::desk::{Desk, Extras, Person};
 use super::judge::{Rules, judge};
 use super::live::Times;
 use super::member::{Habits, Member, Surroundings};
-use super::progress::{Progress, Silent};
+use super::progress::{Arrived, Progress, Silent};
 use super::record::Record;
 use super::removal::Removal;
 use super::roster::{Follower, Kind, Roster, SILENT_STREAMS};
 use super::source::{Outlet, Published};
+use super::unsettled::Unsettled;
 use super::verdict::Verdict;
 use super::{Drops, Phase};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -73,6 +74,7 @@ pub struct Check {
     remover: Option<JoinHandle<Vec<Removal>>>,
     /// Of the turns before this one.
     removals: Vec<Removal>,
+    unsettled: Unsettled,
     acknowledged: Arc<AtomicU64>,
     longest_absence: Duration,
     rules: Rules,
@@ -133,6 +135,7 @@ impl Check {
             sources: Vec::new(),
             remover: None,
             removals: Vec::new(),
+            unsettled: Unsettled::default(),
             acknowledged: Arc::default(),
             longest_absence: if habits.drops == Drops::Never { Duration::ZERO } else { habits.away.end },
             rules: Rules::default(),
@@ -200,7 +203,9 @@ impl Check {
             let record = record.map_err(|_| "a member did not hand over its record".to_owned())?;
             records.push(record.ok_or("a member failed")?);
         }
+        self.unsettled.remind(&mut records);
         self.sum.add(&published, &records, &removals, &self.rules);
+        self.unsettled.note(&published, &records);
         self.note_removals(removals);
         for person in &self.people {
             person.progress.start_anew();
@@ -225,6 +230,7 @@ impl Check {
         for member in std::mem::take(&mut self.members) {
             records.push(member.await.map_err(|error| format!("a member failed: {error}"))?);
         }
+        self.unsettled.remind(&mut records);
         let mut outcome = std::mem::take(&mut self.sum);
         outcome.add(&published, &records, &removals, &self.rules);
         (outcome.published, outcome.records) = (published, records);
@@ -252,37 +258,12 @@ impl Check {
         Ok((published, removals, behind))
     }
 
-    /// As many messages at every subscription as its stream has, and then nothing more.
+    /// Every acknowledged message at every subscription of its stream, and then nothing more.
     async fn catch_up(&self, published: &[Published], patience: Duration) -> Result<(), String> {
-        let mut due: HashMap<&str, u64> = HashMap::new();
-        let mut excluded: HashMap<(&str, usize), u64> = HashMap::new();
-        for source in published.iter().filter(|source| source.is_stored()) {
-            *due.entry(&source.stream).or_default() += source.acks.len() as u64;
-            for (client, _) in source.acks.iter().filter_map(|ack| ack.excluded) {
-                *excluded.entry((&source.stream, client)).or_default() += 1;
-            }
-        }
-        let behind = |copies: Copies| {
-            let mut behind = Vec::new();
-            for Person { follower, progress } in self.people.iter().filter(|person| person.follower.kind != Kind::Base)
-            {
-                for (follow, arrived) in follower.follows.iter().zip(&progress.arrived) {
-                    let all = due.get(follow.stream.as_str()).copied().unwrap_or(0);
-                    let kept = excluded.get(&(follow.stream.as_str(), follower.id)).copied().unwrap_or(0);
-                    let excusable = match copies {
-                        Copies::MayBeCut => progress.excusable(follower, &follow.stream),
-                        Copies::Wanted => 0,
-                    };
-                    if arrived.load(Ordering::Acquire) + excusable + kept < all {
-                        behind.push(format!("client {} on {}", follower.id, follow.stream));
-                    }
-                }
-            }
-            behind
-        };
+        let mut awaited = Awaited::of(published, &self.people);
         let arrived = || {
             let all = self.people.iter().flat_map(|person| &person.progress.arrived);
-            all.map(|count| count.load(Ordering::Acquire)).sum::<u64>()
+            all.map(Arrived::count).sum::<u64>()
         };
         let mut last = (arrived(), Instant::now());
         let mut quiet = || {
@@ -294,24 +275,16 @@ impl Check {
         };
         // Where the limits remove messages, somebody stays behind for ever.
         let may_lose = self.rules.limits.is_some();
-        let is_done = || behind(Copies::MayBeCut).is_empty();
+        let mut is_done = || awaited.behind(Copies::MayBeCut).is_empty();
         until(patience, || is_done() || may_lose && quiet() > NOTHING_MORE).await.map_err(|()| {
-            let behind = behind(Copies::MayBeCut);
+            let behind = awaited.behind(Copies::MayBeCut);
             let some = &behind[..behind.len().min(5)];
             format!("{} subscriptions still behind after {patience:?}, such as {some:?}", behind.len())
         })?;
         // What a cut would excuse may also be on its way.
-        let afterglow = || if behind(Copies::Wanted).is_empty() { AFTERGLOW } else { NOTHING_MORE };
+        let mut afterglow = || if awaited.behind(Copies::Wanted).is_empty() { AFTERGLOW } else { NOTHING_MORE };
         until(patience + NOTHING_MORE, || quiet() > afterglow()).await.map_err(|()| "deliveries do not end".to_owned())
     }
-}
-
-/// How second copies count where two identifiers of one client share a stream.
-#[derive(Clone, Copy)]
-enum Copies {
-    Wanted,
-    /// One per drop may be missing.
-    MayBeCut,
 }
 
 /// Sources' and remover's books, and who was behind at the end.
@@ -374,6 +347,8 @@ mod tests {
     use crate::client::check::source::{Ack, Id};
 
     const SECOND: Duration = Duration::from_secs(1);
+    /// Of each stream.
+    const LAST: Id = Id { lane: 0, n: 3 };
 
     /// One client that has this much of three messages to each of its streams, `a` twice and `b` once, and whose
     /// connection was cut twice.
@@ -401,8 +376,8 @@ mod tests {
         let progress = Arc::new(Progress::of(&follower));
         progress.settled.store(true, Ordering::Release);
         progress.cuts.store(2, Ordering::Release);
-        for (count, arrived) in progress.arrived.iter().zip(arrived) {
-            count.store(arrived, Ordering::Release);
+        for (one, arrived) in progress.arrived.iter().zip(arrived) {
+            (1..=arrived).for_each(|n| one.note(Id { lane: 0, n }));
         }
         check.people.push(Person { follower, progress: Arc::clone(&progress) });
         (check, progress)
@@ -418,21 +393,37 @@ mod tests {
 
     /// The last message of this subscription comes after so many seconds; answers whether it was waited for.
     async fn waits(arrived: [u64; 3], late: usize, seconds: u32, rules: Rules) -> bool {
+        waits_beside(&[], arrived, late, seconds, rules).await
+    }
+
+    /// The same where this has come to it, too.
+    async fn waits_beside(surplus: &[Id], arrived: [u64; 3], late: usize, seconds: u32, rules: Rules) -> bool {
         let (check, progress) = check(arrived, rules);
+        surplus.iter().for_each(|id| progress.arrived[late].note(*id));
         let coming = Arc::clone(&progress);
         let tail = tokio::spawn(async move {
             tokio::time::sleep(SECOND * seconds).await;
-            coming.arrived[late].fetch_add(1, Ordering::AcqRel);
+            coming.arrived[late].note(LAST);
         });
         check.catch_up(&published(), SECOND * 60).await.unwrap();
         tail.abort();
-        progress.arrived[late].load(Ordering::Acquire) == 3
+        let mut missing = vec![LAST];
+        progress.arrived[late].strike_out(&mut missing);
+        missing.is_empty()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_copy_that_a_cut_would_excuse_is_waited_for_as_long_as_the_server_may_take() {
         assert!(waits([3, 2, 3], 1, 13, Rules::default()).await);
         assert!(!waits([3, 2, 3], 1, 20, Rules::default()).await, "not for ever: it may have been cut off");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_second_copy_nor_what_nobody_acknowledged_stands_for_a_message_that_is_missing() {
+        for surplus in [Id { lane: 0, n: 1 }, Id { lane: 1, n: 1 }] {
+            assert!(waits_beside(&[surplus], [3, 3, 2], 2, 40, Rules::default()).await, "{surplus:?}");
+            assert!(waits_beside(&[surplus], [3, 2, 3], 1, 13, Rules::default()).await, "{surplus:?}, excusable");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,8 +17,6 @@ use tokio::time::Instant;
 
 /// Pause before the next server is asked, where there are several.
 const TURN: Duration = Duration::from_millis(100);
-/// A pause that ends so much later than it was to is no pause of a busy machine.
-const SUSPENDED: Duration = Duration::from_secs(2);
 /// For all followers of a silent stream to leave.
 const LEAVING: Duration = Duration::from_secs(20);
 
@@ -80,6 +78,8 @@ pub struct Past {
     pub begun: u64,
     /// Those of them that may yet be stored.
     pub open: Vec<Unacked>,
+    /// Those of them that must never arrive.
+    pub refused: Vec<Id>,
     /// The last one with a position.
     pub last: Option<Ack>,
 }
@@ -88,7 +88,13 @@ impl Past {
     /// A turn is over.
     pub fn add(&mut self, turn: &Published) {
         self.begun = turn.past.begun + turn.begun;
-        self.open.extend(turn.unacknowledged.iter().filter(|unacked| !unacked.refused).cloned());
+        for unacked in &turn.unacknowledged {
+            if unacked.refused {
+                self.refused.push(unacked.id);
+            } else {
+                self.open.push(unacked.clone());
+            }
+        }
         if let Some(last) = turn.acks.iter().rev().find(|ack| ack.position.is_some()) {
             self.last = Some(last.clone());
         }
@@ -334,15 +340,16 @@ impl Publishers {
         let (mut any_unknown, mut all_attempts) = (false, 0);
         loop {
             let count = self.all.len();
-            match self.all[self.turn % count].publish(body.clone(), key).await {
+            let until = (all_attempts > 0).then(|| started + retry_for);
+            match self.all[self.turn % count].publish_until(body.clone(), key, until).await {
                 Err(PublishError::GaveUp { attempts, unknown, last, .. }) => {
                     any_unknown |= unknown;
                     all_attempts += attempts;
                     let waited = || (self.clock)().saturating_sub(started);
                     let goes_on = waited() < retry_for && {
                         tokio::time::sleep(TURN).await;
-                        // Far longer than it was to be: the machine was suspended.
-                        waited() < retry_for + SUSPENDED
+                        // The pause may have outlasted the time, all the more if the machine was suspended.
+                        waited() < retry_for
                     };
                     if !goes_on {
                         let (attempts, waited, unknown) = (all_attempts, waited(), any_unknown);

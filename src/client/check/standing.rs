@@ -21,15 +21,25 @@ pub(super) fn judge_base(record: &Record, follow: usize, log: &StreamLog, rules:
         let (id, connection) = (arrival.id, arrival.connection);
         let describe = || format!("base client {client} {identifier} {id:?} on connection {connection}");
         verdict.base_arrived += 1;
+        let may_come = log.is_open(id) || log.refused.contains(&id);
         if log.refused.contains(&id) {
             verdict.unstored.add(describe);
+        } else if log.is_of_an_earlier_turn(id) && !may_come {
+            // Nobody waited for these clients: on its way may be what the connection has not passed yet.
+            let had = connection == 1 && record.brought.get(&(follow, id.lane)).is_some_and(|highest| id.n <= *highest);
+            let overdue = log.judged_at(id.lane).is_some_and(|at| arrival.at > at + rules.live_within);
+            if had || overdue {
+                verdict.doubled.add(|| format!("{}, long after it was due", describe()));
+                continue;
+            }
         }
         if !brought.entry(connection).or_default().insert(id) {
             verdict.doubled.add(describe);
             continue;
         }
         let before = last.entry((connection, id.lane)).or_default();
-        if id.n < *before {
+        // What was given up may be stored at any time.
+        if id.n < *before && !may_come {
             verdict.disordered.add(|| format!("{} after {before}", describe()));
         }
         *before = id.n.max(*before);

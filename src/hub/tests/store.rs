@@ -65,6 +65,7 @@ fn facts() -> Facts {
         revision: 1,
         raised_at: 0,
         now: StoreTime { millis: 1, clock: 1 },
+        stored: StoreTime { millis: 1, clock: 1 },
         skew: Duration::ZERO,
     }
 }

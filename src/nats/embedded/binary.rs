@@ -204,7 +204,7 @@ mod unpacked {
     /// nobody else is at work here and other versions can go.
     pub(super) fn into_directory(directory: &Path) -> Result<Unpacked, EmbeddedError> {
         let held = private::directory(directory)?;
-        let within = through(&held, directory);
+        let within = private::through(&held, directory);
         let name = format!("nats-server-{VERSION}-{}", &SHA256[..12]);
         let (path, program) = (directory.join(&name), within.join(&name));
         let unpacked = |verified| Unpacked { path: path.clone(), program: program.clone(), directory: held, verified };
@@ -233,13 +233,6 @@ mod unpacked {
                 Err(EmbeddedError::store(&path, "verifying it")(error))
             }
         }
-    }
-
-    /// An open directory's name that no renaming changes; a plain path where the system has none.
-    fn through(held: &File, directory: &Path) -> PathBuf {
-        use std::os::fd::AsRawFd;
-        let named = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        if cfg!(target_os = "linux") && named.exists() { named } else { directory.to_owned() }
     }
 
     /// What the file is, if it is ours alone, executable, and has the right content.

@@ -2,12 +2,12 @@
 //!
 //! * [`config`]: what is asked for; [`conf`]: the file that nats-server reads, a pure function of it.
 //! * [`lock`]: one server per store. nats-server does not lock its store itself, and two on one store would both start.
-//! * [`own`]: what is safe to use of a store directory.
+//! * [`own`]: what is safe to use of a store directory; [`ancestors`]: and of the directories above it.
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
 //! * [`room`]: how many bytes the store may take; [`growth`]: a running server gets more.
-//! * [`members`]: who belongs to a cluster, and how one is removed.
+//! * [`members`]: who belongs to a cluster, and how one is removed; [`current`]: whether the copies of this one are up to date.
 //! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
 //!
 //! Layout of a store directory: `carrick.lock`, `boot` (how the store was left, see [`crate::nats::mark`]), `witness` (the
@@ -28,6 +28,9 @@ mod probe;
 mod room;
 mod server;
 mod spawn;
+#[cfg(test)]
+#[cfg(feature = "embedded-nats")]
+mod supervised_tests;
 mod supervisor;
 #[cfg(test)]
 #[cfg(feature = "embedded-nats")]

@@ -1,4 +1,7 @@
 //! The server's log lines, passed on through ours.
+//!
+//! Some are acted on. Lines about a connection quote what the peer sent, before he has logged in, so nothing is done, and
+//! nothing left out, because of what stands in one: only lines that the server wrote of itself count.
 
 use crate::log_limit::limited;
 use std::collections::VecDeque;
@@ -17,44 +20,78 @@ enum Severity {
     Error,
 }
 
-/// A line of the server's log is `[pid] [INF] text`. What looks otherwise (a wrong configuration, a crash) is not routine.
-fn parse(line: &str) -> (Severity, &str) {
-    let rest = line.split_once("] ").map_or(line, |(_, rest)| rest);
-    let Some((tag, text)) = rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
-        return (Severity::Warning, line);
-    };
-    match tag {
-        "TRC" => (Severity::Trace, text),
-        "DBG" => (Severity::Debug, text),
-        "INF" => (Severity::Info, text),
-        "WRN" => (Severity::Warning, text),
-        "ERR" | "FTL" => (Severity::Error, text),
-        _ => (Severity::Warning, line),
+/// One line of the server's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line<'a> {
+    severity: Severity,
+    text: &'a str,
+    about: About,
+}
+
+/// What a line tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    /// The server itself, in its own words. It may be acted on.
+    Server,
+    /// What whoever reaches a port of the server can bring about as often as he likes.
+    Connection,
+    /// It is no line of the log: a wrong configuration, a crash, or a part of another line.
+    Unknown,
+}
+
+/// A line of the server's log is `[pid] [INF] text`. What looks otherwise is not routine.
+fn parse(line: &str) -> Line<'_> {
+    tagged(line).unwrap_or(Line { severity: Severity::Warning, text: line, about: About::Unknown })
+}
+
+fn tagged(line: &str) -> Option<Line<'_>> {
+    let (pid, rest) = line.strip_prefix('[')?.split_once("] [")?;
+    if pid.is_empty() || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
+    let (tag, text) = rest.split_once("] ")?;
+    let severity = match tag {
+        "TRC" => Severity::Trace,
+        "DBG" => Severity::Debug,
+        "INF" => Severity::Info,
+        "WRN" => Severity::Warning,
+        "ERR" | "FTL" => Severity::Error,
+        _ => return None,
+    };
+    let about = if begins_with_a_peer(text) { About::Connection } else { About::Server };
+    Some(Line { severity, text, about })
 }
 
-/// Expected with every configuration of ours: the file is private and its passwords are random.
-fn is_expected(text: &str) -> bool {
-    text.starts_with("Plaintext passwords detected")
-}
-
-/// A traced payload: a saved session or a message, which are nobody's business here.
-fn is_payload(text: &str) -> bool {
-    text.contains("[MSG_PAYLOAD:")
-}
-
-/// What whoever reaches a port of the server can bring about as often as he likes. Such a line begins with the peer's
-/// address and what it is: `127.0.0.1:50926 - cid:7 - `; of a route, a gateway or a leaf node `rid`, `gid`, `lid`.
-fn is_about_a_connection(text: &str) -> bool {
+/// A line about a connection begins with the peer's address and what it is: `127.0.0.1:50926 - cid:7 - `; of a WebSocket
+/// or MQTT client `wid`, `mid`, of a route, a gateway or a leaf node `rid`, `gid`, `lid` or `lid_ws`.
+fn begins_with_a_peer(text: &str) -> bool {
     let Some((address, rest)) = text.split_once(" - ") else { return false };
-    let kind = rest.split_once("id:").map_or("", |(kind, _)| kind);
-    address.contains(':') && !address.contains(' ') && kind.len() == 1
+    let kind = rest.split_once(':').map_or("", |(kind, _)| kind);
+    address.contains(':') && !address.contains(' ') && matches!(kind.as_bytes(), [_, b'i', b'd'] | b"lid_ws")
 }
 
-/// The disk is full. The stream that met it, or all of JetStream, is off from then on: publishers get no answer, and only
-/// a restart revives it.
-fn is_out_of_space(text: &str) -> bool {
-    text.contains("will be DISABLED") || text.contains("no space left on device")
+impl Line<'_> {
+    /// Expected with every configuration of ours: the file is private and its passwords are random.
+    fn is_expected(&self) -> bool {
+        self.about == About::Server && self.text.starts_with("Plaintext passwords detected")
+    }
+
+    /// A traced payload: a saved session or a message, which are nobody's business here.
+    fn is_payload(&self) -> bool {
+        self.severity == Severity::Trace && self.text.contains("[MSG_PAYLOAD:")
+    }
+
+    /// The server met a full disk. The stream that met it, or all of JetStream, is off from then on: publishers get no
+    /// answer, and only a restart revives it.
+    fn is_out_of_space(&self) -> bool {
+        self.about == About::Server
+            && self.severity >= Severity::Warning
+            && (self.text.contains("will be DISABLED") || self.text.contains("no space left on device"))
+    }
+
+    fn is_reload(&self) -> bool {
+        self.about == About::Server && self.text.starts_with("Reloaded server configuration")
+    }
 }
 
 /// What the server has said that something must be done about.
@@ -83,25 +120,27 @@ pub(super) async fn forward(source: impl AsyncRead + Unpin, verbose: bool, heard
             }
         }
         let line = String::from_utf8_lossy(&bytes);
-        let (severity, text) = parse(line.trim_end_matches(['\r', '\n']));
-        if text.trim().is_empty() || is_expected(text) || is_payload(text) {
+        let line = parse(line.trim_end_matches(['\r', '\n']));
+        let Line { severity, text, about } = line;
+        if text.trim().is_empty() || line.is_expected() || line.is_payload() {
             continue;
         }
-        if severity >= Severity::Warning {
+        // What a peer brings about does not push out why the server ended.
+        if severity >= Severity::Warning && about != About::Connection {
             if kept.len() == KEPT {
                 kept.pop_front();
             }
             kept.push_back(text.to_owned());
-            if is_out_of_space(text) {
-                heard.send_modify(|heard| heard.out_of_space = true);
-            }
         }
-        if text.starts_with("Reloaded server configuration") {
+        if line.is_out_of_space() {
+            heard.send_modify(|heard| heard.out_of_space = true);
+        }
+        if line.is_reload() {
             heard.send_modify(|heard| heard.reloads += 1);
         }
         match severity {
-            Severity::Error if is_about_a_connection(text) => limited!(ERROR, NatsConnection, "{text}"),
-            Severity::Warning if is_about_a_connection(text) => limited!(WARN, NatsConnection, "{text}"),
+            Severity::Error if about == About::Connection => limited!(ERROR, NatsConnection, "{text}"),
+            Severity::Warning if about == About::Connection => limited!(WARN, NatsConnection, "{text}"),
             Severity::Error => tracing::error!(context = "enats", "{text}"),
             Severity::Warning => tracing::warn!(context = "enats", "{text}"),
             _ if !verbose => {}
@@ -119,18 +158,59 @@ mod tests {
 
     #[test]
     fn takes_severity_and_text_from_a_line() {
-        assert_eq!(parse("[12] [INF] Server is ready"), (Severity::Info, "Server is ready"));
-        assert_eq!(parse("[12] [FTL] [x] no"), (Severity::Error, "[x] no"));
-        assert_eq!(parse("[12] 2026/01/02 03:04:05.000006 [INF] x").0, Severity::Warning);
-        assert_eq!(parse("panic: runtime error"), (Severity::Warning, "panic: runtime error"));
-        assert_eq!(parse("nats-server: /c:3:1: bad"), (Severity::Warning, "nats-server: /c:3:1: bad"));
-        assert_eq!(parse(""), (Severity::Warning, ""));
+        let taken = |line| {
+            let Line { severity, text, about } = parse(line);
+            (severity, text, about)
+        };
+        assert_eq!(taken("[12] [INF] Server is ready"), (Severity::Info, "Server is ready", About::Server));
+        assert_eq!(taken("[12] [FTL] [x] no"), (Severity::Error, "[x] no", About::Server));
+        for other in [
+            "[12] 2026/01/02 03:04:05.000006 [INF] x",
+            "[1x] [INF] x",
+            "[] [INF] x",
+            "x] [INF] x",
+            "12] [ERR] JetStream out of File resources, will be DISABLED",
+            "panic: runtime error",
+            "nats-server: /c:3:1: bad",
+            "",
+        ] {
+            assert_eq!(taken(other), (Severity::Warning, other, About::Unknown));
+        }
     }
 
     #[test]
     fn row_19_traced_payloads_are_left_out() {
-        assert!(is_payload(r#"127.0.0.1:50926 - cid:7 - <<- [MSG_PAYLOAD: ["{\"sids\":[[\"k3Jq\",1]]}"]]"#));
-        assert!(!is_payload("127.0.0.1:50926 - cid:7 - <<- [PUB a 5]"));
+        let payload = r#"127.0.0.1:50926 - cid:7 - <<- [MSG_PAYLOAD: ["{\"sids\":[[\"k3Jq\",1]]}"]]"#;
+        assert!(parse(&format!("[1] [TRC] {payload}")).is_payload());
+        assert!(!parse("[1] [TRC] 127.0.0.1:50926 - cid:7 - <<- [PUB a 5]").is_payload());
+        let hides = r#"127.0.0.1:5 - cid:5 - authentication error - User "[MSG_PAYLOAD:""#;
+        assert!(!parse(&format!("[1] [ERR] {hides}")).is_payload(), "nobody keeps what he did out of the log");
+    }
+
+    /// What two peers sent before they had logged in, and the like.
+    #[tokio::test]
+    async fn what_a_peer_sent_makes_nobody_do_anything() {
+        let mut log = String::from("[9] [ERR] why it ends\n");
+        for peer in
+            ["127.0.0.1:37712 - cid:5", "[::1]:37712 - lid_ws:5", "[fe80::1%eth0]:4 - wid:5", "1.2.3.4:5 - rid:6"]
+        {
+            for words in [
+                r#"Client parser ERROR, state=10, i=1: proto='"no space left on device\r"...'"#,
+                r#"authentication error - User "no space left on device""#,
+                r#"authentication error - User "JetStream out of File resources, will be DISABLED""#,
+                "Reloaded server configuration",
+            ] {
+                for tag in ["WRN", "ERR", "INF"] {
+                    log.push_str(&format!("[9] [{tag}] {peer} - {words}\n"));
+                }
+            }
+        }
+        // A line that does not begin as the server's lines do.
+        log.push_str("no space left on device\n[ERR] no space left on device\nReloaded server configuration\n");
+        let (sender, receiver) = watch::channel(Heard::default());
+        let kept = forward(log.as_bytes(), true, sender).await;
+        assert_eq!(*receiver.borrow(), Heard::default());
+        assert_eq!(kept[0], "why it ends", "{kept:?}");
     }
 
     #[test]
@@ -140,12 +220,12 @@ mod tests {
             "[::1]:50926 - rid:12 - TLS route handshake error: EOF",
             "10.0.0.1:4 - lid:9 - \"v1.2\" - Leafnode Error",
         ] {
-            assert!(is_about_a_connection(text), "{text}");
+            assert!(begins_with_a_peer(text), "{text}");
         }
         for text in
             ["JetStream out of File resources, will be DISABLED", "panic: a - b", "a:b - c - id:", "x y:1 - cid:1"]
         {
-            assert!(!is_about_a_connection(text), "{text}");
+            assert!(!begins_with_a_peer(text), "{text}");
         }
     }
 

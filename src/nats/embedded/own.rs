@@ -5,8 +5,9 @@
 
 use super::{EmbeddedError, ancestors};
 use crate::nats::private::{self, PrivateError, me};
-use std::fs::{DirBuilder, Metadata};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -64,17 +65,49 @@ impl From<PrivateError> for EmbeddedError {
     }
 }
 
-/// An empty private directory under the store for generated files.
-pub(super) fn fresh_run_dir(store: &Path) -> Result<PathBuf, EmbeddedError> {
-    check_store(store)?;
-    let run = store.join("run");
-    // Of a link this removes the link.
-    match std::fs::remove_dir_all(&run) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(EmbeddedError::store(run, "emptying it")(e)),
-        _ => {}
+/// The private directory under the store for what is generated: the configuration, which names a program's rights and
+/// passwords, and the ports that the server has written down. Whoever may rename in the store can put another directory
+/// in its place, so it is held, and named through its descriptor, which the server inherits.
+#[derive(Debug)]
+pub(super) struct RunDir {
+    held: File,
+    named: PathBuf,
+}
+
+impl RunDir {
+    /// An empty one.
+    pub(super) fn fresh(store: &Path) -> Result<Self, EmbeddedError> {
+        check_store(store)?;
+        let run = store.join("run");
+        // Of a link this removes the link.
+        match std::fs::remove_dir_all(&run) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(EmbeddedError::store(run, "emptying it")(e)),
+            _ => {}
+        }
+        let held = private::directory(&run)?;
+        let named = private::through(&held, &run);
+        Ok(Self { held, named })
     }
-    private::directory(&run)?;
-    Ok(run)
+
+    /// How this process and the server name it.
+    pub(super) fn path(&self) -> &Path {
+        &self.named
+    }
+
+    /// The descriptor that nats-server must inherit.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.held.as_raw_fd()
+    }
+
+    /// The name still leads to this directory. Always where it is one through the descriptor; to be called before the
+    /// server is told to read something here.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if private::leads_to(&self.named, &self.held)? {
+            return Ok(());
+        }
+        let why = format!("somebody has put another directory in the place of {}", self.named.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    }
 }
 
 /// Who else than root and this user may change what a program does: its file, or the directory that it is in.
@@ -146,8 +179,31 @@ mod tests {
         std::fs::create_dir(&elsewhere).unwrap();
         symlink(&elsewhere, place.path().join("run")).unwrap();
         set(place.path(), 0o700);
-        let run = fresh_run_dir(place.path()).unwrap();
+        let held = RunDir::fresh(place.path()).unwrap();
+        let run = place.path().join("run");
         assert!(!std::fs::symlink_metadata(&run).unwrap().is_symlink() && elsewhere.exists());
+        held.check().unwrap();
+    }
+
+    #[test]
+    fn row_22_generated_files_never_go_to_a_directory_that_somebody_put_in_place_of_theirs() {
+        let place = tempfile::tempdir().unwrap();
+        set(place.path(), 0o700);
+        let held = RunDir::fresh(place.path()).unwrap();
+        let (run, away) = (place.path().join("run"), place.path().join("away"));
+        std::fs::rename(&run, &away).unwrap();
+        std::fs::create_dir(&run).unwrap();
+        if held.check().is_ok() {
+            std::fs::write(held.path().join("nats-server.conf"), "ours").unwrap();
+            assert_eq!(std::fs::read_to_string(away.join("nats-server.conf")).unwrap(), "ours");
+        }
+        assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0);
+        if cfg!(target_os = "linux") {
+            held.check().expect("no renaming changes a name through the descriptor");
+        }
+        // Where there is no such name it is noticed.
+        let by_path = RunDir { named: run, held: held.held };
+        assert!(by_path.check().unwrap_err().to_string().contains("another directory"));
     }
 
     #[test]

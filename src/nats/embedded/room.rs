@@ -12,6 +12,7 @@ use serde::Deserialize;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// How often a running server's disk is looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
@@ -19,22 +20,37 @@ const LOOK_PERIOD: Duration = Duration::from_secs(10);
 const USABLE: u64 = 95;
 /// A limit is raised for a gain of this part of it. What the store itself writes moves it by less.
 const WORTH: u64 = 16;
+/// Free bytes with which a server that ran out of space can go on: some blocks of the log.
+pub(super) const ENOUGH: u64 = 32 << 20;
 /// Above what is reserved: JetStream wants some of it for a stream without a reservation.
 const ABOVE_RESERVED: u64 = 1 << 20;
 /// Settings of a stream, as nats-server keeps them beside its messages.
 const SETTINGS: &str = "meta.inf";
 
-/// The limit for a store directory as it and its disk are now. Slow for a large store: for a thread that may block.
-pub(super) fn limit(store: &Path) -> io::Result<u64> {
-    let free = free(store)?;
-    let mut taken = Taken::default();
-    taken.add(&store.join("jetstream"))?;
-    Ok(taken.limit(free))
+/// What a look at the store has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Bytes that JetStream may take in all.
+    pub limit: u64,
+    /// Bytes that it takes now.
+    pub taken: u64,
 }
 
-/// There is so much more room than there was that the server should know.
-pub(super) fn is_worth_raising(limit: u64, now: u64) -> bool {
-    now > limit.saturating_add(limit / WORTH)
+/// The room of a store directory as it and its disk are now. Slow for a large store: for a thread that may block. It ends
+/// soon after nobody waits for it any more.
+pub(super) fn look(store: &Path, given_up: &CancellationToken) -> io::Result<Room> {
+    let free = free(store)?;
+    let mut taken = Taken::default();
+    taken.add(&store.join("jetstream"), given_up)?;
+    Ok(Room { limit: taken.limit(free), taken: taken.bytes })
+}
+
+/// There is so much more room than there was that the server should know: as a part of the whole, or next to what is left
+/// of it. A full store is given the least that helps.
+pub(super) fn is_worth_raising(limit: u64, now: Room) -> bool {
+    let gain = now.limit.saturating_sub(limit);
+    let left = limit.saturating_sub(now.taken);
+    gain > limit / WORTH || gain >= left.max(ENOUGH)
 }
 
 /// How long until the next look after one that took this long: the largest store takes a hundredth of a thread.
@@ -63,13 +79,16 @@ impl Taken {
     }
 
     /// Files come and go meanwhile. What this user may not read, such as the `lost+found` of a volume, is not the server's.
-    fn add(&mut self, directory: &Path) -> io::Result<()> {
+    fn add(&mut self, directory: &Path, given_up: &CancellationToken) -> io::Result<()> {
         let Some(entries) = there(std::fs::read_dir(directory))? else { return Ok(()) };
         for entry in entries {
             let entry = entry?;
+            if given_up.is_cancelled() {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "nobody waits for it any more"));
+            }
             let Some(about) = there(entry.metadata())? else { continue };
             if about.is_dir() {
-                self.add(&entry.path())?;
+                self.add(&entry.path(), given_up)?;
             } else {
                 self.bytes = self.bytes.saturating_add(about.len());
                 if entry.file_name() == SETTINGS {
@@ -125,8 +144,37 @@ mod tests {
         assert_eq!(taken(10 * MIB, 20 * MIB).limit(100 * MIB), 105 * MIB);
         // What was written to the store is not free any more, but may be taken as before.
         let written = taken(900 * MIB, 118 * MIB).limit(100 * MIB);
-        assert!(written > first && !is_worth_raising(first, written), "{written}");
-        assert!(is_worth_raising(later, first) && !is_worth_raising(first, later));
+        assert!(written > first && !is_worth_raising(first, room(written, 900 * MIB)), "{written}");
+        assert!(is_worth_raising(later, room(first, 0)) && !is_worth_raising(first, room(later, 0)));
+    }
+
+    fn room(limit: u64, taken: u64) -> Room {
+        Room { limit, taken }
+    }
+
+    #[test]
+    fn a_full_store_of_any_size_is_given_what_others_give_back() {
+        let full = 1_000_000 * MIB;
+        assert!(is_worth_raising(full, room(full + 50_000 * MIB, full)), "a twentieth");
+        assert!(is_worth_raising(full, room(full + ENOUGH, full - MIB)), "the least that helps");
+        assert!(!is_worth_raising(full, room(full + ENOUGH - 1, full)), "it would be full again at once");
+        // It has more left than it would gain: it is told when that is nearly used.
+        assert!(!is_worth_raising(full, room(full + 50_000 * MIB, full - 51_000 * MIB)));
+        assert!(is_worth_raising(full, room(full + 50_000 * MIB, full - 49_000 * MIB)));
+        assert!(is_worth_raising(full, room(full + full / WORTH + 1, 0)), "nor does an empty one miss much");
+        assert!(!is_worth_raising(full, room(full - 1, full)), "never lower");
+        // It may have taken more than its limit, where that was lowered at a start.
+        assert!(is_worth_raising(MIB, room(40 * MIB, 2 * MIB)));
+    }
+
+    #[test]
+    fn a_look_that_nobody_waits_for_ends() {
+        let store = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(store.path().join("jetstream/a")).unwrap();
+        let given_up = CancellationToken::new();
+        look(store.path(), &given_up).unwrap();
+        given_up.cancel();
+        assert_eq!(look(store.path(), &given_up).unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]
@@ -148,7 +196,7 @@ mod tests {
 
     fn measured(store: &Path) -> Taken {
         let mut taken = Taken::default();
-        taken.add(&store.join("jetstream")).unwrap();
+        taken.add(&store.join("jetstream"), &CancellationToken::new()).unwrap();
         taken
     }
 
@@ -169,7 +217,8 @@ mod tests {
                     }
                 }
             });
-            let looks = (0..2_000).map(|_| limit(store.path())).collect::<io::Result<Vec<_>>>();
+            let looks =
+                (0..2_000).map(|_| look(store.path(), &CancellationToken::new())).collect::<io::Result<Vec<_>>>();
             done.store(true, Ordering::Relaxed);
             assert_eq!(looks.expect("what has gone takes nothing").len(), 2_000);
         });
@@ -184,7 +233,7 @@ mod tests {
             let refused = std::fs::read_dir(store.join(folder)).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         }
-        limit(store).unwrap();
+        look(store, &CancellationToken::new()).unwrap();
         println!("\nmeasured");
     }
 

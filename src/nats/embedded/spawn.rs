@@ -16,12 +16,13 @@ struct Job {
     answer: oneshot::Sender<io::Result<Child>>,
 }
 
-/// Starts `command` as a child that is killed when this process ends, however it ends, and that inherits `inherited`.
+/// Starts `command` as a child that is killed when this process ends, however it ends, and that inherits `inherited`: the
+/// descriptors are open until this returns.
 ///
 /// Linux sends the signal when the *thread* that started the child ends, so all children are started by one thread that
 /// lives as long as the process. Elsewhere there is no such signal: after a `kill -9` of Carrick the server goes on, and
 /// the store's lock keeps a second one from starting until it is stopped.
-pub(super) async fn spawn(mut command: Command, inherited: RawFd) -> io::Result<Child> {
+pub(super) async fn spawn<const N: usize>(mut command: Command, inherited: [RawFd; N]) -> io::Result<Child> {
     // A group of its own: the terminal's Ctrl-C is for Carrick, which stops the server when it no longer needs it.
     command.process_group(0).kill_on_drop(true);
     let parent = rustix::process::getpid();
@@ -36,7 +37,7 @@ pub(super) async fn spawn(mut command: Command, inherited: RawFd) -> io::Result<
         }
         #[cfg(not(target_os = "linux"))]
         let _ = parent;
-        keep_open_on_exec(inherited)
+        inherited.iter().try_for_each(|descriptor| keep_open_on_exec(*descriptor))
     };
     #[expect(unsafe_code, reason = "the parent-death signal and the inherited lock must be set between fork and exec")]
     // SAFETY: the closure only makes async-signal-safe system calls and does not allocate.
@@ -51,8 +52,8 @@ pub(super) async fn spawn(mut command: Command, inherited: RawFd) -> io::Result<
 
 /// Clears close-on-exec of a descriptor that is open in this process.
 fn keep_open_on_exec(descriptor: RawFd) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "the descriptor is only borrowed, from the lock that outlives this call")]
-    // SAFETY: the caller holds the lock file open; in the child the descriptor is a copy that nobody closes before exec.
+    #[expect(unsafe_code, reason = "the descriptor is only borrowed, from a caller that keeps it until then")]
+    // SAFETY: the caller holds the file open; in the child the descriptor is a copy that nobody closes before exec.
     let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) };
     Ok(rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?)
 }

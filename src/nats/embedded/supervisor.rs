@@ -5,8 +5,10 @@ use super::conf::{self, Runtime};
 use super::config::{Credentials, EmbeddedConfig, ListenAddr};
 use super::lock::StoreLock;
 use super::output::Heard;
+use super::own::RunDir;
+use super::room::{self, Room};
 use super::server::{DEFAULT_STOP, State, Status, reachable};
-use super::{EmbeddedError, current, growth, output, own, probe, room, spawn};
+use super::{EmbeddedError, current, growth, output, probe, spawn};
 use crate::critical::critical;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
@@ -33,25 +35,33 @@ const HEALTHY: Duration = Duration::from_secs(30);
 const PORTS_PERIOD: Duration = Duration::from_millis(5);
 /// How often a full disk is looked at.
 const SPACE_PERIOD: Duration = Duration::from_secs(1);
-/// Free bytes at which a server that ran out of space is restarted: some blocks of the log.
-const ENOUGH_SPACE: u64 = 32 << 20;
+/// How long a restart waits for the look at a large store.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One process of the server.
 pub(super) struct Process {
     child: Child,
-    pid: u32,
+    pub(super) pid: u32,
     since: Instant,
     /// Passes on its log; ends with the process, with its last warnings and errors.
     output: JoinHandle<Vec<String>>,
-    heard: watch::Receiver<Heard>,
-    told: Told,
+    pub(super) heard: watch::Receiver<Heard>,
+    pub(super) told: Told,
 }
 
 /// What the configuration of one process says of its own.
 pub(super) struct Told {
-    pub file: PathBuf,
+    /// Where its files are.
+    pub run: RunDir,
     pub addr: ListenAddr,
     pub max_store: u64,
+}
+
+impl Told {
+    /// The configuration, as the server names it.
+    pub fn file(&self) -> PathBuf {
+        self.run.path().join("nats-server.conf")
+    }
 }
 
 impl Process {
@@ -72,6 +82,9 @@ pub(super) struct Supervisor {
     pub(super) binary: Binary,
     pub(super) credentials: Credentials,
     status: watch::Sender<Status>,
+    /// [`room::look`], but for tests, and how long a restart waits for it.
+    pub(super) look: fn(&Path, &CancellationToken) -> std::io::Result<Room>,
+    pub(super) look_patience: Duration,
 }
 
 /// Why a process is no longer watched.
@@ -92,14 +105,17 @@ impl Supervisor {
         status: watch::Sender<Status>,
     ) -> Self {
         let (server_name, addr) = (config.server_name(), config.addr.clone());
-        Self { server_name, addr, config, lock, mark, binary, credentials, status }
+        let (look, look_patience) = (room::look as fn(&Path, &CancellationToken) -> _, LOOK_PATIENCE);
+        Self { server_name, addr, config, lock, mark, binary, credentials, status, look, look_patience }
     }
 
     /// Starts the first process, and waits for its client listener.
     pub(super) async fn start(&mut self) -> Result<Process, EmbeddedError> {
-        let mut process = self.launch().await?;
+        let store = &self.config.store_dir;
+        let measured = self.measure().await.map_err(EmbeddedError::store(store, "measuring it"))?;
+        let mut process = self.launch(measured.limit).await?;
         tokio::select! {
-            port = self.wait_for_port(process.pid, true) => self.addr.port = Some(port?),
+            port = self.wait_for_port(process.pid, process.told.run.path(), true) => self.addr.port = Some(port?),
             status = process.child.wait() => {
                 let status = status.map_err(EmbeddedError::Spawn)?;
                 let lines = process.output.await.unwrap_or_default();
@@ -135,13 +151,11 @@ impl Supervisor {
     }
 
     /// Starts one process with a configuration of its own.
-    async fn launch(&mut self) -> Result<Process, EmbeddedError> {
-        let store = &self.config.store_dir;
-        let run = own::fresh_run_dir(store)?;
-        let max_store = self.measure().await.map_err(EmbeddedError::store(store, "measuring it"))?;
-        let told = Told { file: run.join("nats-server.conf"), addr: self.addr.clone(), max_store };
-        let file = &told.file;
-        write_new(file, &self.configuration(&told)).map_err(EmbeddedError::store(file, "writing it"))?;
+    async fn launch(&mut self, max_store: u64) -> Result<Process, EmbeddedError> {
+        let told = Told { run: RunDir::fresh(&self.config.store_dir)?, addr: self.addr.clone(), max_store };
+        let file = told.file();
+        write_new(&file, &self.configuration(&told)).map_err(EmbeddedError::store(&file, "writing it"))?;
+        told.run.check().map_err(EmbeddedError::store(&file, "finding it again"))?;
 
         self.binary.check().await?;
         let mut command = Command::new(&self.binary.program);
@@ -150,7 +164,8 @@ impl Supervisor {
         // Settings of Carrick, secrets among them, are none of the server's business; its Go runtime's are.
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GO")));
         command.arg("-c").arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = spawn::spawn(command, self.lock.descriptor()).await.map_err(EmbeddedError::Spawn)?;
+        let inherited = [self.lock.descriptor(), told.run.descriptor()];
+        let mut child = spawn::spawn(command, inherited).await.map_err(EmbeddedError::Spawn)?;
         let pid = child.id().expect("a child that was not waited for has an id");
         if let Err(error) = self.lock.note(Some(pid)) {
             tracing::warn!(context = "enats", %error, "cannot write the lock file of the store");
@@ -170,11 +185,10 @@ impl Supervisor {
     }
 
     pub(super) fn configuration(&self, told: &Told) -> String {
-        let run = self.config.store_dir.join("run");
         let runtime = Runtime {
             server_name: &self.server_name,
             store_dir: &self.config.store_dir,
-            ports_dir: &run,
+            ports_dir: told.run.path(),
             credentials: &self.credentials,
             addr: &told.addr,
             max_store: told.max_store,
@@ -184,12 +198,11 @@ impl Supervisor {
 
     /// Waits until the client listener is up and answers with its port. JetStream recovers its store before that: `first`
     /// gives up waiting after `listen_timeout` where the port is known anyway.
-    async fn wait_for_port(&self, pid: u32, first: bool) -> Result<u16, EmbeddedError> {
-        let run = self.config.store_dir.join("run");
+    async fn wait_for_port(&self, pid: u32, run: &Path, first: bool) -> Result<u16, EmbeddedError> {
         let started = Instant::now();
         let mut warn_at = started + self.config.listen_timeout;
         loop {
-            if let Some(port) = probe::client_port(&run, pid).map_err(EmbeddedError::store(&run, "reading it"))? {
+            if let Some(port) = probe::client_port(run, pid).map_err(EmbeddedError::store(run, "reading it"))? {
                 return Ok(port);
             }
             if Instant::now() >= warn_at {
@@ -209,11 +222,14 @@ impl Supervisor {
 
     /// Watches `first` and its successors until `stop`; `timeout` is read then.
     pub(super) async fn run(mut self, first: Process, stop: CancellationToken, timeout: watch::Receiver<Duration>) {
+        let mut limit = first.store_limit();
         let mut process = Some(first);
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(mut running) = process.take() {
-                match self.watch(&mut running, &stop).await {
+                let end = self.watch(&mut running, &stop).await;
+                limit = running.store_limit();
+                match end {
                     End::Stop => {
                         let timeout = *timeout.borrow();
                         if self.finish(running, timeout).await {
@@ -224,7 +240,7 @@ impl Supervisor {
                     End::SpaceIsBack => {
                         tracing::info!(
                             context = "enats",
-                            "there is room on the store's disk again, nats-server is restarted"
+                            "nats-server met a full disk, and there is room on it again: it is restarted"
                         );
                         self.finish(running, DEFAULT_STOP).await;
                     }
@@ -254,7 +270,11 @@ impl Supervisor {
                 () = stop.cancelled() => break,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            match self.launch().await {
+            limit = tokio::select! {
+                measured = self.limit_at_restart(limit) => measured,
+                () = stop.cancelled() => break,
+            };
+            match self.launch(limit).await {
                 Ok(started) => {
                     metrics::EMBEDDED_NATS_RESTARTS.inc();
                     self.status.send_modify(|status| status.restarts += 1);
@@ -285,11 +305,12 @@ impl Supervisor {
             }
         };
         let Process { child, told, .. } = process;
+        let run = told.run.path().to_owned();
         let observe = async {
             tokio::pin!(filled);
             tokio::select! {
                 () = async {
-                    self.become_ready(pid).await;
+                    self.become_ready(pid, &run).await;
                     let member = conf::system_credentials(&self.config).filter(|_| self.config.jetstream);
                     let Some(system) = member else { return std::future::pending().await };
                     current::stay_current(&reachable(&self.addr), &self.credentials, &system, &self.status).await;
@@ -317,10 +338,10 @@ impl Supervisor {
     }
 
     /// Waits for JetStream and publishes that; complains once if it takes too long.
-    async fn become_ready(&self, pid: u32) {
+    async fn become_ready(&self, pid: u32, run: &Path) {
         let ready = async {
             // Not before the listener is up: until then another process could have the port.
-            if let Err(error) = self.wait_for_port(pid, false).await {
+            if let Err(error) = self.wait_for_port(pid, run, false).await {
                 tracing::error!(context = "enats", %error, "the ports of nats-server are unknown");
                 return std::future::pending().await;
             }
@@ -355,6 +376,10 @@ impl Supervisor {
     /// The server has met a full disk and stays off until it is restarted: waits until that makes sense.
     async fn wait_for_space(&self) {
         let store = &self.config.store_dir;
+        // The server says that it was full, and does not come back by itself. What is said now is what is so now.
+        if room::free(store).is_ok_and(|free| free >= room::ENOUGH) {
+            return;
+        }
         self.status.send_modify(|status| status.state = State::StorageFull);
         tracing::error!(
             context = "enats", store = %store.display(),
@@ -363,7 +388,7 @@ impl Supervisor {
         loop {
             tokio::time::sleep(SPACE_PERIOD).await;
             match room::free(store) {
-                Ok(free) if free >= ENOUGH_SPACE => return,
+                Ok(free) if free >= room::ENOUGH => return,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(context = "enats", %error, "the disk of the store cannot be measured"),
             }

@@ -164,7 +164,7 @@ async fn the_lock_is_held_by_an_orphan_alone() {
     let lock = StoreLock::acquire(store.path(), Duration::ZERO).await.unwrap();
     let mut command = tokio::process::Command::new("sleep");
     command.arg("60");
-    let mut orphan = spawn::spawn(command, lock.descriptor()).await.unwrap();
+    let mut orphan = spawn::spawn(command, [lock.descriptor()]).await.unwrap();
     drop(lock);
     let refused = StoreLock::acquire(store.path(), Duration::ZERO).await.unwrap_err();
     assert!(matches!(refused, EmbeddedError::Locked { .. }), "{refused}");

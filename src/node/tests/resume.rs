@@ -94,7 +94,7 @@ async fn a_session_ends_with_its_token() {
     for (restore_expired, reason) in [(false, Some("token_expired")), (true, None)] {
         let jwt = JwtConfig { restore_expired, ..tokens() };
         let cluster = Cluster::with(Script::default(), Setup { jwt: Some(jwt), ..Setup::default() });
-        let short = expiring("u", 2);
+        let short = expiring("u", 4);
         let (_browser, sid) = cluster.welcomed_with(0, with_token(None, Some(&short))).await;
         let welcome = restored(&cluster, with_token(Some(&sid), Some(&short))).await;
         assert_eq!(welcome["restored"], true, "it has not expired yet: {welcome}");
@@ -115,7 +115,8 @@ async fn a_session_ends_with_its_token() {
 #[tokio::test]
 async fn row_12_a_stale_token_neither_closes_a_session_nor_hides_its_end() {
     let cluster = Cluster::with(Script::default(), Setup { jwt: Some(tokens()), ..Setup::default() });
-    let stale = expiring("u", 2);
+    // Both connections are there before.
+    let stale = expiring("u", 6);
     let (mut first, kept) = cluster.welcomed_with(0, with_token(None, Some(&stale))).await;
     let (mut second, given_up) = cluster.welcomed_with(0, with_token(None, Some(&stale))).await;
     first.subscribed(CHAT).await;

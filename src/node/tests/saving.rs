@@ -6,6 +6,8 @@ use crate::broker::SessionKey;
 use crate::session::{SavedSession, SubscriptionLimits};
 use serde_json::{Value, json as value};
 
+const CHAT: &str = r#"{"channel":"Chat"}"#;
+
 fn public(stream: impl std::fmt::Display) -> String {
     value!({ "channel": "$pubsub", "stream_name": stream.to_string() }).to_string()
 }
@@ -63,7 +65,6 @@ async fn row_05_a_removal_that_could_not_be_committed_is_tried_again_while_the_c
 
 #[tokio::test(start_paused = true)]
 async fn row_05_a_stream_that_the_application_stopped_while_the_store_was_stuck_does_not_come_back() {
-    const CHAT: &str = r#"{"channel":"Chat"}"#;
     let app = Script::on_command(|call| {
         let stop_streams = call.kind == CommandKind::Message;
         let transmissions = if stop_streams { vec![said(CHAT, value!("stopped"))] } else { vec![] };
@@ -88,6 +89,100 @@ async fn row_05_a_stream_that_the_application_stopped_while_the_store_was_stuck_
     assert_eq!(back.next().await["restored_ids"], value!([CHAT]));
     cluster.publish("a", "1").await;
     back.silence().await;
+}
+
+/// Stops what it follows, and begins what takes long to open.
+fn moving() -> Script {
+    Script::on_command(|call| match call.kind {
+        CommandKind::Message => {
+            let transmissions = vec![said(CHAT, value!("moved"))];
+            let streams = vec!["slow".into()];
+            Ok(CommandEffects { stop_streams: true, streams, transmissions, ..nothing(Outcome::Success) })
+        }
+        _ => Ok(confirmed(call, &["a"])),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_05_a_removal_does_not_wait_for_streams_that_open_beside_it() {
+    let cluster = Cluster::new(moving());
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.perform(CHAT, "{}");
+    // The other one takes a second.
+    tokio::time::sleep(SECOND / 2).await;
+    assert!(!head(&cluster, &sid).await.unwrap().contains("[\"a\""), "it is not in what is stored");
+    browser.silence().await;
+    assert_eq!(browser.next().await["message"], "moved");
+
+    let cluster = streams_only(&Arc::default(), Setup::default());
+    let (mut browser, sid) = cluster.welcomed().await;
+    browser.subscribed(&public("leaves")).await;
+    browser.unsubscribe(&public("leaves"));
+    browser.subscribe(&public("slow"));
+    tokio::time::sleep(SECOND / 2).await;
+    assert!(!head(&cluster, &sid).await.unwrap().contains("leaves"), "it is not in what is stored");
+    assert_eq!(browser.next().await["type"], "confirm_subscription");
+    assert_eq!(restored_ids(&cluster, &sid).await, Some(1));
+}
+
+/// The session before has more than its client may have, and is the only one that is stored.
+#[tokio::test(start_paused = true)]
+async fn row_12_what_was_taken_away_does_not_come_back_with_the_session_before() {
+    let writes = Arc::<Writes>::default();
+    let cluster = Cluster::with(moving(), Setup { writes: writes.clone(), ..Setup::default() });
+    let (mut browser, first) = cluster.welcomed().await;
+    browser.subscribed(CHAT).await;
+    browser.vanish();
+    eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+    writes.fail(Fault::Full);
+    let (mut restored, _) = cluster.welcomed_with(1, hello(Some(&first))).await;
+    restored.perform(CHAT, "{}");
+    assert_eq!(restored.next().await["message"], "moved");
+    restored.vanish();
+    eventually("it has left", || cluster.nodes[1].registry.is_empty()).await;
+    until(&cluster, &first, "it is gone", |head| head.is_none()).await;
+    writes.fail(None);
+    assert_eq!(restored_ids(&cluster, &first).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_13_parts_without_a_head_take_no_room_when_their_connection_is_over() {
+    let writes = Arc::<Writes>::default();
+    let cluster = streams_only(&writes, Setup::default());
+    writes.fail(Fault::HeadsFull);
+    let (mut browser, _) = cluster.welcomed().await;
+    (0..60).for_each(|n| browser.subscribe(&long(n, 1_000)));
+    for _ in 0..60 {
+        assert_eq!(browser.next().await["type"], "confirm_subscription");
+    }
+    browser.vanish();
+    eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+    eventually("nothing is left", || writes.entries.lock().unwrap().is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_13_who_goes_before_it_is_welcomed_leaves_no_parts_behind() {
+    let writes = Arc::<Writes>::default();
+    let cluster = streams_only(&writes, Setup::default());
+    let (mut browser, first) = cluster.welcomed().await;
+    (0..60).for_each(|n| browser.subscribe(&long(n, 1_000)));
+    for _ in 0..60 {
+        assert_eq!(browser.next().await["type"], "confirm_subscription");
+    }
+    browser.vanish();
+    eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+    tokio::time::sleep(SECOND).await;
+    let before = writes.entries.lock().unwrap().len();
+    writes.heads_stuck.store(true, Ordering::Relaxed);
+    let gone = cluster.connect_with(1, hello(Some(&first)));
+    // What became of the session before is noted, its parts are written, and no head names them.
+    eventually("parts are written", || writes.entries.lock().unwrap().len() > before + 3).await;
+    gone.vanish();
+    eventually("it has left", || cluster.nodes[1].registry.is_empty()).await;
+    writes.heads_stuck.store(false, Ordering::Relaxed);
+    eventually("what is left is of the first", || writes.entries.lock().unwrap().len() <= before + 1).await;
+    assert_eq!(restored_ids(&cluster, &first).await, Some(60));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use crate::broker::*;
 use crate::protocol::{Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub struct Writes {
     pub stuck: AtomicBool,
     /// What says that a session was restored is not.
     pub notes_stuck: AtomicBool,
+    /// Heads of sessions are not.
+    pub heads_stuck: AtomicBool,
+    /// Entries that are there now.
+    pub entries: Mutex<HashSet<SessionKey>>,
     /// Each of them takes so long.
     pub takes: Mutex<Duration>,
     /// What becomes of them.
@@ -40,6 +45,8 @@ pub enum Fault {
     /// Nothing is stored, for a reason that passes.
     Away,
     Full,
+    /// There is room for what lies beside sessions, and not for their heads.
+    HeadsFull,
     TooLarge,
     /// What is no part is stored, and the answer gets lost.
     Unanswered,
@@ -85,8 +92,15 @@ impl Writes {
             Some(Fault::Away) => Err(Unavailable("away".into()).into()),
             Some(Fault::Full) => Err(SaveError::Full("full".into())),
             Some(Fault::TooLarge) => Err(SaveError::TooLarge),
-            Some(Fault::Unanswered | Fault::BesideUnanswered | Fault::Stubborn) | None => Ok(()),
+            Some(Fault::HeadsFull | Fault::Unanswered | Fault::BesideUnanswered | Fault::Stubborn) | None => Ok(()),
         }
+    }
+
+    fn keep(&self, key: &SessionKey, saved: Result<u64, SaveError>) -> Result<u64, SaveError> {
+        if saved.is_ok() {
+            self.entries.lock().unwrap().insert(key.clone());
+        }
+        saved
     }
 
     /// Number and bytes since this was asked last.
@@ -154,7 +168,13 @@ impl Broker for Store {
     }
     async fn save_session(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.taken(&body).await?;
-        let saved = self.log.save_session(key, body, revision).await;
+        while self.writes.heads_stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(super::SECOND / 10).await;
+        }
+        if self.writes.fault() == Some(Fault::HeadsFull) {
+            return Err(SaveError::Full("full".into()));
+        }
+        let saved = self.writes.keep(key, self.log.save_session(key, body, revision).await);
         match self.writes.fault() {
             Some(Fault::Unanswered) => saved.and(Err(Unavailable("no answer".into()).into())),
             _ => saved,
@@ -162,7 +182,7 @@ impl Broker for Store {
     }
     async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
         self.writes.taken(&body).await?;
-        let saved = self.log.save_beside(key, body, revision).await;
+        let saved = self.writes.keep(key, self.log.save_beside(key, body, revision).await);
         match self.writes.fault() {
             Some(Fault::BesideUnanswered) => saved.and(Err(Unavailable("no answer".into()).into())),
             _ => saved,
@@ -179,7 +199,11 @@ impl Broker for Store {
             Some(Fault::Stubborn) => return Ok(false),
             _ => {}
         }
-        self.log.delete_session(key, revision).await
+        let deleted = self.log.delete_session(key, revision).await?;
+        if deleted {
+            self.writes.entries.lock().unwrap().remove(key);
+        }
+        Ok(deleted)
     }
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
         self.log.disconnect(command).await

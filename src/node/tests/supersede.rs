@@ -500,3 +500,92 @@ async fn row_12_of_two_restores_at_one_moment_the_one_that_speaks_stays() {
         assert_eq!(back.next().await["restored"], true);
     }
 }
+
+/// The session before is all that can be resumed then.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_applications_disconnect_ends_the_session_before_where_the_restored_one_is_not_stored() {
+    for full in [true, false] {
+        let writes = Arc::new(store::Writes::default());
+        let cluster = Cluster::with(ending(), Setup { writes: writes.clone(), ..Setup::default() });
+        let (mut browser, first) = cluster.welcomed().await;
+        browser.subscribed(CHAT).await;
+        browser.vanish();
+        eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+        writes.fail(full.then_some(store::Fault::Full));
+        writes.heads_stuck.store(!full, Ordering::Relaxed);
+        let (mut restored, second) = cluster.welcomed_with(1, hello(Some(&first))).await;
+        restored.perform(CHAT, "{}");
+        assert_eq!(restored.next().await["close"], 1011, "full: {full}");
+        eventually("it has left", || cluster.nodes[1].registry.is_empty()).await;
+        writes.fail(None);
+        writes.heads_stuck.store(false, Ordering::Relaxed);
+        until_gone(&cluster, &first).await;
+        for sid in [&first, &second] {
+            let mut back = cluster.connect_with(0, hello(Some(sid)));
+            assert_eq!(back.next().await["restored"], Value::Null, "full: {full}");
+        }
+    }
+}
+
+/// It is the end of the session, however soon the connection ends after the answer.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_applications_disconnect_counts_although_its_client_leaves_before_anything_is_stored() {
+    type Act = fn(&Browser);
+    let acts: [(&str, Act); 3] = [
+        ("an action", |browser| browser.perform(CHAT, "{}")),
+        ("an unsubscription", |browser| browser.unsubscribe(CHAT)),
+        ("a subscription", |browser| browser.subscribe(r#"{"channel":"Chat","id":2}"#)),
+    ];
+    for (what, act) in acts {
+        for is_stuck in [true, false] {
+            let app = Script::on_command(|call| {
+                if call.kind == CommandKind::Subscribe && call.identifier == CHAT {
+                    return Ok(confirmed(call, &["a"]));
+                }
+                // Streams that take long to open.
+                let streams = vec!["slow".into()];
+                let cstate = state(&[("left", "yes")]);
+                Ok(CommandEffects { disconnect: true, streams, cstate, ..nothing(Outcome::Success) })
+            });
+            let writes = Arc::new(store::Writes::default());
+            let cluster = Cluster::with(app, Setup { writes: writes.clone(), ..Setup::default() });
+            let (mut browser, first) = cluster.welcomed().await;
+            browser.subscribed(CHAT).await;
+            writes.stuck.store(is_stuck, Ordering::Relaxed);
+            act(&browser);
+            eventually("the application has answered", || cluster.app.commands().len() == 2).await;
+            tokio::time::sleep(SECOND / 100).await;
+            browser.vanish();
+            tokio::time::sleep(SECOND / 100).await;
+            writes.stuck.store(false, Ordering::Relaxed);
+            eventually("it has left", || cluster.nodes[0].registry.is_empty()).await;
+            until_gone(&cluster, &first).await;
+            let mut back = cluster.connect_with(1, hello(Some(&first)));
+            assert_eq!(back.next().await["restored"], Value::Null, "{what}, stuck: {is_stuck}");
+        }
+    }
+}
+
+/// Neither the restore nor the restored session found room; then the session before was ended, on its own connection.
+#[tokio::test(start_paused = true)]
+async fn row_12_the_end_of_a_session_closes_what_was_restored_from_it_without_room_when_its_client_is_heard_of() {
+    let writes = Arc::new(store::Writes::default());
+    let cluster = Cluster::with(ending(), Setup { writes: writes.clone(), ..Setup::default() });
+    let (mut old, first) = cluster.welcomed().await;
+    old.subscribed(CHAT).await;
+    writes.fail(store::Fault::Full);
+    let (mut restored, _) = cluster.welcomed_with(1, hello(Some(&first))).await;
+    tokio::time::sleep(SECOND / 100).await;
+    restored.send(value!({ "command": "pong" }));
+    restored.silence().await;
+    writes.fail(None);
+    old.perform(CHAT, "{}");
+    assert_eq!(old.next().await["close"], 1011);
+    until_gone(&cluster, &first).await;
+    for _ in 0..3 {
+        // As pongs come.
+        tokio::time::sleep(3 * SECOND).await;
+        restored.send(value!({ "command": "pong" }));
+    }
+    assert_eq!(restored.next().await, ended());
+}

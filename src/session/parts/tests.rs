@@ -4,6 +4,7 @@ use crate::protocol::{Epoch, Position, StreamName, Subprotocol};
 use crate::session::{Followed, SavePlan, SavedSession, Session, State, Subscription};
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::ops::Range;
 
 fn no_proof(_: &StreamName, _: &Identifier) -> Option<SavedProof> {
     None
@@ -17,6 +18,8 @@ struct Store {
     revision: u64,
     written: usize,
     writes: usize,
+    /// The session as it was when the head was composed.
+    kept: Vec<(String, u64, State)>,
 }
 
 /// How a commit ends.
@@ -32,7 +35,19 @@ enum End {
 }
 
 impl Store {
-    fn commit(&mut self, session: &mut Session, all: bool, end: End, mut meanwhile: impl FnMut(&mut Session)) {
+    fn commit(&mut self, session: &mut Session, all: bool, end: End, meanwhile: impl FnMut(&mut Session)) {
+        self.commit_while(session, all, end, meanwhile, |_| {});
+    }
+
+    /// `meanwhile`: what happens while parts are written; `late`: while the head is.
+    fn commit_while(
+        &mut self,
+        session: &mut Session,
+        all: bool,
+        end: End,
+        mut meanwhile: impl FnMut(&mut Session),
+        mut late: impl FnMut(&mut Session),
+    ) {
         let plan = session.plan(&no_proof, all, 1, true);
         if end == End::TooLarge {
             return;
@@ -56,13 +71,17 @@ impl Store {
                 session.adopt(split, &revisions, &no_proof, 1, true).body
             }
         };
+        let (composed, version) = (content(session), session.version());
+        late(session);
         if end == End::HeadRefused {
-            return;
+            let unnamed = session.take_unnamed();
+            return self.delete(unnamed);
         }
+        session.note_named();
         self.note(body.len());
-        self.head = Some(body);
+        (self.head, self.kept) = (Some(body), composed);
         if end == End::Stored {
-            let obsolete = session.take_obsolete();
+            let obsolete = session.take_obsolete(version);
             self.delete(obsolete);
         }
     }
@@ -186,13 +205,51 @@ fn a_session_that_is_too_large_leaves_no_trace_however_often_it_is_looked_at() {
     assert_eq!(content(&store.read()), content(&session));
 }
 
+/// There may be no other head for long.
+#[test]
+fn row_05_a_part_that_is_left_while_a_head_that_names_it_is_written_stays_until_the_next_one() {
+    let (mut session, mut store) = (session(), Store::default());
+    (0..100).for_each(|n| subscribe(&mut session, n, 1));
+    store.commit(&mut session, false, End::Stored, |_| {});
+    subscribe(&mut session, 200, 1);
+    store.commit_while(
+        &mut session,
+        false,
+        End::Stored,
+        |_| {},
+        |session| {
+            (0..100).for_each(|n| drop(session.unsubscribe(&text(n))));
+        },
+    );
+    assert_eq!(content(&store.read()).len(), 101, "as it was written");
+    store.commit(&mut session, false, End::Stored, |_| {});
+    assert_eq!(content(&store.read()), content(&session));
+    assert!(store.parts.is_empty(), "{:?}", store.parts.keys());
+}
+
+#[test]
+fn row_13_a_plan_counts_the_head_that_names_its_parts() {
+    for size in [100, 1_000, 4_000] {
+        let mut session = session();
+        session.merge_cstate(State::from([("k".into(), "v".repeat(10_000))]));
+        (0..size).for_each(|n| subscribe(&mut session, n, 1));
+        let plan = session.plan(&no_proof, true, 1, true);
+        let planned = plan.size();
+        session.begin(&plan);
+        let SavePlan::Split(split) = plan else { panic!("it needs parts") };
+        let revisions: Vec<u64> = (1..).take(split.parts.len()).collect();
+        let head = session.adopt(split, &revisions, &no_proof, 1, true);
+        assert!((head.size()..head.size() + 1_500).contains(&planned), "{planned} for {}", head.size());
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Subscribe(u16),
     Unsubscribe(u16),
     Change(u16),
     Many(u16),
-    Commit { all: bool, end: End, meanwhile: Vec<(bool, u16)> },
+    Commit { all: bool, end: End, meanwhile: Vec<(bool, u16)>, late: Vec<Range<u16>> },
     Delete,
 }
 
@@ -202,13 +259,15 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(End::HeadUnknown)
     ];
     let meanwhile = prop::collection::vec((any::<bool>(), 0u16..300), 0..4);
+    // Enough to leave whole parts.
+    let late = prop::collection::vec((0u16..300, 0u16..200).prop_map(|(n, many)| n..n + many), 0..3);
     prop_oneof![
         3 => (0u16..300).prop_map(Op::Subscribe),
         3 => (0u16..300).prop_map(Op::Unsubscribe),
         2 => (0u16..300).prop_map(Op::Change),
         1 => (0u16..250).prop_map(Op::Many),
-        4 => (prop::bool::weighted(0.2), end, meanwhile)
-            .prop_map(|(all, end, meanwhile)| Op::Commit { all, end, meanwhile }),
+        4 => (prop::bool::weighted(0.2), end, meanwhile, late)
+            .prop_map(|(all, end, meanwhile, late)| Op::Commit { all, end, meanwhile, late }),
         1 => Just(Op::Delete),
     ]
 }
@@ -216,7 +275,7 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever was refused before: what a head names is there, and it is the session as of the last commit.
+    /// Whatever was refused before: what a head names is there, and it is the session as of when it was composed.
     #[test]
     fn a_head_and_its_parts_are_the_session(ops in prop::collection::vec(op(), 1..80)) {
         let (mut session, mut store) = (session(), Store::default());
@@ -236,17 +295,18 @@ proptest! {
                     store.delete(parts);
                     prop_assert!(store.parts.is_empty(), "all that was there was named");
                 }
-                Op::Commit { all, end, meanwhile } => {
-                    store.commit(&mut session, all, end, |session| for (add, n) in &meanwhile {
+                Op::Commit { all, end, meanwhile, late } => {
+                    let change = |session: &mut Session| for (add, n) in &meanwhile {
                         match add {
                             true => subscribe(session, *n, offset),
                             false => drop(session.unsubscribe(&text(*n))),
                         }
+                    };
+                    store.commit_while(&mut session, all, end, change, |session| {
+                        late.iter().cloned().flatten().for_each(|n| drop(session.unsubscribe(&text(n))));
                     });
-                    if matches!(end, End::Stored | End::HeadUnknown) {
-                        prop_assert_eq!(content(&store.read()), content(&session));
-                    } else if store.head.is_some() {
-                        store.read();
+                    if store.head.is_some() {
+                        prop_assert_eq!(&content(&store.read()), &store.kept);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Three servers, three copies of everything.
 
 use super::*;
-use crate::broker::ReadFrom;
+use crate::broker::{Answering, ReadFrom, Unavailable};
 use serde_json::Value;
 
 fn everywhere(servers: &[Server]) -> NatsBrokerConfig {
@@ -282,30 +282,47 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Nor is what it says of sessions and of remote disconnects.
-    let vouched = node.broker.vouch(&node.broker.answering().await.unwrap()).await;
+    let mut disowned = None;
+    for _ in 0..100 {
+        if let Err(error) = vouched(&node).await
+            && error.to_string().contains("majority")
+        {
+            disowned = Some(error);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     for follower in (0..3).filter(|number| *number != led) {
         servers[follower].signal("CONT");
     }
     assert!(refused.is_some(), "a leader without followers is not believed");
-    assert!(vouched.is_err(), "a leader without followers does not vouch for a session");
+    assert!(disowned.is_some(), "a leader without followers does not vouch for a session");
     eventually_asked(&node, &stream).await;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    let answering = loop {
-        let answering = node.broker.answering().await.unwrap();
-        match node.broker.vouch(&answering).await {
-            Ok(()) => break answering,
-            Err(error) => assert!(tokio::time::Instant::now() < deadline, "it leads again: {error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let answering = eventually_vouched(&node).await;
     // What this connection has answered another one cannot vouch for.
     let generation = node.generation();
     node.broker.core.generation().unwrap().dead().cancel();
     node.until_generation_after(generation).await;
     let error = node.broker.vouch(&answering).await.unwrap_err();
     assert!(error.to_string().contains("replaced"), "{error}");
-    let answering = node.broker.answering().await.unwrap();
-    node.broker.vouch(&answering).await.unwrap();
+    eventually_vouched(&node).await;
+}
+
+/// The connection may be given up in between: then there is nobody to ask for a while.
+async fn vouched(node: &Node) -> Result<Answering, Unavailable> {
+    let answering = node.broker.answering().await?;
+    node.broker.vouch(&answering).await.map(|()| answering)
+}
+
+async fn eventually_vouched(node: &Node) -> Answering {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match vouched(node).await {
+            Ok(answering) => return answering,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "nobody vouches: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn eventually_asked(node: &Node, stream: &StreamName) {
@@ -313,5 +330,69 @@ async fn eventually_asked(node: &Node, stream: &StreamName) {
     while node.broker.facts(stream).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "the log's leader is not believed any more");
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Number of the server that leads the log of remote commands, as the others see it.
+async fn commands_leader(node: &Node) -> usize {
+    loop {
+        if let Some(generation) = node.broker.core.generation()
+            && let Ok(info) = generation.api().info(&generation.commands).await
+            && let Ok(number) = info.cluster.leader.trim_start_matches('n').parse()
+        {
+            return number;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// It goes on to answer as the leader it was, beside its successor, which vouches for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_server_that_was_frozen_hides_no_remote_disconnect() {
+    let servers = Server::cluster(3);
+    let publisher = Node::ready(everywhere(&servers)).await;
+    let command = RemoteDisconnect { identifiers: "gone".into(), reconnect: false };
+    let disconnect = async || {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            match publisher.broker.disconnect(&command).await {
+                Ok(mark) => return mark,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "no leader: {error}"),
+            }
+        }
+    };
+    disconnect().await;
+    let led = commands_leader(&publisher).await;
+    let others: Vec<String> = servers.iter().enumerate().filter(|(n, _)| *n != led).map(|(_, s)| s.url()).collect();
+    let client = ClientConfig::for_servers(&others.join(","));
+    let node = Node::ready(NatsBrokerConfig { client, ..config(&servers[0]) }).await;
+    assert_eq!(node.broker.mark("somebody else").await.unwrap(), 0);
+    servers[led].signal("STOP");
+    let mark = disconnect().await;
+    servers[led].signal("CONT");
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let answers = (0..8).map(|_| node.broker.mark("gone"));
+        for known in futures_util::future::join_all(answers).await.into_iter().flatten() {
+            assert!(known >= mark, "{known} instead of {mark}, {:?} after it went on", begun.elapsed());
+        }
+    }
+    assert_eq!(eventually_marked(&node, "gone").await, mark);
+    assert_eq!(eventually_marked(&node, "somebody else").await, 0);
+    // Whoever has not come as far as this node has heard is not believed.
+    let generation = node.broker.core.generation().unwrap();
+    let subject = node.broker.core.names.command_subject("nobody");
+    assert_eq!(generation.newest_command(&subject, mark).await.unwrap(), 0);
+    let error = generation.newest_command(&subject, mark + 1).await.unwrap_err();
+    assert!(error.to_string().contains("lags"), "{error}");
+}
+
+async fn eventually_marked(node: &Node, identifiers: &str) -> u64 {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match node.broker.mark(identifiers).await {
+            Ok(mark) => return mark,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "nobody knows: {error}"),
+        }
     }
 }

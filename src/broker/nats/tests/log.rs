@@ -108,6 +108,33 @@ async fn heads_of_many_streams_where_the_server_takes_small_messages_only() {
     assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
 }
 
+/// When the newest message of a stream was stored.
+async fn page_time(node: &Node, stream: &StreamName) -> u64 {
+    let end = node.broker.facts(stream).await.unwrap().last_seq;
+    let page = node.broker.read(stream, ReadFrom::Offset(0), end, 100, 1 << 20).await.unwrap();
+    page.messages.last().unwrap().time
+}
+
+/// Of an empty log, too: whoever was asked when the last message was stored must be able to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_03_the_log_knows_when_its_newest_message_was_stored_after_it_has_gone() {
+    let server = Server::start();
+    let mut config = config(&server);
+    config.limits = Limits::plain(100, Duration::from_secs(1), Duration::from_secs(1));
+    let node = Node::ready(config).await;
+    let stream = StreamName::from("a");
+    let offset = node.publish(&stream, "1").await;
+    let stored = page_time(&node, &stream).await;
+    let look = || async { node.broker.facts(&stream).await.unwrap() };
+    let gone = async {
+        while look().await.first_seq <= offset {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("it ages out");
+    assert_eq!(look().await.stored.millis, stored);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_by_offset() {
     let server = Server::start();
@@ -126,6 +153,7 @@ async fn pages_by_offset() {
     assert_eq!(facts.ttl, Duration::from_secs(300));
     assert!(facts.now.millis > 1_700_000_000_000 && facts.now.clock != 0);
     assert!(page.messages[0].time.abs_diff(facts.now.millis) < 60_000);
+    assert_eq!((facts.stored.millis, facts.stored.clock), (page_time(&node, &b).await, facts.now.clock));
 
     let page = read(30, 35, 100, 1 << 20).await.unwrap();
     assert_eq!((offsets(&page), page.remaining), (vec![31, 33, 35], 0));

@@ -4,7 +4,8 @@
 use super::*;
 use crate::broker::{Over, SessionKey};
 use crate::hub::{
-    Commands, From, Hub, HubConfig, HubFeed, Identifier, Located, Open, Outbox, Pump, Receiver, SavedProof, Which,
+    Commands, CursorId, From, HistoryJob, Hub, HubConfig, HubFeed, Identifier, Located, Open, Outbox, Pump, Receiver,
+    SavedProof, Start, Which,
 };
 use crate::protocol::{Encoding, Position};
 use std::task::{Context, Waker};
@@ -79,6 +80,23 @@ fn rejections(outbox: &Outbox) -> usize {
     frames.iter().filter(|frame| String::from_utf8_lossy(frame).contains("reject_history")).count()
 }
 
+/// Sends a cursor all that it has not had; answers how often its client is told of a loss.
+async fn catch_up(node: &Served, open: &Open, cursor: CursorId, outbox: &Outbox, saved: Option<&SavedProof>) -> usize {
+    let mut told = rejections(outbox);
+    for _ in 0..100 {
+        let pumped = open.lock().pump(cursor, 1 << 20, Which::All);
+        told += rejections(outbox);
+        match pumped {
+            Pump::Live => return told,
+            Pump::NeedPage { after, newest } => {
+                node.hub.feed_page(open, cursor, &after, newest, saved).await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    panic!("it does not catch up");
+}
+
 /// How often a client is told of a loss whose queue is full before so many messages come.
 async fn told_after(more: u64) -> usize {
     let node = Served::start().await;
@@ -94,19 +112,7 @@ async fn told_after(more: u64) -> usize {
         outbox.push(Bytes::from_static(b"{}"));
     }
     node.go_on(&open, more).await;
-    let mut told = rejections(&outbox);
-    for _ in 0..100 {
-        let pumped = open.lock().pump(cursor, 1 << 20, Which::All);
-        told += rejections(&outbox);
-        match pumped {
-            Pump::Live => return told,
-            Pump::NeedPage { after, newest } => {
-                node.hub.feed_page(&open, cursor, &after, newest).await.unwrap();
-            }
-            _ => {}
-        }
-    }
-    panic!("it does not catch up");
+    catch_up(&node, &open, cursor, &outbox, None).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,4 +139,32 @@ async fn row_04_a_saved_subscription_that_got_nothing_yet_goes_on_in_a_full_stre
     assert_eq!(located(LIMIT - 1).await, Located::After(open.lock().position(end)));
     // What was read is in the tail.
     assert_eq!(located(2).await, Located::Lost, "the first one is gone");
+}
+
+/// The session's proof alone shows that nothing is missing; between the question and the replay the page that was read for
+/// the answer has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_04_what_a_saved_proof_has_shown_is_not_asked_of_the_log_again() {
+    let node = Served::start().await;
+    let (open, end) = node.full().await;
+    let (saved, from) = {
+        let core = open.lock();
+        (SavedProof { epoch: core.epoch().clone(), proof: core.proof() }, core.position(end))
+    };
+    node.go_on(&open, LIMIT - 1).await;
+    let located = node.hub.locate(&open, &From::Position(from.clone()), Some(&saved)).await.unwrap();
+    assert_eq!(located, Located::After(from.clone()));
+    let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+    let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+    let identifier = Identifier::new("i".into());
+    let cursor = {
+        let mut core = open.lock();
+        core.tail_mut().trim(0, 0);
+        core.expire_pages(tokio::time::Instant::now() + Duration::from_secs(3_600));
+        let cursor = core.attach(None, &receiver, &identifier, &from, true);
+        let job = HistoryJob::new(receiver.clone(), identifier.clone(), 1);
+        core.history(cursor, &identifier.text, Start { after: from, claimed: None }, job);
+        cursor
+    };
+    assert_eq!(catch_up(&node, &open, cursor, &outbox, Some(&saved)).await, 0, "nothing is missing");
 }

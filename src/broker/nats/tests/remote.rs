@@ -189,8 +189,8 @@ async fn row_07_an_older_copy_of_the_command_log_is_noticed_also_when_it_has_gro
 fn row_07_sequences_alone_prove_that_nothing_was_missed() {
     use crate::broker::nats::api::StreamState;
     use crate::broker::nats::commands::{Followed, missed};
-    let followed = Followed { log: "ctl".into(), held: 10, id: None };
-    let state = |first_seq, last_seq| StreamState { messages: 0, first_seq, last_seq, subjects: Default::default() };
+    let followed = Followed::to("ctl", 10, None);
+    let state = |first_seq, last_seq| StreamState { first_seq, last_seq, ..StreamState::default() };
     for (first, last) in [(1, 10), (5, 14), (11, 10), (11, 14)] {
         assert_eq!(missed(&followed, "ctl", &state(first, last)), None, "{first} to {last}");
     }

@@ -188,5 +188,12 @@ fn row_03_everybody_before_the_end_of_a_hole_is_told() {
     assert!(matches!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { .. }));
     stream.supply(cursor, 8, page(14, 20), |_| false);
     assert_eq!(rejections(&outbox), 2, "a and b");
+    // c asks once more, for what lies before the page: it is dropped, and read again.
+    let job = HistoryJob::new(receiver.clone(), Identifier::new("c".into()), 1);
+    let start = Start { after: stream.position(5), claimed: None };
+    stream.history(cursor, "c", start, job);
+    assert!(matches!(stream.pump(cursor, 1_000, Which::All), Pump::NeedPage { after, .. } if after.offset == 5));
+    stream.supply(cursor, 5, page(14, 20), |_| false);
+    assert_eq!(rejections(&outbox), 2, "c, for both of its commands; the others know it");
     assert_eq!(stream.pump(cursor, 1 << 20, Which::All), Pump::Live);
 }

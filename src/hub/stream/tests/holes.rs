@@ -51,3 +51,25 @@ fn row_06_only_what_waits_behind_a_hole_counts() {
     assert!((1..5).contains(&left_out), "{left_out} were left out");
     assert_eq!([stream.take_left_out(), stream.take_left_out()], [true, false]);
 }
+
+/// The leader dies, and its successor answers before it has taken in what had been acknowledged; by the next look that has
+/// aged out.
+#[test]
+fn row_03_what_a_new_leader_takes_in_late_was_not_stored_after_it_was_asked() {
+    let now = Instant::now();
+    let time = |millis| StoreTime { millis, clock: 1 };
+    let looked = |up_to, first_seq, stored, now| {
+        let facts = Facts { first_seq, last_seq: up_to, stored: time(stored), now: time(now), ..facts() };
+        Looked::at_once(Head { newest: 0, up_to }, facts)
+    };
+    let mut stream = stream();
+    let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+    let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+    stream.compare(&looked(5, 6, 1_000, 1_000), now);
+    stream.attach(None, &receiver, &Identifier::new("i".into()), &stream.position(5), false);
+    // A minute without a leader. 6 to 9 were stored right before, and it does not show them.
+    assert_eq!(stream.compare(&looked(5, 6, 1_000, 70_000), now), None);
+    assert_eq!(stream.proof().time, time(1_000), "it proves nothing about the time since");
+    assert_eq!(stream.compare(&looked(9, 10, 1_200, 71_000), now), None);
+    assert_eq!(rejections(&outbox), 1, "some of them may have been of this stream");
+}
