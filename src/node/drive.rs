@@ -43,8 +43,11 @@ pub async fn drive<S>(node: Arc<Node>, hello: Hello, mut source: S, outbox: Arc<
 where
     S: Stream<Item = Incoming> + Unpin,
 {
+    // A client that is told to disconnect forgets its session.
+    let resumes_elsewhere = node.config.handover && hello.subprotocol.extended();
+    let shutting_down = if resumes_elsewhere { Close::Handover } else { Close::Restart };
     if node.is_draining() {
-        outbox.close(Close::Restart);
+        outbox.close(shutting_down);
         return;
     }
     let mut commands = Commands::new(&node);
@@ -58,11 +61,7 @@ where
     let letting_in = until_let_in(connecting, &mut source, &mut source_open, &mut commands, &outbox, patience);
     let Some(client) = letting_in.await else { return };
     if node.is_draining() {
-        outbox.close(if node.config.handover && hello.subprotocol.extended() {
-            Close::Handover
-        } else {
-            Close::Restart
-        });
+        outbox.close(shutting_down);
     }
     if source_open {
         serve(&client, &hello, &mut source, commands).await;

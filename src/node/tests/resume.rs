@@ -175,3 +175,17 @@ async fn ruling_25_a_client_is_excluded_under_an_id_that_was_saved_longer_ago_th
     cluster.publish("a", "2").await;
     assert_eq!(back.next().await["message"], 2);
 }
+
+/// Connections that waited for a process that was stopped are taken in by one that shuts down.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_node_shuts_down_is_not_told_to_forget_its_session() {
+    let cluster = Cluster::new(Script::default());
+    let (browser, sid) = cluster.welcomed().await;
+    browser.vanish();
+    cluster.nodes[0].close_all();
+    let mut back = cluster.connect_with(0, hello(Some(&sid)));
+    assert_eq!(back.next().await["close"], 1001, "without a message");
+    let base = Hello { subprotocol: Subprotocol::Json, ..hello(None) };
+    let mut base = cluster.connect_with(0, base);
+    assert_eq!(base.next().await["type"], "disconnect");
+}
