@@ -106,9 +106,8 @@ mod linux {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
-    #![cfg(target_os = "linux")]
-
     use super::*;
     use std::time::Duration;
     use tokio::io::AsyncReadExt;
