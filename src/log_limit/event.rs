@@ -64,6 +64,8 @@ events! {
     UnreadableCommand = "unreadable_command", "broker", "a stored remote command could not be read";
     MemoryFull = "memory_full", "broker", "the memory for history is full";
     NatsConnection = "nats_connection", "enats", "the embedded nats-server complains about one of its connections";
+    StoreFull = "store_full", "enats", "the embedded nats-server refused to store because its limit is reached";
+    DiskFull = "disk_full", "enats", "the embedded nats-server could not write because its disk is full";
     Panic = "panic", "node", "a panic at a place where one was logged before";
 }
 

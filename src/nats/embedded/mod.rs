@@ -85,6 +85,14 @@ impl EmbeddedError {
     }
 }
 
+impl EmbeddedError {
+    /// It goes on as soon as there is room.
+    fn is_out_of_space(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Store { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
 fn advice(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match error.kind() {

@@ -4,6 +4,7 @@
 //! nothing left out, because of what stands in one: only lines that the server wrote of itself count.
 
 use crate::log_limit::limited;
+use crate::metrics::EMBEDDED_NATS_STORE_LIMIT;
 use std::collections::VecDeque;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::watch;
@@ -89,6 +90,11 @@ impl Line<'_> {
             && (self.text.contains("will be DISABLED") || self.text.contains("no space left on device"))
     }
 
+    /// The messages have reached the limit that the configuration has for all of them.
+    fn is_store_full(&self) -> bool {
+        self.about == About::Server && self.text.ends_with("resource limits exceeded for server")
+    }
+
     fn is_reload(&self) -> bool {
         self.about == About::Server && self.text.starts_with("Reloaded server configuration")
     }
@@ -141,6 +147,15 @@ pub(super) async fn forward(source: impl AsyncRead + Unpin, verbose: bool, heard
         match severity {
             Severity::Error if about == About::Connection => limited!(ERROR, NatsConnection, "{text}"),
             Severity::Warning if about == About::Connection => limited!(WARN, NatsConnection, "{text}"),
+            Severity::Error | Severity::Warning if line.is_store_full() => limited!(
+                ERROR,
+                StoreFull,
+                limit = EMBEDDED_NATS_STORE_LIMIT.get(),
+                "the store has reached its limit (in bytes, what its disk had room for): publications are refused until \
+                 messages expire. Make room on the disk of the store (enats_store_dir), or lower history_limit or \
+                 history_ttl. nats-server said: {text}"
+            ),
+            Severity::Error if line.is_out_of_space() => limited!(ERROR, DiskFull, "{text}"),
             Severity::Error => tracing::error!(context = "enats", "{text}"),
             Severity::Warning => tracing::warn!(context = "enats", "{text}"),
             _ if !verbose => {}
@@ -176,6 +191,16 @@ mod tests {
         ] {
             assert_eq!(taken(other), (Severity::Warning, other, About::Unknown));
         }
+    }
+
+    #[test]
+    fn row_12_a_store_at_its_limit_is_told_from_a_full_disk() {
+        let limit = parse("[1] [ERR] JetStream file resource limits exceeded for server");
+        assert!(limit.is_store_full() && !limit.is_out_of_space());
+        let disk = parse("[1] [ERR] Filestore [s] Critical write error: write 1.blk: no space left on device");
+        assert!(disk.is_out_of_space() && !disk.is_store_full());
+        let peer = r#"127.0.0.1:5 - cid:5 - authentication error - User resource limits exceeded for server"#;
+        assert!(!parse(&format!("[1] [ERR] {peer}")).is_store_full(), "nobody talks of a limit by his name");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Room for the store: the bytes that JetStream may take.
 //!
 //! It may take what it takes now, and what is free on its disk but for a rest, so that the server refuses messages before
-//! writing fails. Other users of the disk keep what they have. What is free is not what was free at the start: others
+//! writing fails. The rest is never less than what the server's files take beyond its own count of them: it counts messages,
+//! and an expired one keeps its place until all others of its block have expired. Other users of the disk keep what they have. What is free is not what was free at the start: others
 //! delete their files, too. nats-server takes a higher limit while it runs, and never a lower one.
 //!
 //! Streams may have reserved a part: the sessions' bucket has its share. With a limit below all reservations JetStream
@@ -18,6 +19,13 @@ use tokio_util::sync::CancellationToken;
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 /// What may be taken of each hundred free bytes.
 const USABLE: u64 = 95;
+/// Left of the store's disk in any case, for the files of the server that are more than the messages that it counts: up to
+/// a block (4 MiB) of each log is expired messages, and one is being written.
+const BEYOND_COUNT: u64 = 16 << 20;
+/// And this part of it, for the blocks of many logs and of sessions that were written over.
+const BEYOND_COUNT_PART: u64 = 64;
+/// But on the smallest disks no more than this part.
+const BEYOND_COUNT_MOST: u64 = 4;
 /// A limit is raised for a gain of this part of it. What the store itself writes moves it by less.
 const WORTH: u64 = 16;
 /// Free bytes with which a server that ran out of space can go on: some blocks of the log.
@@ -75,7 +83,9 @@ struct Taken {
 impl Taken {
     fn limit(&self, free: u64) -> u64 {
         let reserved = if self.reserved == 0 { 0 } else { self.reserved.saturating_add(ABOVE_RESERVED) };
-        self.bytes.saturating_add(free / 100 * USABLE).max(reserved)
+        let disk = self.bytes.saturating_add(free);
+        let beyond = BEYOND_COUNT.max(disk / BEYOND_COUNT_PART).min(disk / BEYOND_COUNT_MOST);
+        self.bytes.saturating_add(free / 100 * USABLE).min(disk - beyond).max(reserved)
     }
 
     /// Files come and go meanwhile. What this user may not read, such as the `lost+found` of a volume, is not the server's.
@@ -141,7 +151,9 @@ mod tests {
         // Others have taken nearly all of it since.
         let later = taken(10 * MIB, 118 * MIB).limit(50 * MIB);
         assert_eq!(later, 119 * MIB, "or JetStream would change no stream any more");
-        assert_eq!(taken(10 * MIB, 20 * MIB).limit(100 * MIB), 105 * MIB);
+        assert_eq!(taken(10 * MIB, 20 * MIB).limit(100 * MIB), 94 * MIB, "the server's files take more than it counts");
+        assert_eq!(taken(0, 0).limit(20 * MIB), 15 * MIB, "of a small disk most is used");
+        assert_eq!(taken(94 * MIB, 20 * MIB).limit(16 * MIB), 94 * MIB, "also once the store is full");
         // What was written to the store is not free any more, but may be taken as before.
         let written = taken(900 * MIB, 118 * MIB).limit(100 * MIB);
         assert!(written > first && !is_worth_raising(first, room(written, 900 * MIB)), "{written}");

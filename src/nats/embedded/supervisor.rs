@@ -10,6 +10,7 @@ use super::room::{self, Room};
 use super::server::{DEFAULT_STOP, State, Status, reachable};
 use super::{EmbeddedError, current, growth, output, probe, spawn};
 use crate::critical::critical;
+use crate::log_limit::limited;
 use crate::metrics;
 use crate::nats::mark::StoreMark;
 use crate::secret::{Secret, bare_url};
@@ -35,6 +36,10 @@ const HEALTHY: Duration = Duration::from_secs(30);
 const PORTS_PERIOD: Duration = Duration::from_millis(5);
 /// How often a full disk is looked at.
 const SPACE_PERIOD: Duration = Duration::from_secs(1);
+/// How long a server that ran out of space is left alone: it lets no message expire any more, a new one does. Doubled for
+/// each restart that did not help.
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a restart waits for the look at a large store.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -91,6 +96,8 @@ pub(super) struct Supervisor {
 enum End {
     Died(std::io::Result<ExitStatus>),
     SpaceIsBack,
+    /// There is no room yet. The next process lets expire what should have.
+    StillFull,
     Stop,
 }
 
@@ -225,10 +232,16 @@ impl Supervisor {
         let mut limit = first.store_limit();
         let mut process = Some(first);
         let mut pause = FIRST_PAUSE;
+        let mut patience = FIRST_PATIENCE;
+        let mut no_room = false;
         loop {
             if let Some(mut running) = process.take() {
-                let end = self.watch(&mut running, &stop).await;
+                let end = self.watch(&mut running, &stop, patience).await;
+                let healthy = running.since.elapsed();
                 limit = running.store_limit();
+                if healthy >= HEALTHY {
+                    pause = FIRST_PAUSE;
+                }
                 match end {
                     End::Stop => {
                         let timeout = *timeout.borrow();
@@ -243,13 +256,21 @@ impl Supervisor {
                             "nats-server met a full disk, and there is room on it again: it is restarted"
                         );
                         self.finish(running, DEFAULT_STOP).await;
+                        patience = FIRST_PATIENCE;
+                    }
+                    End::StillFull => {
+                        let served = healthy.saturating_sub(patience) >= HEALTHY;
+                        patience = if served { FIRST_PATIENCE } else { patience * 2 }.min(LONGEST_PATIENCE);
+                        tracing::warn!(
+                            context = "enats",
+                            "the store's disk is still full: nats-server is restarted, so that it removes expired messages"
+                        );
+                        self.finish(running, DEFAULT_STOP).await;
+                        pause = FIRST_PAUSE;
                     }
                     End::Died(status) => {
                         let said = running.output.await.unwrap_or_default();
                         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                        if running.since.elapsed() >= HEALTHY {
-                            pause = FIRST_PAUSE;
-                        }
                         tracing::error!(
                             context = "enats",
                             pid = running.pid,
@@ -262,7 +283,7 @@ impl Supervisor {
                 }
             }
             self.status.send_modify(|status| {
-                status.state = State::Restarting;
+                status.state = if no_room { State::StorageFull } else { State::Restarting };
                 status.pid = None;
             });
             tokio::select! {
@@ -279,8 +300,14 @@ impl Supervisor {
                     metrics::EMBEDDED_NATS_RESTARTS.inc();
                     self.status.send_modify(|status| status.restarts += 1);
                     process = Some(started);
+                    no_room = false;
+                }
+                Err(error) if error.is_out_of_space() => {
+                    (no_room, pause) = (true, SPACE_PERIOD);
+                    limited!(ERROR, DiskFull, %error, "nats-server cannot be restarted before there is room");
                 }
                 Err(error) => {
+                    no_room = false;
                     tracing::error!(context = "enats", %error, pause_ms = pause.as_millis() as u64, "nats-server cannot be restarted");
                 }
             }
@@ -295,7 +322,7 @@ impl Supervisor {
     }
 
     /// Follows one process until something has to be done.
-    async fn watch(&self, process: &mut Process, stop: &CancellationToken) -> End {
+    async fn watch(&self, process: &mut Process, stop: &CancellationToken, patience: Duration) -> End {
         let pid = process.pid;
         let (heard, mut full) = (process.heard.clone(), process.heard.clone());
         let filled = async move {
@@ -326,14 +353,14 @@ impl Supervisor {
                 } => {}
                 () = &mut filled => {}
             }
-            self.wait_for_space().await;
+            self.wait_for_space(patience).await
         };
         tokio::select! {
             // A stop that was asked for is not a death, even if the server is gone already.
             biased;
             () = stop.cancelled() => End::Stop,
             status = child.wait() => End::Died(status),
-            () = observe => End::SpaceIsBack,
+            end = observe => end,
         }
     }
 
@@ -373,22 +400,26 @@ impl Supervisor {
         self.status.send_modify(|status| status.state = State::Ready);
     }
 
-    /// The server has met a full disk and stays off until it is restarted: waits until that makes sense.
-    async fn wait_for_space(&self) {
+    /// The server has met a full disk and stays off until it is restarted: waits until that makes sense. What fills the disk
+    /// may be messages that have expired since.
+    async fn wait_for_space(&self, patience: Duration) -> End {
         let store = &self.config.store_dir;
         // The server says that it was full, and does not come back by itself. What is said now is what is so now.
         if room::free(store).is_ok_and(|free| free >= room::ENOUGH) {
-            return;
+            return End::SpaceIsBack;
         }
         self.status.send_modify(|status| status.state = State::StorageFull);
         tracing::error!(
-            context = "enats", store = %store.display(),
-            "the disk of the store is full: nothing is stored until there is room; nothing was deleted to make some"
+            context = "enats", store = %store.display(), restart_s = patience.as_secs(),
+            "the disk of the store is full: nothing is stored until there is room; nothing but expired messages is removed \
+             to make some. Make room on this disk, or lower history_limit or history_ttl"
         );
+        let patience_ends = Instant::now() + patience;
         loop {
             tokio::time::sleep(SPACE_PERIOD).await;
             match room::free(store) {
-                Ok(free) if free >= room::ENOUGH => return,
+                Ok(free) if free >= room::ENOUGH => return End::SpaceIsBack,
+                _ if Instant::now() >= patience_ends => return End::StillFull,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(context = "enats", %error, "the disk of the store cannot be measured"),
             }
