@@ -2,7 +2,7 @@
 
 use super::alarms::{Limits, StreamLog, is_false_alarm};
 use super::live::Lateness;
-use super::record::{Record, Reject};
+use super::record::{Arrival, Record, Reject};
 use super::removal::{Removal, judge_removals};
 use super::roster::Kind;
 use super::source::{Ack, Id, Published};
@@ -248,28 +248,29 @@ fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow. It can
 /// only tell of what was there when it was sent, so it came after the message's first attempt, which may be the one that
 /// stored it, however much later that was acknowledged.
+///
+/// What follows may have come before it on the same connection if the client asked too late: it waited for the request no
+/// longer, and came without its position.
 fn is_signalled(record: &Record, follow: usize, ack: &Ack) -> bool {
-    let tells = |reject: &&Reject| reject.follow == follow && reject.at >= ack.begun;
-    if !record.rejects.iter().any(|reject| tells(&reject)) {
-        return false;
-    }
     let (id, at) = (ack.id, ack.position.as_ref());
-    // The first arrival of this subscription that follows the missing message, and the last that precedes it.
-    let mut precedes = 0;
-    let mut follows = usize::MAX;
-    for (index, arrival) in record.arrivals.iter().enumerate().filter(|(_, arrival)| arrival.follow == follow) {
-        let after = match (at, &arrival.position) {
-            (Some((epoch, offset)), Some((its_epoch, its_offset))) if epoch == its_epoch => its_offset > offset,
-            _ if arrival.id.lane == id.lane => arrival.id.n > id.n,
-            _ => continue,
-        };
-        if after {
-            follows = follows.min(index);
-        } else {
-            precedes = precedes.max(index + 1);
-        }
-    }
-    record.rejects.iter().filter(tells).any(|reject| (precedes..=follows).contains(&reject.after))
+    let is_after = |arrival: &Arrival| match (at, &arrival.position) {
+        (Some((epoch, offset)), Some((its_epoch, its_offset))) if epoch == its_epoch => Some(its_offset > offset),
+        _ if arrival.id.lane == id.lane => Some(arrival.id.n > id.n),
+        _ => None,
+    };
+    let of_follow = || record.arrivals.iter().enumerate().filter(|(_, arrival)| arrival.follow == follow);
+    let has_positions = of_follow().any(|(_, arrival)| arrival.position.is_some());
+    let is_in_place = |reject: &Reject| {
+        let was_released =
+            |arrival: &Arrival| has_positions && arrival.position.is_none() && arrival.connection == reject.connection;
+        of_follow().all(|(index, arrival)| match is_after(arrival) {
+            Some(true) => reject.after <= index || was_released(arrival),
+            Some(false) => index < reject.after,
+            None => true,
+        })
+    };
+    let tells = |reject: &&Reject| reject.follow == follow && reject.at >= ack.begun;
+    record.rejects.iter().filter(tells).any(is_in_place)
 }
 
 /// A drop may cut the copies of one message apart where two identifiers share a stream: the client's position is then

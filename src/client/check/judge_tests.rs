@@ -127,6 +127,22 @@ fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     }
 }
 
+/// The client's request came when the hold was over: what had been held went out without positions before it.
+#[test]
+fn a_rejection_tells_of_what_precedes_messages_that_were_released_before_it() {
+    let plain = follower(Kind::Plain);
+    let published = published(&plain);
+    for (connection, positioned, unsignalled) in [(1, false, 0), (2, false, 1), (1, true, 1)] {
+        let mut late = record(&plain, &[(0, 1), (0, 3)]);
+        if !positioned {
+            late.arrivals[1].position = None;
+        }
+        late.rejects.push(Reject { follow: 0, after: 2, connection, at: tokio::time::Instant::now() });
+        let verdict = judge(&published, &[late], &[], &Rules::default());
+        assert_eq!(verdict.unsignalled.count, unsignalled, "on connection {connection}, positioned: {positioned}");
+    }
+}
+
 #[test]
 fn without_positions_each_source_is_still_kept_in_order() {
     let plain = follower(Kind::Plain);
