@@ -76,7 +76,7 @@ impl Trial {
 }
 
 /// False where the system does not let this user make network namespaces; then it says so, and in CI it fails.
-fn possible() -> bool {
+pub fn possible() -> bool {
     let flags: &[&str] =
         if rustix::process::geteuid().is_root() { &["--net"] } else { &["--user", "--map-root-user", "--net"] };
     let tried = Command::new("unshare").args(flags).args(["ip", "link", "set", "lo", "up"]).output();
@@ -306,7 +306,7 @@ impl Network {
     }
 }
 
-fn done(mut command: impl std::borrow::BorrowMut<Command>) {
+pub fn done(mut command: impl std::borrow::BorrowMut<Command>) {
     let command = command.borrow_mut();
     let Output { status, stderr, .. } = command.output().expect("ip and nsenter can be run");
     assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));

@@ -318,7 +318,7 @@ pub struct StoredSession {
 pub enum SaveError {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// The sessions' share of the store is full.
+    /// The sessions' share of the store is full, or the store is: the text says which, and what to do.
     #[error("no room for saved sessions: {0}")]
     Full(String),
     /// Trying again does not help.

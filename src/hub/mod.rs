@@ -50,7 +50,7 @@ use crate::broker::{Broker, Over, Overflow, RemoteDisconnect, SessionKey, Status
 use crate::critical::{critical, end_process};
 use crate::log_limit::limited;
 use crate::metrics;
-use crate::protocol::{Message, StreamName};
+use crate::protocol::{Close, Message, StreamName};
 use queue::{Place, Queue};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -107,6 +107,34 @@ impl Cell {
     /// Its feed runs on this connection to the store, and it has been compared there.
     fn is_open_in(&self, generation: u64) -> bool {
         self.opened_in.load(Ordering::Acquire) == generation && self.lock().is_open()
+    }
+}
+
+/// Why a stream could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    #[error("{0} streams are open, which is max_streams")]
+    TooMany(usize),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl NotOpened {
+    /// How the connection ends that needed the stream.
+    pub fn close(&self) -> Close {
+        match self {
+            Self::TooMany(_) => Close::StreamsFull,
+            Self::Unavailable(_) => Close::StoreUnavailable,
+        }
+    }
+}
+
+impl std::convert::From<NotOpened> for Unavailable {
+    fn from(error: NotOpened) -> Self {
+        match error {
+            NotOpened::TooMany(_) => Self(error.to_string()),
+            NotOpened::Unavailable(unavailable) => unavailable,
+        }
     }
 }
 
@@ -233,7 +261,7 @@ impl Hub {
 
     /// Opens a stream, or finds it open: from here on its feed runs and its head is known. Concurrent openers share one
     /// opening. Waits for the store at most the broker timeout; not at all where as many streams are open as may be.
-    pub async fn open(self: &Arc<Self>, stream: &StreamName) -> Result<Open, Unavailable> {
+    pub async fn open(self: &Arc<Self>, stream: &StreamName) -> Result<Open, NotOpened> {
         let open = self.enter(stream)?;
         let opened = async {
             loop {
@@ -252,7 +280,7 @@ impl Hub {
     }
 
     /// The stream's cell, made if it is not there; it stays as long as the answer is held.
-    fn enter(&self, stream: &StreamName) -> Result<Open, Unavailable> {
+    fn enter(&self, stream: &StreamName) -> Result<Open, NotOpened> {
         let mut shard = self.shard(stream).write().unwrap_or_else(PoisonError::into_inner);
         if self.is_full() && !shard.contains_key(stream) {
             drop(shard);
@@ -281,7 +309,7 @@ impl Hub {
         self.config.max_streams != 0 && self.open_streams() >= self.config.max_streams
     }
 
-    fn refuse(&self) -> Unavailable {
+    fn refuse(&self) -> NotOpened {
         metrics::STREAMS_REFUSED.inc();
         let limit = self.config.max_streams;
         limited!(
@@ -290,7 +318,7 @@ impl Hub {
             limit,
             "as many streams are open as may be: who needs another one is told to try again; see max_streams"
         );
-        Unavailable(format!("{limit} streams are open, which is max_streams"))
+        NotOpened::TooMany(limit)
     }
 
     /// Queues a comparison of a stream's head with what this node holds.

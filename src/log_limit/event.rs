@@ -40,13 +40,14 @@ macro_rules! events {
 events! {
     PingInterval = "ping_interval", "ws", "a client asked for pings by something that is no number";
     UnknownConnection = "unknown_connection", "ws", "a WebSocket came over a connection that is not ours";
+    ClientNotReading = "client_not_reading", "ws", "a client was closed because it took nothing of what it was sent";
     AcceptFailed = "accept_failed", "http", "a connection could not be accepted";
     RequestCutOff = "request_cut_off", "http", "a request did not end in time at the shutdown";
     MalformedPublication = "malformed_publication", "broadcast", "a publication was refused because of its form";
     UnknownRemoteCommand = "unknown_remote_command", "broadcast", "a publisher sent a command that does not exist";
     AuthenticationFailed = "authentication_failed", "node", "the application could not say who a client is";
     UnusableSession = "unusable_session", "node", "a saved session could not be read";
-    SessionsFull = "sessions_full", "node", "a session could not be saved because its share of the store is full";
+    SessionsFull = "sessions_full", "node", "a session could not be saved because its share of the store, or the store, is full";
     CommandFailed = "command_failed", "node", "the application could not carry out a client's command";
     PresenceWithoutStream = "presence_without_stream", "node", "a subscription has presence, but no stream for it";
     RestoreNotNoted = "restore_not_noted", "disconnector", "other nodes could not be told of a restore";

@@ -168,7 +168,11 @@ impl Client {
     /// Opens streams for a subscription, or finds them open.
     pub(super) async fn open_streams(&self, streams: &[StreamName]) -> Result<Vec<Opened>, Unavailable> {
         let opening = streams.iter().map(|stream| async move {
-            let cell = self.node.hub.open(stream).await?;
+            let cell = self.node.hub.open(stream).await.map_err(|error| {
+                // The client is told which limit it was; whoever gets the error closes it otherwise.
+                self.outbox().close(error.close());
+                Unavailable::from(error)
+            })?;
             let head = {
                 let core = cell.lock();
                 core.position(core.complete_to())

@@ -174,8 +174,8 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
     let client = Client::new(node, hello, session, proofs, receiver, registration);
-    let turn_away = || {
-        outbox.close(Close::StoreUnavailable);
+    let turn_away = |close| {
+        outbox.close(close);
         client.withdraw();
     };
     // It has gone, and may be back already, on another connection: that one must not be taken for the older one. Or it may
@@ -193,8 +193,8 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     for (stream, opened) in futures_util::future::join_all(opening).await {
         match opened {
             Ok(cell) => open.insert(stream, cell),
-            Err(_) => {
-                turn_away();
+            Err(error) => {
+                turn_away(error.close());
                 return None;
             }
         };
@@ -205,7 +205,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
     };
     let from: HashMap<&StreamName, Position> = open.iter().map(|(name, cell)| (name, position(cell))).collect();
     if is_over() {
-        turn_away();
+        turn_away(Close::StoreUnavailable);
         return None;
     }
     // If the commit fails the new sid cannot be resumed; the old one still can, also after the client has spoken.
@@ -216,7 +216,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         Ok(claim) if is_over() => {
             claim.give_back(node);
             client.take_back().await;
-            turn_away();
+            turn_away(Close::StoreUnavailable);
             return None;
         }
         Ok(claim) => claim.keep(node),
@@ -225,7 +225,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
         Err(_) => {
             client.take_back().await;
-            turn_away();
+            turn_away(Close::StoreUnavailable);
             return None;
         }
     }

@@ -127,8 +127,7 @@ impl NotSaved {
                     WARN,
                     SessionsFull,
                     reason,
-                    "there is no room for saved sessions: who cannot be saved must authenticate when it comes back; see \
-                     sessions_budget"
+                    "there is no room for saved sessions: who cannot be saved must authenticate when it comes back"
                 );
             }
             _ => metrics::SESSION_SAVE_FAILED.inc(),

@@ -21,6 +21,8 @@ pub enum Close {
     Handover,
     /// The store could not be reached in time: no message, so that sid and positions survive.
     StoreUnavailable,
+    /// It needs a stream more than may be open on this node: it may try again, here or elsewhere. No message, as above.
+    StreamsFull,
     /// No sign of life within the pong timeout.
     NoPong,
     /// The client reads more slowly than it is sent to.
@@ -54,6 +56,7 @@ impl Close {
             | Self::CommandFailed
             | Self::Handover
             | Self::StoreUnavailable
+            | Self::StreamsFull
             | Self::Superseded
             | Self::Ended
             | Self::TooBig
@@ -72,6 +75,7 @@ impl Close {
             Self::Remote { .. } => (1000, "Closed remotely"),
             Self::Restart | Self::Handover => (1001, "Server restart"),
             Self::StoreUnavailable => (1013, "Store unavailable"),
+            Self::StreamsFull => (1013, "Too many streams: max_streams"),
             Self::NoPong => (1000, "No Pong"),
             Self::TooSlow => (1000, ""),
             Self::Superseded => (1000, "Session resumed elsewhere"),

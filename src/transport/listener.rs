@@ -9,6 +9,7 @@ use super::refusals::Refusals;
 use super::socket::Socket;
 use super::tls::{self, TlsError};
 use crate::log_limit::limited;
+use crate::metrics;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -268,7 +269,7 @@ async fn serve_connection(
     service: Router,
     shutdown: CancellationToken,
 ) {
-    socket.give_up_after(Some(write_timeout));
+    socket.give_up_after(write_timeout, &metrics::HTTP_WRITE_TIMEOUTS);
     let header_timeout = header_timeout(&share);
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
         let mut request = request.map(Body::new);

@@ -9,6 +9,7 @@ pub mod proxies;
 mod refusals;
 pub mod socket;
 pub mod tls;
+mod unacknowledged;
 mod unsent;
 mod upgrade;
 pub mod ws;

@@ -2,15 +2,16 @@
 //! (`Upgraded::downcast::<TokioIo<Socket>>()`) instead of through two layers of boxes.
 
 use super::connections::Share;
-use crate::metrics;
+use super::unacknowledged::unacknowledged;
+use crate::metrics::Counter;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 /// An accepted connection, plain or TLS. It counts as open until it is dropped, upgraded or not.
@@ -18,10 +19,48 @@ pub struct Socket {
     io: Io,
     /// What the connection takes of the limits.
     _share: Arc<Share>,
-    /// How long a write may make no progress.
-    patience: Option<Duration>,
-    /// There while one makes none.
-    stuck: Option<Pin<Box<Sleep>>>,
+    /// How long the peer may take nothing while something is to be written, and where it counts when it does.
+    patience: Option<(Duration, &'static Counter)>,
+    /// There while it is not known to take something.
+    stuck: Option<Box<Stuck>>,
+}
+
+/// So many looks at a stuck connection make up its patience. Looks are counted and not time, so that a process that was
+/// suspended looks again before it judges.
+const LOOKS: u32 = 20;
+
+/// A write that the kernel takes nothing of. The peer may take something all the same, see [`unacknowledged`].
+struct Stuck {
+    next: Pin<Box<Sleep>>,
+    /// Bytes that the peer had not acknowledged at the last look. `None`: nobody has looked yet, or the system does not tell.
+    left: Option<u32>,
+    /// Looks since the peer was last seen to take something.
+    in_vain: u32,
+}
+
+impl Stuck {
+    fn new(patience: Duration) -> Self {
+        Self { next: Box::pin(tokio::time::sleep(patience / LOOKS)), left: None, in_vain: 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        self.in_vain >= LOOKS
+    }
+
+    /// Ready when the peer has taken nothing for so long.
+    fn poll_over(&mut self, cx: &mut Context<'_>, patience: Duration, tcp: &TcpStream) -> Poll<()> {
+        while !self.is_over() {
+            ready!(self.next.as_mut().poll(cx));
+            self.next.as_mut().reset(Instant::now() + patience / LOOKS);
+            let left = unacknowledged(tcp);
+            // Less: the peer has acknowledged something. More: it had, and the kernel took more of a TLS session for it. The
+            // first number is only there to be compared with.
+            let taken = left.is_some() && left != self.left;
+            self.in_vain = if taken { 0 } else { self.in_vain + 1 };
+            self.left = left;
+        }
+        Poll::Ready(())
+    }
 }
 
 enum Io {
@@ -39,25 +78,31 @@ impl Socket {
         Self { io: Io::Tls(Box::new(stream)), _share: share, patience: None, stuck: None }
     }
 
-    /// Lets a write that makes no progress for so long fail: answers that nobody reads hold no connection for ever.
-    pub(super) fn give_up_after(&mut self, patience: Option<Duration>) {
-        self.patience = patience;
+    /// Lets writes fail when the peer takes nothing for so long: who does not read holds no connection for ever. Where the
+    /// system does not tell what the peer takes, it is the kernel on this side that must take nothing for so long.
+    pub(super) fn give_up_after(&mut self, patience: Duration, counter: &'static Counter) {
+        self.patience = Some((patience, counter));
         self.stuck = None;
     }
 
     /// A write's outcome, or an error when none comes.
     fn watched<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        let Some(patience) = self.patience else { return outcome };
+        let Some((patience, counter)) = self.patience else { return outcome };
         if outcome.is_ready() {
             self.stuck = None;
             return outcome;
         }
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        if stuck.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
+        let mut stuck = self.stuck.take().unwrap_or_else(|| Box::new(Stuck::new(patience)));
+        let was_over = stuck.is_over();
+        let over = stuck.poll_over(cx, patience, self.tcp());
+        if over.is_ready() && !was_over {
+            counter.inc();
+            let peer = self.tcp().peer_addr().ok();
+            tracing::debug!(?peer, ?patience, "a peer has taken nothing for too long");
         }
-        metrics::HTTP_WRITE_TIMEOUTS.inc();
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        // It stays over: nothing else is waited for, such as the end of a TLS session.
+        self.stuck = Some(stuck);
+        over.map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     pub fn is_tls(&self) -> bool {

@@ -49,8 +49,8 @@ pub struct WsConfig {
     pub max_message_size: usize,
     /// Bytes read at a time. Small, because every connection holds such a buffer.
     pub read_buffer_size: usize,
-    /// Having more queued than the limit for so long ends the connection, and so does a write that makes no progress for
-    /// [`STUCK_TIMEOUTS`] times as long.
+    /// Having more queued than the limit for so long ends the connection, and so does taking nothing for [`STUCK_TIMEOUTS`]
+    /// times as long.
     pub write_timeout: Duration,
 }
 
@@ -158,8 +158,8 @@ impl WebSockets {
         early: Bytes,
         hello: Box<Hello>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        // From here on the outbox judges who is slow.
-        socket.give_up_after(None);
+        // From here on the outbox judges who is slow, and the socket who takes nothing at all.
+        socket.give_up_after(self.config.write_timeout * STUCK_TIMEOUTS, &metrics::WRITE_TIMEOUTS);
         unsent::bound(socket.tcp().as_fd());
         let node = &self.node.config;
         let limits = OutboxLimits { pending: node.max_pending, total: node.max_pending_total };
@@ -173,7 +173,14 @@ impl WebSockets {
             let mut source = Frames { frames, over: false };
             let driving = drive(self.node.clone(), *hello, &mut source, outbox.clone()).map(|()| outbox.finish());
             let writing = write_out(&mut write, &outbox, self.config.write_timeout).map(|written| {
-                if written.is_err() {
+                if let Err(error) = written {
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        limited!(
+                            INFO,
+                            ClientNotReading,
+                            "closed the connection of a client that does not read what it is sent"
+                        );
+                    }
                     outbox.kill();
                 }
             });
@@ -237,8 +244,8 @@ async fn write_out(socket: &mut WriteHalf<Socket>, outbox: &Outbox, timeout: Dur
             return Ok(());
         }
         metrics::SERVER_MSG.add(taken.frames.len() as u64);
-        while !taken.frames.is_empty() {
-            let tried = poll_fn(|cx| Poll::Ready(taken.poll_write(socket, cx))).await;
+        loop {
+            let tried = poll_fn(|cx| Poll::Ready(taken.poll_out(socket, cx))).await;
             let written = match tried {
                 Poll::Ready(written) => written?,
                 // Boxed: few connections wait at a time, and the others need not have room for it.
@@ -248,18 +255,24 @@ async fn write_out(socket: &mut WriteHalf<Socket>, outbox: &Outbox, timeout: Dur
                     None => continue,
                 },
             };
+            if taken.frames.is_empty() {
+                break;
+            }
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             metrics::DATA_SENT.add(written as u64);
             taken.consume(written);
         }
-        socket.flush().await?;
     }
 }
 
 impl Taken {
-    fn poll_write(&self, socket: &mut WriteHalf<Socket>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Writes some of it. When nothing is left, what a TLS session has kept back goes out, too.
+    fn poll_out(&self, socket: &mut WriteHalf<Socket>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.frames.is_empty() {
+            return Pin::new(socket).poll_flush(cx).map_ok(|()| 0);
+        }
         let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
         for (slice, frame) in slices.iter_mut().zip(&self.frames) {
             *slice = IoSlice::new(frame);
@@ -297,16 +310,17 @@ async fn write_when_possible(
     outbox: &Outbox,
     timeout: Duration,
 ) -> io::Result<Option<usize>> {
-    let stuck_at = Instant::now() + timeout * STUCK_TIMEOUTS;
     loop {
-        let due = outbox.deadline(timeout).map_or(stuck_at, |due| due.min(stuck_at));
-        let writing = poll_fn(|cx| taken.poll_write(socket, cx));
+        // It may come over its limit while it is waited for.
+        let look = Instant::now() + timeout;
+        let due = outbox.deadline(timeout).map_or(look, |due| due.min(look));
+        let writing = poll_fn(|cx| taken.poll_out(socket, cx));
         if let Ok(written) = tokio::time::timeout_at(due, writing).await {
             return written.map(Some);
         }
         // It may have been this process that had no time: the socket is asked once more.
         tokio::task::yield_now().await;
-        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(taken.poll_write(socket, cx))).await {
+        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(taken.poll_out(socket, cx))).await {
             return written.map(Some);
         }
         let now = Instant::now();
@@ -314,10 +328,16 @@ async fn write_when_possible(
             taken.truncate();
             return Ok(None);
         }
-        let is_overdue = outbox.closing().is_some() && outbox.deadline(timeout).is_some_and(|due| due <= now);
-        if now >= stuck_at || is_overdue {
-            metrics::WRITE_TIMEOUTS.inc();
-            return Err(io::ErrorKind::TimedOut.into());
+        if outbox.is_over() {
+            match outbox.deadline(timeout) {
+                // Dead: nothing of it is to be sent.
+                None => return Err(io::ErrorKind::BrokenPipe.into()),
+                Some(due) if due <= now => {
+                    metrics::WRITE_TIMEOUTS.inc();
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Some(_) => {}
+            }
         }
     }
 }
@@ -414,3 +434,6 @@ impl Stream for Frames {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,5 +4,6 @@
 mod bursts;
 mod memory;
 mod sessions;
+mod slow_lines;
 mod streams;
 mod whispers;

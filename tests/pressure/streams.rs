@@ -33,7 +33,7 @@ async fn nobody_opens_more_streams_than_the_node_has_room_for() {
         })
     });
     let (end, ..) = futures_util::future::select_all(ends).await;
-    assert_eq!(end, (1013, "Store unavailable".to_owned()), "whoever asked for too many may try again");
+    assert_eq!(end, (1013, "Too many streams: max_streams".to_owned()), "whoever asked for too many may try again");
     assert!(server.metric("broadcast_streams_num").await <= 50);
     assert!(server.metric("refused_streams_total").await > 0);
     assert!(server.log().contains("max_streams"), "the operator is told");

@@ -47,7 +47,7 @@ fn verdict(err_code: u32, description: &str) -> Verdict {
 }
 
 /// It is the limit of the one stream or bucket that was written to, not of what holds all of them.
-fn is_own_limit(description: &str) -> bool {
+pub(super) fn is_own_limit(description: &str) -> bool {
     description.contains("maximum bytes")
 }
 

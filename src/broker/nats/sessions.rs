@@ -3,7 +3,7 @@
 use super::api::{ATTEMPT, is_marker, marker_headers};
 use super::config::{bucket_stream, key_subject};
 use super::generation::{Connection, Generation};
-use super::publish::{Write, WriteError};
+use super::publish::{Write, WriteError, is_own_limit};
 use super::{Attempts, Core};
 use crate::broker::{Answering, Over, SaveError, SessionKey, StoredSession, Unavailable};
 use crate::protocol::MessageId;
@@ -174,7 +174,12 @@ impl From<WriteError> for SaveError {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Conflict => Self::Conflict,
-            WriteError::StorageFull(reason) => Self::Full(reason),
+            WriteError::StorageFull(reason) if is_own_limit(&reason) => {
+                Self::Full(format!("{reason}, see sessions_budget"))
+            }
+            WriteError::StorageFull(reason) => {
+                Self::Full(format!("{reason}: the whole store is full, not only its sessions"))
+            }
             WriteError::NotStored(reason) | WriteError::Unknown(reason) => Unavailable(reason).into(),
             WriteError::TooLarge => Self::TooLarge,
         }

@@ -243,6 +243,7 @@ async fn row_12_a_full_share_of_the_sessions_leaves_publishing_alone_and_lets_se
         assert!(saved.len() < 9, "no limit");
     };
     assert!(matches!(full, SaveError::Full(_)), "{full}");
+    assert!(full.to_string().contains("see sessions_budget"), "{full}");
     assert!(saved.len() >= 6, "{}", saved.len());
     // The rest goes to entries that are smaller than the marker of a deletion.
     let core = node.broker.core.clone();

@@ -1,0 +1,64 @@
+use super::*;
+use crate::protocol::Encoding;
+use crate::transport::connections::{ConnectionLimits, Connections};
+use crate::transport::tls::acceptor;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::path::Path;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// A connection with TLS, the server's side first.
+async fn tls_pair() -> (Socket, tokio_rustls::client::TlsStream<TcpStream>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls");
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&cert).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let client = Arc::new(client.with_root_certificates(roots).with_no_client_auth());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let tcp = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(client);
+    let (server, client) = tokio::join!(
+        acceptor(&cert, &key).unwrap().accept(accepted),
+        connector.connect("localhost".try_into().unwrap(), tcp)
+    );
+    let share = Connections::new(ConnectionLimits::NONE).admit(None).unwrap();
+    (Socket::tls(server.unwrap(), share), client.unwrap())
+}
+
+/// What it is sent fits into what the TLS session keeps: nothing is left to be written, only to be flushed.
+#[tokio::test]
+async fn a_tls_client_that_takes_nothing_is_given_up_while_its_session_is_flushed() {
+    let (mut socket, _silent) = tls_pair().await;
+    unsent::bound(socket.tcp().as_fd());
+    socket.give_up_after(Duration::from_millis(500), &metrics::WRITE_TIMEOUTS);
+    let (_read, mut write) = tokio::io::split(socket);
+    let outbox = Outbox::new(Encoding::Json, 0);
+    for _ in 0..1_000 {
+        outbox.push(Bytes::from(vec![b'x'; 1_000]));
+    }
+    let writing = write_out(&mut write, &outbox, Duration::from_millis(50));
+    let outcome = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("it is given up");
+    assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    let end = tokio::time::timeout(Duration::from_secs(5), write.shutdown()).await;
+    end.expect("nobody waits for the end of the session").unwrap_err();
+}
+
+/// The same client is too slow when more than its limit waits.
+#[tokio::test]
+async fn a_tls_client_is_too_slow_while_its_session_is_flushed() {
+    let (mut socket, _silent) = tls_pair().await;
+    unsent::bound(socket.tcp().as_fd());
+    socket.give_up_after(Duration::from_secs(60), &metrics::WRITE_TIMEOUTS);
+    let (_read, mut write) = tokio::io::split(socket);
+    let outbox = Outbox::new(Encoding::Json, 200_000);
+    for _ in 0..1_000 {
+        outbox.push(Bytes::from(vec![b'x'; 1_000]));
+    }
+    let writing = write_out(&mut write, &outbox, Duration::from_millis(200));
+    let _ = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("it is closed and given up");
+    assert_eq!(outbox.closing(), Some(Close::TooSlow));
+}

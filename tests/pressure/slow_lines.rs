@@ -1,0 +1,115 @@
+//! A client whose line is slow, with real kernels: only they know what a peer has acknowledged.
+//!
+//! The trial is a program of its own in a network namespace of its own, with the server in a second one.
+
+use crate::harness::client::Event;
+use crate::harness::process::Process;
+use crate::harness::*;
+use crate::silent_path::{done, possible};
+use serde_json::json;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const TRIAL: &str = "pressure::slow_lines::a_slow_line_in_a_namespace_of_its_own";
+/// The server's end of the path.
+const SERVER: &str = "10.79.1.2";
+/// Ten of these without anything taken end a connection.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_client_on_a_slow_line_is_not_taken_for_one_that_does_not_read() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::Builder::new().prefix("slow-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+    let folder = folder.expect("a folder can be created").keep();
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args(["--net", "--"]).arg(std::env::current_exe().expect("this program has a path"));
+    command.args(["--ignored", "--exact", "--nocapture", TRIAL]);
+    let mut process = Process::spawn(command, &folder.join("trial.log"));
+    let status = process.wait(Duration::from_secs(150));
+    let said = process.log();
+    assert!(status.success() && said.contains("1 passed"), "{status}\n{said}");
+}
+
+/// A line of 16 kbit/s whose client reads everything at once: it acknowledges something every few seconds, but half a minute
+/// passes before the server's kernel takes more. Then the line is cut.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a network namespace of its own"]
+async fn a_slow_line_in_a_namespace_of_its_own() {
+    let there = second_namespace();
+    let pid = there.pid().to_string();
+    let on_server = |words: &[&str]| done(Command::new("nsenter").args(["-t", &pid, "--net", "--"]).args(words));
+    let link = ["link", "add", "near", "type", "veth", "peer", "name", "far", "netns", &pid];
+    done(Command::new("ip").args(link));
+    done(Command::new("ip").args(["addr", "add", "10.79.1.1/24", "dev", "near"]));
+    done(Command::new("ip").args(["link", "set", "near", "up"]));
+    on_server(&["ip", "addr", "add", &format!("{SERVER}/24"), "dev", "far"]);
+    on_server(&["ip", "link", "set", "far", "up"]);
+    on_server(&["ip", "link", "set", "lo", "up"]);
+    let server = Server::on(Backend::Memory)
+        .option("metrics_http", "/metrics")
+        .option("ws_write_timeout", format!("{}s", WRITE_TIMEOUT.as_secs()))
+        .option("ping_interval", 0)
+        .replace("host", SERVER)
+        .namespace(there.pid())
+        .start();
+    let text = "x".repeat(5_000);
+    for _ in 0..100 {
+        server.publish("chat", json!(text)).await;
+    }
+
+    let shape = ["tc", "qdisc", "replace", "dev", "far", "root", "tbf", "rate"];
+    let slow = ["16kbit", "burst", "1600", "limit", "6000"];
+    on_server(&[&shape[..], &slow[..]].concat());
+    let mut client = server.dial().connect().await;
+    client.subscribe_with(&public("chat"), since(unix_now() - 60)).await;
+    let begin = Instant::now();
+    let mut bytes = 0;
+    while begin.elapsed() < 4 * 10 * WRITE_TIMEOUT {
+        match client.event_within(Duration::from_secs(15)).await {
+            Some(Event::Frame(text)) => bytes += text.len(),
+            other => panic!("{other:?} after {:?} and {bytes} bytes\n{}", begin.elapsed(), server.log()),
+        }
+    }
+    assert!(bytes > 30_000, "it has read all the time: {bytes} bytes");
+
+    // Packets of the server vanish: its client takes nothing any more.
+    on_server(&[
+        "ip",
+        "neigh",
+        "replace",
+        "10.79.1.1",
+        "lladdr",
+        "02:00:00:00:00:ff",
+        "dev",
+        "far",
+        "nud",
+        "permanent",
+    ]);
+    let cut = Instant::now();
+    while !server.log().contains("event=client_not_reading") {
+        assert!(cut.elapsed() < 20 * WRITE_TIMEOUT, "nobody noticed\n{}", server.log());
+        let_pass(Duration::from_millis(50)).await;
+    }
+    assert!(cut.elapsed() > 5 * WRITE_TIMEOUT, "after {:?}", cut.elapsed());
+}
+
+/// A process that holds a network namespace.
+fn second_namespace() -> Process {
+    let folder = tempfile::Builder::new().prefix("slow-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+    let folder = folder.expect("a folder can be created").keep();
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", "sleep", "infinity"]);
+    let there = Process::spawn(command, &folder.join("log"));
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).map_err(|error| error.to_string());
+    let apart = || {
+        let (own, other) = (namespace("self")?, namespace(&there.pid().to_string())?);
+        (own != other).then_some(()).ok_or_else(|| "no namespace yet".to_owned())
+    };
+    patience::eventually_blocking(apart).expect("a second namespace");
+    there
+}
