@@ -178,7 +178,8 @@ impl Stream {
     /// the page's first message, where that is further on.
     pub fn supply(&mut self, id: CursorId, after: u64, page: Arc<SharedPage>, is_complete: impl Fn(Had) -> bool) {
         let Some(cursor) = self.asking(id, after) else { return };
-        let first = page.messages.first().map_or(page.to, |first| first.offset);
+        // Of an empty page nothing is kept up to its end, and what was there may be lost.
+        let first = page.messages.first().map_or(page.to.saturating_add(1), |first| first.offset);
         cursor.hole_in_replay(first, is_complete);
         cursor.set_backlog(page, after);
     }

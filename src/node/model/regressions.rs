@@ -25,6 +25,22 @@ fn messages_dropped_for_room_inside_a_hole_are_missed() {
     holds(Shape::TIGHT, &ops);
 }
 
+/// The only message between what a slow client had and what the node still held was gone.
+#[test]
+fn a_message_at_the_end_of_an_empty_page_is_missed() {
+    let ops = [
+        Connect { client: 2, node: 0 },
+        Publish { stream: 0, count: 2 },
+        Publish { stream: 0, count: 2 },
+        Read { client: 2, count: 1 },
+        Read { client: 0, count: 1 },
+        Publish { stream: 0, count: 2 },
+        Publish { stream: 0, count: 2 },
+        Publish { stream: 1, count: 1 },
+    ];
+    holds(Shape::TIGHT, &ops);
+}
+
 /// The count was bounded by a sequence that publications had already left behind.
 #[test]
 fn messages_dropped_while_a_hole_is_read_are_missed() {
