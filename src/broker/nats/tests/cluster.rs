@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::broker::{Answering, ReadFrom, Unavailable};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn everywhere(servers: &[Server]) -> NatsBrokerConfig {
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
@@ -266,6 +266,7 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     eventually_asked(&node, &stream).await;
     assert_eq!(leader(&node).await, led, "an idle leader leads");
+    lead_sessions(&node, led).await;
 
     for follower in (0..3).filter(|number| *number != led) {
         servers[follower].signal("STOP");
@@ -306,6 +307,31 @@ async fn row_02_a_leader_is_believed_only_while_a_majority_follows_it() {
     let error = node.broker.vouch(&answering).await.unwrap_err();
     assert!(error.to_string().contains("replaced"), "{error}");
     eventually_vouched(&node).await;
+}
+
+/// Lets a server lead the saved sessions: a stopped one would not answer at all.
+async fn lead_sessions(node: &Node, wanted: usize) {
+    let sessions = super::super::config::bucket_stream(&node.broker.core.names.sessions_bucket());
+    let wanted = format!("n{wanted}");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let generation = node.broker.core.generation();
+        let info = match &generation {
+            Some(generation) => generation.api().info(&sessions).await.ok(),
+            None => None,
+        };
+        match (generation, info) {
+            (Some(_), Some(info)) if info.cluster.leader == wanted && info.cluster.is_led() => return,
+            (Some(generation), Some(info)) if info.cluster.leader != wanted => {
+                let what = format!("STREAM.LEADER.STEPDOWN.{sessions}");
+                let place = json!({"placement": {"preferred": wanted}});
+                let _ = generation.api().call::<Value>(&what, &place).await;
+            }
+            _ => {}
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{wanted} does not lead the sessions");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// The connection may be given up in between: then there is nobody to ask for a while.
