@@ -19,6 +19,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// A publication may name a sid so long before it is stored, by the last of its attempts.
+const NAMED_FOR: Duration = Duration::from_secs(30);
+
 /// What a client's request says to others than ourselves. `Debug` leaves out what may be credentials, as [`Env`]'s does.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -158,10 +161,10 @@ async fn restore(
     broker.vouch(&answering).await?;
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
-    // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
-    let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl);
-    let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
-    let mut session = saved.restore(sid.clone(), hello.subprotocol, oldest);
+    let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl) + NAMED_FOR;
+    let now = unix_ms();
+    let oldest = now.saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
+    let mut session = saved.restore(sid.clone(), hello.subprotocol, now, oldest);
     session.unproved = Some(old.0);
     Ok(Some(Restored { session, proofs, registration, before, known }))
 }
