@@ -270,7 +270,7 @@ impl Stream {
 
     /// What the log keeps in a hole: everything kept in `(gap.after, gap.up_to]`, and then what is behind it.
     pub fn repaired(&mut self, gap: Gap, messages: &[Arc<Message>], behind: &Behind, now: Instant) -> Option<Gap> {
-        let Some(repair) = self.repair.take() else { return None };
+        let repair = self.repair.take()?;
         self.skew = behind.facts.skew;
         let end = self.end_proof();
         if is_complete_after(gap.after, behind, Some(&end)) || is_complete_after(gap.after, behind, Some(&self.proof)) {
