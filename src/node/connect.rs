@@ -133,7 +133,7 @@ async fn restore(
     }
     // Who knows this sid has received the welcome that named it: the session before it is over.
     if let Some(earlier) = saved.take_unproved().map(SessionKey) {
-        match supersede::end(node, &earlier, &old).await {
+        match supersede::end(node, &earlier, &old, None).await {
             Ok(None) => supersede::clear(node, Predecessor::new(earlier, true)),
             Ok(Some(_)) => {
                 supersede::refused();
@@ -173,7 +173,7 @@ async fn restore(
 /// stored messages wait for the client's history commands.
 /// `None`: it was closed, and nothing of it stays.
 async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let Restored { session, proofs, registration, before, known } = restored;
+    let Restored { session, proofs, registration, mut before, known } = restored;
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
     let client = Client::new(node, hello, session, proofs, receiver, registration);
@@ -222,7 +222,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             turn_away(Close::StoreUnavailable);
             return None;
         }
-        Ok(claim) => claim.keep(node),
+        Ok(claim) => before.known = Some(claim.keep(node)),
         // There is no room to note it: nobody's place is taken, and what was saved before can still be resumed.
         Err(SaveError::Full(_) | SaveError::TooLarge) if !is_over() => {}
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.
