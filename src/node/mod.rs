@@ -15,6 +15,7 @@ mod connect;
 mod disconnect;
 mod drive;
 pub mod farewell;
+mod given_up;
 mod history;
 mod joined;
 #[cfg(test)]

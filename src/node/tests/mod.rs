@@ -4,6 +4,7 @@ mod application;
 mod connect;
 mod dropped;
 mod farewell;
+mod given_up;
 mod lagging;
 mod limits;
 mod panics;
