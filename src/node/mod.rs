@@ -22,8 +22,10 @@ mod joined;
 mod model;
 pub mod publish;
 mod queue;
+mod refusal;
 mod registry;
 mod save;
+mod saver;
 mod stored;
 mod supersede;
 #[cfg(test)]

@@ -277,7 +277,7 @@ impl Client {
         let (Some(before), Some(key)) = (before, self.saver.key()) else { return };
         // As long as the new one is not stored the old one is the only one that can be resumed. It must not be once it has
         // more than its client may have.
-        if !self.saver.is_stored() && self.state().session.shrunk() == 0 {
+        if !self.is_stored() && self.state().session.shrunk() == 0 {
             self.heed(&before.key, key).await;
             return;
         }

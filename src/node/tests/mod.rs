@@ -10,6 +10,7 @@ mod limits;
 mod panics;
 mod reauth;
 mod resume;
+mod room;
 mod saving;
 mod slow;
 mod store;
