@@ -8,7 +8,7 @@ use super::proxies::TrustedProxies;
 use super::socket::Socket;
 use super::unsent;
 use super::upgrade::handshake;
-use crate::hub::{Frame, Outbox, OutboxLimits};
+use crate::hub::{FRAMES_PER_WRITE, Frame, Outbox, OutboxLimits};
 use crate::log_limit::limited;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
@@ -53,9 +53,6 @@ pub struct WsConfig {
     /// times as long.
     pub write_timeout: Duration,
 }
-
-/// Frames handed to one write.
-const FRAMES_PER_WRITE: usize = 64;
 
 /// A client within its limit may pause for so many write timeouts: it holds little, and a page may be frozen for a while.
 const STUCK_TIMEOUTS: u32 = 10;
