@@ -389,12 +389,11 @@ impl Cursor {
         }
     }
 
-    /// Messages up to `resume` that the live members had been promised are gone. Held and replaying members find the
-    /// hole when they get there.
-    pub fn lose(&mut self, resume: u64) {
+    /// Messages that the live members had been promised are gone. Held and replaying members find the hole when they get
+    /// there.
+    pub fn lose(&mut self) {
         if self.live {
             self.signal_loss();
-            self.advance(resume);
         }
     }
 

@@ -45,6 +45,11 @@ impl HeldBack {
         self.messages.front()
     }
 
+    /// Offset of the last one, 0 if there is none.
+    pub fn newest(&self) -> u64 {
+        self.messages.back().map_or(0, |(_, message)| message.offset)
+    }
+
     pub fn pop(&mut self) -> Option<Arc<Message>> {
         let (_, message) = self.messages.pop_front()?;
         self.count(self.bytes - message.footprint());

@@ -68,6 +68,14 @@ pub enum Which {
 
 pub type CursorId = usize;
 
+/// A hole that is being read. What the stream holds ends before it until it is closed.
+struct Repair {
+    /// Its end.
+    up_to: u64,
+    /// Nothing that was stored before then lies behind that.
+    checked: StoreTime,
+}
+
 pub struct Stream {
     name: StreamName,
     fanout: Fanout,
@@ -89,7 +97,7 @@ pub struct Stream {
     held_back: HeldBack,
     /// Some found no place there: the log must be asked once more whether it has come further.
     left_out: bool,
-    repairing: bool,
+    repair: Option<Repair>,
     cursors: Slab<Cursor>,
     /// What was read from the log a moment ago and did not join the tail.
     pages: Option<Box<Pages>>,
@@ -115,7 +123,7 @@ impl Stream {
             proof: Proof::default(),
             held_back: HeldBack::default(),
             left_out: false,
-            repairing: false,
+            repair: None,
             cursors: Slab::new(),
             pages: None,
         }
@@ -215,15 +223,20 @@ impl Stream {
             for (_, cursor) in &mut self.cursors {
                 cursor.opened(reached);
             }
+        } else if let Some(repair) = &self.repair {
+            // Whether it is whole behind the beginning of the hole is not known before that is closed. If the log had come
+            // further than what will be known then, it is asked again.
+            self.left_out |= head > repair.up_to.max(self.held_back.newest());
+            return None;
         } else if head > self.complete_to {
             if off(Safeguard::GapCheck) {
                 return None;
             }
-            return self.hole(head);
+            return self.hole(head, before.stored);
         } else if head == 0 && up_to > self.complete_to && !is_younger(self.checked, after.now, after.ttl, after.skew) {
             // Nothing is kept, but the last look is so old that messages may have come and gone meanwhile.
             if after.first_seq <= self.complete_to.saturating_add(1) {
-                return self.hole(up_to);
+                return self.hole(up_to, before.stored);
             }
             self.lose(up_to);
         }
@@ -234,12 +247,12 @@ impl Stream {
         let head = if self.newest <= up_to { self.newest } else { head.max(self.proof.head) };
         self.proof = Proof { head, last: up_to, revision: before.revision, time: before.stored };
         self.tail.expire(now);
-        if self.repairing { None } else { self.release_pending(now) }
+        self.release_pending(now)
     }
 
     /// A stored message from the live feed and the offset that preceded it in the stream.
     pub fn live(&mut self, previous: u64, message: Arc<Message>, now: Instant) -> Option<Gap> {
-        if !self.opened || self.repairing {
+        if !self.opened || self.repair.is_some() {
             self.hold_back(previous, message);
             return None;
         }
@@ -252,31 +265,28 @@ impl Stream {
         }
         let up_to = message.offset - 1;
         self.hold_back(previous, message);
-        self.hole(up_to)
+        self.hole(up_to, StoreTime::default())
     }
 
     /// What the log keeps in a hole: everything kept in `(gap.after, gap.up_to]`, and then what is behind it.
     pub fn repaired(&mut self, gap: Gap, messages: &[Arc<Message>], behind: &Behind, now: Instant) -> Option<Gap> {
-        self.repairing = false;
+        let repair = self.repair.take()?;
         self.skew = behind.facts.skew;
-        if gap.after == self.complete_to {
-            let end = self.end_proof();
-            if is_complete_after(gap.after, behind, Some(&end))
-                || is_complete_after(gap.after, behind, Some(&self.proof))
-            {
-                metrics::GAPS_REPAIRED.inc();
-            } else {
-                let resume = messages.first().map_or(gap.up_to, |first| first.offset - 1);
-                self.lose(resume);
-            }
+        let end = self.end_proof();
+        if is_complete_after(gap.after, behind, Some(&end)) || is_complete_after(gap.after, behind, Some(&self.proof)) {
+            metrics::GAPS_REPAIRED.inc();
+        } else {
+            let resume = messages.first().map_or(gap.up_to, |first| first.offset - 1);
+            self.lose(resume);
         }
         for message in messages {
             if message.offset > self.complete_to {
                 self.append(message.clone(), now);
             }
         }
-        // Nothing is known of when the end of the hole was the end of the stream: its last message's time stays.
         self.complete_to = self.complete_to.max(gap.up_to);
+        // Of a hole in the live feed nothing is known of when its end was the end of the stream.
+        self.note_checked(repair.checked);
         self.release_pending(now)
     }
 
@@ -294,7 +304,7 @@ impl Stream {
         self.fanout.set_epoch(&self.epoch);
         self.tail.restart(0);
         self.opened = false;
-        self.repairing = false;
+        self.repair = None;
         self.held_back.clear();
         self.left_out = false;
         self.pages = None;
@@ -332,12 +342,10 @@ impl Stream {
         }
     }
 
-    fn hole(&mut self, up_to: u64) -> Option<Gap> {
-        if self.repairing {
-            return None;
-        }
+    /// `checked`: nothing that was stored before then lies behind it.
+    fn hole(&mut self, up_to: u64, checked: StoreTime) -> Option<Gap> {
         metrics::GAPS.inc();
-        self.repairing = true;
+        self.repair = Some(Repair { up_to, checked });
         Some(Gap { after: self.complete_to, up_to })
     }
 
@@ -351,7 +359,7 @@ impl Stream {
     /// Messages that came live may be missing although no hole is known: some were not held back. Answers once; whoever
     /// asks compares the stream with the log.
     pub fn take_left_out(&mut self) -> bool {
-        !self.repairing && std::mem::take(&mut self.left_out)
+        self.repair.is_none() && std::mem::take(&mut self.left_out)
     }
 
     /// Releases what arrived behind a hole, up to the next hole.
@@ -360,7 +368,7 @@ impl Stream {
             let is_new = message.offset > self.complete_to;
             if is_new && !self.continues(*previous, message) {
                 let up_to = message.offset - 1;
-                return self.hole(up_to);
+                return self.hole(up_to, StoreTime::default());
             }
             let Some(message) = self.held_back.pop() else { break };
             if is_new {
@@ -404,7 +412,7 @@ impl Stream {
         // Any of the lost ones may have been the newest: nothing before `resume` is known to be followed by nothing.
         self.newest = resume;
         for (_, cursor) in &mut self.cursors {
-            cursor.lose(resume);
+            cursor.lose();
         }
     }
 

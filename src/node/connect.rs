@@ -19,6 +19,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// A publication may name a sid so long before it is stored, by the last of its attempts.
+const NAMED_FOR: Duration = Duration::from_secs(30);
+
 /// What a client's request says to others than ourselves. `Debug` leaves out what may be credentials, as [`Env`]'s does.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -130,7 +133,7 @@ async fn restore(
     }
     // Who knows this sid has received the welcome that named it: the session before it is over.
     if let Some(earlier) = saved.take_unproved().map(SessionKey) {
-        match supersede::end(node, &earlier, &old).await {
+        match supersede::end(node, &earlier, &old, None).await {
             Ok(None) => supersede::clear(node, Predecessor::new(earlier, true)),
             Ok(Some(_)) => {
                 supersede::refused();
@@ -158,10 +161,10 @@ async fn restore(
     broker.vouch(&answering).await?;
     registration.handle.set_mark(saved.mark());
     let proofs = saved.proofs();
-    // A sid's time is that of the last save under it, which may be as old as a session can be when it is restored.
-    let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl);
-    let oldest = unix_ms().saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
-    let mut session = saved.restore(sid.clone(), hello.subprotocol, oldest);
+    let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl) + NAMED_FOR;
+    let now = unix_ms();
+    let oldest = now.saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
+    let mut session = saved.restore(sid.clone(), hello.subprotocol, now, oldest);
     session.unproved = Some(old.0);
     Ok(Some(Restored { session, proofs, registration, before, known }))
 }
@@ -170,7 +173,7 @@ async fn restore(
 /// stored messages wait for the client's history commands.
 /// `None`: it was closed, and nothing of it stays.
 async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Arc<Outbox>) -> Option<Arc<Client>> {
-    let Restored { session, proofs, registration, before, known } = restored;
+    let Restored { session, proofs, registration, mut before, known } = restored;
     let receiver = Receiver::new(outbox.clone(), session.sids(), true);
     let sid = session.sid.clone();
     let client = Client::new(node, hello, session, proofs, receiver, registration);
@@ -219,7 +222,7 @@ async fn resume(node: &Arc<Node>, hello: &Hello, restored: Restored, outbox: &Ar
             turn_away(Close::StoreUnavailable);
             return None;
         }
-        Ok(claim) => claim.keep(node),
+        Ok(claim) => before.known = Some(claim.keep(node)),
         // There is no room to note it: nobody's place is taken, and what was saved before can still be resumed.
         Err(SaveError::Full(_) | SaveError::TooLarge) if !is_over() => {}
         // After a conflict, too, the client comes again: with luck alone, if it is not the one that was faster.

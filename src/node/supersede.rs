@@ -19,13 +19,15 @@ pub struct Predecessor {
     pub key: SessionKey,
     /// Its connection may still be there.
     pub open: bool,
+    /// Its succession, as it was written when this one was let in.
+    pub known: Option<Known>,
     /// When a client whose own session is not stored looked whether this one is over.
     looked: Option<Instant>,
 }
 
 impl Predecessor {
     pub fn new(key: SessionKey, open: bool) -> Self {
-        Self { key, open, looked: None }
+        Self { key, open, known: None, looked: None }
     }
 }
 
@@ -33,6 +35,7 @@ impl Predecessor {
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What is known of a session's succession, and the revision of that.
+#[derive(Clone, Debug)]
 pub struct Known {
     pub succession: Succession,
     revision: u64,
@@ -61,7 +64,7 @@ async fn write(node: &Node, session: &SessionKey, next: &Succession, revision: u
 pub struct Claim {
     old: SessionKey,
     before: Succession,
-    revision: u64,
+    noted: Known,
 }
 
 /// Takes the place of whoever restored `old` before. `known`: what was known of it when the client came, when it might be
@@ -69,16 +72,19 @@ pub struct Claim {
 /// that this is a conflict.
 pub async fn claim(node: &Node, old: &SessionKey, new: &SessionKey, known: Known) -> Result<Claim, SaveError> {
     let Known { succession: before, revision } = known;
-    let revision = write(node, old, &before.restored(&new.0), revision).await?;
-    Ok(Claim { old: old.clone(), before, revision })
+    let succession = before.restored(&new.0);
+    let revision = write(node, old, &succession, revision).await?;
+    Ok(Claim { old: old.clone(), before, noted: Known { succession, revision } })
 }
 
 impl Claim {
-    /// The client is let in: whoever restored the session before, and was never heard of, is closed.
-    pub fn keep(self, node: &Arc<Node>) {
+    /// The client is let in: whoever restored the session before, and was never heard of, is closed. Answers with what is
+    /// noted now.
+    pub fn keep(self, node: &Arc<Node>) -> Known {
         if let Some(unproved) = self.before.by() {
             close_soon(node, SessionKey(unproved.to_owned()));
         }
+        self.noted
     }
 
     /// The client has gone meanwhile: its restore does not count, and takes nobody's place.
@@ -86,7 +92,7 @@ impl Claim {
         let node_ = node.clone();
         let giving = async move {
             // Who has claimed it since stays. Where the store does not answer it counts: one of five is lost.
-            if let Err(error) = write(&node_, &self.old, &self.before, self.revision).await {
+            if let Err(error) = write(&node_, &self.old, &self.before, self.noted.revision).await {
                 tracing::debug!(context = "node", %error, "a restore counts although its client has gone");
             }
         };
@@ -95,10 +101,18 @@ impl Claim {
 }
 
 /// Ends `old` because the client of `new`, which was restored from it, has spoken. Some: it came too late, `new` is over
-/// itself.
-pub async fn end(node: &Arc<Node>, old: &SessionKey, new: &SessionKey) -> Result<Option<Over>, SaveError> {
+/// itself. `known`: what was noted last, as far as anybody here knows; the write tells whether it still is.
+pub async fn end(
+    node: &Arc<Node>,
+    old: &SessionKey,
+    new: &SessionKey,
+    mut known: Option<Known>,
+) -> Result<Option<Over>, SaveError> {
     loop {
-        let Known { succession, revision } = succession(node, old).await?;
+        let Known { succession, revision } = match known.take() {
+            Some(known) => known,
+            None => succession(node, old).await?,
+        };
         let other = succession.by().filter(|by| *by != new.0).map(|by| SessionKey(by.to_owned()));
         match succession.over() {
             None => {}
@@ -262,11 +276,11 @@ impl Client {
             self.heed(&before.key, key).await;
             return;
         }
-        let mut ended = end(&self.node, &before.key, key).await;
+        let mut ended = end(&self.node, &before.key, key, before.known.clone()).await;
         if matches!(ended, Err(SaveError::Full(_) | SaveError::TooLarge)) {
             // What nobody needs any more makes room.
             stored::forgotten(&self.node, &before.key).await;
-            ended = end(&self.node, &before.key, key).await;
+            ended = end(&self.node, &before.key, key, None).await;
         }
         match ended {
             Ok(None) => {

@@ -193,21 +193,19 @@ impl SavedSession {
         proofs
     }
 
-    /// Goes on with the session on a new connection. Sids that were left before `oldest` (Unix milliseconds) are
-    /// forgotten: no message that is still kept can exclude them.
-    pub fn restore(self, sid: Sid, subprotocol: Subprotocol, oldest: u64) -> Session {
+    /// Goes on with the session on a new connection. `now`, `oldest`: Unix milliseconds. The sid that it had so far is in
+    /// use until now. Those that were left before `oldest` are forgotten: no message that is still kept can exclude them.
+    pub fn restore(self, sid: Sid, subprotocol: Subprotocol, now: u64, oldest: u64) -> Session {
         let saved = self.0;
         let mut session = Session::new(sid, saved.ids.into(), subprotocol, saved.mark);
         session.cstate = saved.cstate;
         session.exp = saved.exp;
         session.interest = saved.interest;
-        session.earlier_sids = saved
-            .sids
-            .into_iter()
-            .filter(|(_, left)| *left >= oldest)
-            .take(MAX_SIDS)
-            .map(|(sid, left)| (sid.into(), left))
-            .collect();
+        let mut sids = saved.sids.into_iter();
+        let present = sids.next().map(|(sid, _)| (sid, now));
+        let earlier = sids.filter(|(_, left)| *left >= oldest);
+        session.earlier_sids =
+            present.into_iter().chain(earlier).take(MAX_SIDS).map(|(sid, left)| (sid.into(), left)).collect();
         for saved in saved.subs {
             let identifier = Identifier::new(saved.id.into());
             let subscription = Subscription {
@@ -270,7 +268,7 @@ mod tests {
             let body = session.save_whole(&|_, _| Some(proof.clone()), 1_000);
             let saved = SavedSession::decode(&body).unwrap();
             assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
-            let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000);
+            let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000, 1_000);
 
             assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
             assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
@@ -287,15 +285,23 @@ mod tests {
         session.exp = Some(77);
         session.express_interest();
         let body = session.save_whole(&no_proof, 1_000);
-        let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 0);
+        let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 1_000, 0);
         assert_eq!((restored.exp, restored.interest()), (Some(77), true));
     }
 
+    /// Publishers name a sid until its client hears of the next one, however long ago the session was last saved.
     #[test]
-    fn sids_older_than_the_history_are_forgotten() {
-        let session = Session::new("old".into(), "i".into(), Subprotocol::ExtJson, 0);
-        let saved = SavedSession::decode(&session.save_whole(&no_proof, 1_000)).unwrap();
-        assert_eq!(saved.restore("new".into(), Subprotocol::ExtJson, 1_001).sids().len(), 1);
+    fn sids_older_than_the_history_are_forgotten_but_the_last_one_is_in_use() {
+        let session = Session::new("a".into(), "i".into(), Subprotocol::ExtJson, 0);
+        let restored = |body: &[u8], sid: &str, now, oldest| {
+            SavedSession::decode(body).unwrap().restore(sid.into(), Subprotocol::ExtJson, now, oldest)
+        };
+        let sids = |session: &Session| session.sids().iter().map(|sid| sid.expose().to_owned()).collect::<Vec<_>>();
+        let second = restored(&session.save_whole(&no_proof, 1_000), "b", 5_000, 4_000);
+        assert_eq!(sids(&second), ["b", "a"]);
+        let saved = second.save_whole(&no_proof, 6_000);
+        assert_eq!(sids(&restored(&saved, "c", 9_000, 5_000)), ["c", "b", "a"], "it was left at 5,000");
+        assert_eq!(sids(&restored(&saved, "c", 9_000, 5_001)), ["c", "b"]);
     }
 
     #[test]

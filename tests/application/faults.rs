@@ -5,6 +5,8 @@ use crate::harness::*;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 over_every_wire!(
@@ -234,8 +236,13 @@ async fn an_application_that_does_not_start_refuses_nobody(wire: Wire) {
     .await;
 }
 
-/// Sends an action every 50 ms, 100 of them, and reads until nothing more comes or `over` says so; the answers' numbers.
-async fn acts(mut client: Client, first: u64, over: tokio_util::sync::CancellationToken) -> Vec<u64> {
+/// Sends an action every 50 ms, 100 of them, and reads until `over` says so; the answers' numbers, which `answered` counts.
+async fn acts(
+    mut client: Client,
+    first: u64,
+    answered: Arc<AtomicI64>,
+    over: tokio_util::sync::CancellationToken,
+) -> Vec<u64> {
     let mut answers = Vec::new();
     let mut next = first;
     while !over.is_cancelled() {
@@ -249,6 +256,7 @@ async fn acts(mut client: Client, first: u64, over: tokio_util::sync::Cancellati
             let frame: Value = serde_json::from_str(&frame).expect("JSON");
             if frame["identifier"].is_string() {
                 answers.push(frame["message"].as_u64().expect("a number"));
+                answered.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -270,7 +278,9 @@ async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) 
     app.forget();
     app.answer(|call| echo(call).after(Duration::from_millis(20)));
     let over = tokio_util::sync::CancellationToken::new();
-    let acting = (0..).zip(clients).map(|(who, client)| tokio::spawn(acts(client, who * 100, over.clone())));
+    let answered = Arc::new(AtomicI64::new(0));
+    let acting = (0..).zip(clients);
+    let acting = acting.map(|(who, client)| tokio::spawn(acts(client, who * 100, answered.clone(), over.clone())));
     let acting: Vec<_> = acting.collect();
     // Up and down until every action has been decided.
     let calls = CLIENTS as i64 * 100;
@@ -287,7 +297,12 @@ async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) 
         let_pass(Duration::from_millis(300)).await;
         app.restart();
     }
-    // The last answers are on their way, or the last failures about to be counted.
+    eventually("each call is answered or counted as failed", async || {
+        let failed = server.metric("failed_client_msg_total").await;
+        (answered.load(Ordering::Relaxed) + failed >= calls).then_some(())
+    })
+    .await;
+    // What comes beyond that would be too much.
     let_pass(SILENCE).await;
     over.cancel();
     let answers: Vec<Vec<u64>> =

@@ -114,7 +114,7 @@ async fn row_12_a_connection_whose_session_goes_on_elsewhere_does_not_write_it_a
     old.subscribed(CHAT).await;
     // Another node went on with it, and its message to this one was lost.
     let (one, other) = (SessionKey::of(&first), SessionKey::of("other"));
-    assert_eq!(supersede::end(&cluster.nodes[1], &one, &other).await.unwrap(), None);
+    assert_eq!(supersede::end(&cluster.nodes[1], &one, &other, None).await.unwrap(), None);
     cluster.broker.delete_session(&one, None).await.unwrap();
     old.perform(CHAT, "{}");
     old.subscribe(r#"{"channel":"Chat","id":2}"#);

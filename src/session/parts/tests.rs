@@ -105,7 +105,7 @@ impl Store {
             assert_eq!(*revision, name.revision);
             saved.join(&name, body).unwrap();
         }
-        saved.restore("new".into(), Subprotocol::ExtJson, 0)
+        saved.restore("new".into(), Subprotocol::ExtJson, 0, 0)
     }
 }
 

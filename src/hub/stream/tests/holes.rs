@@ -73,3 +73,56 @@ fn row_03_what_a_new_leader_takes_in_late_was_not_stored_after_it_was_asked() {
     assert_eq!(stream.compare(&looked(9, 10, 1_200, 71_000), now), None);
     assert_eq!(rejections(&outbox), 1, "some of them may have been of this stream");
 }
+
+/// A look at the log that was under way when the hole came says how far the log had come before, and nothing of the hole.
+#[test]
+fn row_03_a_look_while_a_hole_is_read_does_not_shorten_what_is_judged() {
+    let now = Instant::now();
+    let mut stream = trimmed(10);
+    let outbox = Arc::new(Outbox::new(Encoding::Json, 0));
+    let receiver = Receiver::new(outbox.clone(), Vec::new(), true);
+    stream.attach(None, &receiver, &Identifier::new("i".into()), &stream.position(10), false);
+    // One message is kept. 16 and 17 were not heard, and are gone.
+    let gap = stream.live(17, message(18), now).expect("17 is missing");
+    let facts = Facts { limit: 1, last_seq: 15, ..facts() };
+    let before_them = Looked::at_once(Head { newest: 10, up_to: 15 }, facts.clone());
+    assert_eq!(stream.compare(&before_them, now), None);
+    let behind = Behind { kept: false, after: 1, next: Some(18), facts: Facts { last_seq: 18, ..facts } };
+    assert_eq!(stream.repaired(gap, &[], &behind, now), None);
+    assert_eq!((rejections(&outbox), stream.complete_to()), (1, 18));
+}
+
+/// The log may have come further than the hole and what waits behind it.
+#[test]
+fn what_a_look_shows_behind_a_hole_is_asked_for_once_that_is_closed() {
+    let now = Instant::now();
+    let look = |newest| Looked::at_once(Head { newest, up_to: newest }, Facts { last_seq: newest, ..facts() });
+    let kept = Behind { kept: true, after: 0, next: None, facts: facts() };
+    for (newest, is_asked) in [(19, false), (20, true)] {
+        let mut stream = trimmed(10);
+        let gap = stream.live(17, message(18), now).expect("17 is missing");
+        assert_eq!(stream.live(18, message(19), now), None);
+        assert_eq!(stream.compare(&look(newest), now), None);
+        assert!(!stream.take_left_out(), "not before the hole is closed");
+        assert_eq!(stream.repaired(gap, &[message(17)], &kept, now), None);
+        assert_eq!((stream.complete_to(), stream.take_left_out()), (19, is_asked));
+    }
+}
+
+/// The log was silent for longer than messages live, and then others are published to.
+#[test]
+fn row_06_a_stream_that_keeps_nothing_is_read_once_after_a_silence() {
+    let now = Instant::now();
+    let time = |millis| StoreTime { millis, clock: 1 };
+    let look = |seq, millis| {
+        let facts = Facts { last_seq: seq, stored: time(millis), now: time(millis), ..facts() };
+        Looked::at_once(Head { newest: 0, up_to: seq }, facts)
+    };
+    let mut stream = stream();
+    stream.compare(&look(5, 1_000), now);
+    let gap = stream.compare(&look(6, 600_000), now).expect("messages may have come and gone since");
+    let none = Behind { kept: true, after: 0, next: None, facts: facts() };
+    assert_eq!(stream.repaired(gap, &[], &none, now), None);
+    assert_eq!(stream.compare(&look(7, 605_000), now), None, "it was looked at 5 s ago");
+    assert_eq!(stream.complete_to(), 7);
+}
