@@ -114,6 +114,8 @@ struct Core {
     /// Sequence of the newest proposal of other policies that this node is prepared for.
     prepared: AtomicU64,
     commands: Mutex<Option<commands::Followed>>,
+    /// What was done to bring leaders together.
+    gathering: tokio::sync::Mutex<gather::Gathering>,
     fatal: watch::Sender<Option<StartError>>,
     /// Errors of NATS that were logged.
     errors_logged: Mutex<BTreeSet<String>>,
@@ -281,6 +283,7 @@ impl Core {
             clocks: Arc::default(),
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
+            gathering: tokio::sync::Mutex::default(),
             fatal: watch::Sender::new(None),
             errors_logged: Mutex::default(),
             attempts: watch::Sender::new(0),
