@@ -184,7 +184,7 @@ async fn start_nats(
         let (broker, mut status) = (broker.clone(), embedded.status());
         store.tasks.push(tokio::spawn(critical("app.disk", async move {
             while status.changed().await.is_ok() {
-                let full = status.borrow_and_update().state == State::StorageFull;
+                let full = status.borrow_and_update().disk_full;
                 broker.set_disk_full(full);
             }
         })));

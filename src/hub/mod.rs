@@ -41,7 +41,7 @@ mod tests;
 pub use cursor::Start;
 pub use frames::Frame;
 pub use history::{From, Located};
-pub use outbox::{Outbox, OutboxLimits, Signal};
+pub use outbox::{FRAMES_PER_WRITE, Outbox, OutboxLimits, Signal};
 pub use proof::{Proof, SavedProof};
 pub use receiver::{HistoryJob, Identifier, Receiver};
 pub use stream::{CursorId, Pump, Stream, Which};

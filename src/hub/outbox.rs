@@ -15,6 +15,8 @@
 
 mod drain;
 
+pub use drain::FRAMES_PER_WRITE;
+
 use super::frames::{Frame, FrameQueue};
 use crate::broker::Overflow;
 use crate::metrics;

@@ -11,8 +11,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that a replay lets wait for the client before it pauses: of frames of some 250 bytes, which count with 128 more, as
-/// many as one write takes.
+/// Bytes that a replay lets wait for the client before it pauses, overhead included: of frames of some 250 bytes, which count
+/// with 128 more, 64 KiB of their own. That is as many bytes as one write takes, and four times as many frames.
 const REPLAY_BUDGET: usize = 96 << 10;
 
 /// Pause before the log is asked again for a page that it could not give.

@@ -32,7 +32,7 @@ const LOOKS: u32 = 20;
 /// A write that the kernel takes nothing of. The peer may take something all the same, see [`unacknowledged`].
 struct Stuck {
     next: Pin<Box<Sleep>>,
-    /// Bytes that the peer had not acknowledged at the last look. `None`: nobody has looked yet, or the system does not tell.
+    /// Bytes that the peer had not acknowledged when the system last told it. `None`: it has not told it yet.
     left: Option<u32>,
     /// Looks since the peer was last seen to take something.
     in_vain: u32,
@@ -52,14 +52,22 @@ impl Stuck {
         while !self.is_over() {
             ready!(self.next.as_mut().poll(cx));
             self.next.as_mut().reset(Instant::now() + patience / LOOKS);
-            let left = unacknowledged(tcp);
-            // Less: the peer has acknowledged something. More: it had, and the kernel took more of a TLS session for it. The
-            // first number is only there to be compared with.
-            let taken = left.is_some() && left != self.left;
-            self.in_vain = if taken { 0 } else { self.in_vain + 1 };
-            self.left = left;
+            self.note(unacknowledged(tcp));
         }
         Poll::Ready(())
+    }
+
+    /// What a look has found. One without an answer (there may be no descriptor to spare) shows nothing that was taken; the
+    /// next number is compared with the last one that is known.
+    fn note(&mut self, left: Option<u32>) {
+        match (self.left, left) {
+            // The first number is only there to be compared with.
+            (None, Some(_)) => {}
+            // Less: the peer has acknowledged something. More: it had, and the kernel took more of a TLS session for it.
+            (Some(before), Some(now)) if before != now => self.in_vain = 0,
+            _ => self.in_vain += 1,
+        }
+        self.left = left.or(self.left);
     }
 }
 
@@ -173,5 +181,37 @@ impl AsyncWrite for Socket {
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         };
         this.watched(cx, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of these looks it takes until the peer has taken nothing for too long.
+    fn over_after(looks: impl IntoIterator<Item = Option<u32>>) -> Option<usize> {
+        let mut stuck = Stuck::new(Duration::from_secs(20));
+        let over = |left| {
+            stuck.note(left);
+            stuck.is_over()
+        };
+        looks.into_iter().map(over).position(|over| over).map(|before| before + 1)
+    }
+
+    #[tokio::test]
+    async fn a_look_without_an_answer_is_no_sign_that_the_peer_takes_something() {
+        let silent = || std::iter::repeat_n(Some(500), 100);
+        assert_eq!(over_after(silent()), Some(21), "the first one is compared with");
+        // The system tells it now and then, and it is the same each time.
+        let now_and_then = (0..100).map(|look| (look % 3 == 0).then_some(500));
+        assert_eq!(over_after(now_and_then), Some(21));
+        assert_eq!(over_after([None; 100]), Some(20), "it never tells: the kernel takes nothing");
+        let late = std::iter::repeat_n(None, 10).chain(silent());
+        assert_eq!(over_after(late), Some(21), "nor does the first number take anything back");
+        // It has taken something between two answers.
+        let slow = (0..100).map(|look| (look % 3 == 0).then_some(500 - look));
+        assert_eq!(over_after(slow), None);
+        let growing = (0..100).map(|look| (look % 15 == 0).then_some(500 + look));
+        assert_eq!(over_after(growing), None, "the kernel took more of the session");
     }
 }

@@ -8,7 +8,7 @@ use super::proxies::TrustedProxies;
 use super::socket::Socket;
 use super::unsent;
 use super::upgrade::handshake;
-use crate::hub::{Frame, Outbox, OutboxLimits};
+use crate::hub::{FRAMES_PER_WRITE, Frame, Outbox, OutboxLimits};
 use crate::log_limit::limited;
 use crate::metrics;
 use crate::node::{Hello, Incoming, Node, drive};
@@ -54,16 +54,13 @@ pub struct WsConfig {
     pub write_timeout: Duration,
 }
 
-/// Frames handed to one write.
-const FRAMES_PER_WRITE: usize = 64;
-
 /// A client within its limit may pause for so many write timeouts: it holds little, and a page may be frozen for a while.
 const STUCK_TIMEOUTS: u32 = 10;
 
 /// First byte of a pong frame.
 const PONG: u8 = 0x8a;
 
-/// How long the client may take to answer a close frame.
+/// How long the client may take to answer a close frame, and its system to take the end of a TLS session.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// The WebSocket side of the server.
@@ -172,20 +169,9 @@ impl WebSockets {
             let frames = WebSocketStream::from_partially_read(io, first, Role::Server, Some(self.protocol())).await;
             let mut source = Frames { frames, over: false };
             let driving = drive(self.node.clone(), *hello, &mut source, outbox.clone()).map(|()| outbox.finish());
-            let writing = write_out(&mut write, &outbox, self.config.write_timeout).map(|written| {
-                if let Err(error) = written {
-                    if error.kind() == io::ErrorKind::TimedOut {
-                        limited!(
-                            INFO,
-                            ClientNotReading,
-                            "closed the connection of a client that does not read what it is sent"
-                        );
-                    }
-                    outbox.kill();
-                }
-            });
-            futures_util::future::join(driving, writing).await;
-            let _ = write.shutdown().await;
+            let writing = write_out(&mut write, &outbox, self.config.write_timeout).map(|end| settle(end, &outbox));
+            let ((), in_order) = futures_util::future::join(driving, writing).await;
+            hang_up(&mut write, in_order).await;
             let _ = tokio::time::timeout(CLOSE_WAIT, async { while source.next().await.is_some() {} }).await;
         }
     }
@@ -217,6 +203,25 @@ fn too_many(refusal: Refusal) -> Response {
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// How the writing has ended. False: a write has failed, and nothing more can be sent.
+fn settle(end: io::Result<()>, outbox: &Outbox) -> bool {
+    let Err(error) = end else { return true };
+    if error.kind() == io::ErrorKind::TimedOut {
+        limited!(INFO, ClientNotReading, "closed the connection of a client that does not read what it is sent");
+    }
+    outbox.kill();
+    false
+}
+
+/// Says the end, where all has been written. It is no more than a farewell, so a client that makes no room for it is not
+/// waited for. It is not said after a write that failed: a TLS session would go on to write what it has kept back, for as long
+/// as the client takes a little of it now and then.
+async fn hang_up(write: &mut WriteHalf<Socket>, in_order: bool) {
+    if in_order {
+        let _ = tokio::time::timeout(CLOSE_WAIT, write.shutdown()).await;
+    }
 }
 
 /// Frames that were taken out of the outbox and are not written yet.

@@ -8,8 +8,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Frames taken for one write at the most: each has a place in the system call.
+pub const FRAMES_PER_WRITE: usize = 64;
+
 /// Bytes taken for one write; one frame at least.
-const BYTES_PER_TAKE: usize = 64 << 10;
+pub(super) const BYTES_PER_TAKE: usize = 64 << 10;
 
 /// A client that is closed gets so many write timeouts for what is still queued.
 const DRAIN_TIMEOUTS: u32 = 10;

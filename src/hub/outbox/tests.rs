@@ -1,3 +1,4 @@
+use super::drain::BYTES_PER_TAKE;
 use super::*;
 use crate::protocol::encoding::pong_frame;
 use std::collections::VecDeque;
@@ -174,16 +175,22 @@ fn where_the_process_holds_too_much_whoever_is_over_its_limit_goes_first() {
     assert_eq!(taken, 7, "64 KiB");
 }
 
-/// Small frames count half as much again for the client as they have bytes; one write takes 64 KiB of the latter.
+/// Frames count with their overhead for the client. One write takes by their own bytes.
 #[test]
 fn a_burst_of_small_frames_is_taken_at_once() {
     let mut queue = FrameQueue::default();
-    (0..256).for_each(|_| queue.push(frame(250)));
-    assert!(queue.bytes > 64 << 10);
     let mut taken = VecDeque::new();
-    assert!(queue.take_all(&mut taken, 256, 64 << 10));
-    assert_eq!((taken.len(), queue.bytes), (256, 0));
-    (0..256).for_each(|_| queue.push(frame(257)));
-    taken.clear();
-    assert!(!queue.take_all(&mut taken, 256, 64 << 10), "more bytes than that");
+    let mut taken_at_once = |frames: usize, bytes: usize| {
+        (0..frames).for_each(|_| queue.push(frame(bytes)));
+        let counted = queue.bytes;
+        taken.clear();
+        let at_once = queue.take_all(&mut taken, FRAMES_PER_WRITE, BYTES_PER_TAKE);
+        assert_eq!((taken.len(), queue.bytes), if at_once { (frames, 0) } else { (0, counted) });
+        queue = FrameQueue::default();
+        (at_once, counted)
+    };
+    let (at_once, counted) = taken_at_once(FRAMES_PER_WRITE, 1_000);
+    assert!(at_once && counted > BYTES_PER_TAKE, "{counted}");
+    assert!(!taken_at_once(FRAMES_PER_WRITE, 1_025).0, "more bytes than that");
+    assert!(!taken_at_once(FRAMES_PER_WRITE + 1, 250).0, "more frames than that");
 }

@@ -1,8 +1,9 @@
-//! A running server gets more room when others give back some of its disk.
+//! How much a server may store: at a restart, and a running one when others give back some of its disk.
 
+use super::ending::signal;
 use super::output::Heard;
-use super::room::{self, Room};
-use super::supervisor::{Supervisor, Told, signal, write_new};
+use super::room::{self, Limit, Room};
+use super::supervisor::{Supervisor, Told, write_new};
 use crate::metrics;
 use rustix::process::Signal;
 use std::time::Duration;
@@ -28,51 +29,64 @@ impl Supervisor {
         measured.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)))
     }
 
-    /// Bytes that JetStream may take after a restart. Clients do not wait for a long look: the limit of `before` holds on,
-    /// and [`Self::follow_room`] raises it.
-    pub(super) async fn limit_at_restart(&self, before: u64) -> u64 {
+    /// What JetStream may take after a restart. Clients do not wait for a long look: the limit of `before` holds on, and
+    /// [`Self::follow_room`] raises it. But where the server before had `filled` the disk, others may have taken what that
+    /// limit was made of. It would be filled again, so the limit is brought down to what is free.
+    pub(super) async fn limit_at_restart(&self, before: Limit, filled: bool) -> Limit {
         match tokio::time::timeout(self.look_patience, self.measure()).await {
-            Ok(Ok(measured)) => measured.limit,
+            Ok(Ok(room)) => return Limit::of(room),
             Ok(Err(error)) => {
-                tracing::warn!(context = "enats", %error, "the store cannot be measured, its limit stays");
-                before
+                tracing::warn!(context = "enats", %error, "the store cannot be measured, its limit stays")
             }
-            Err(_) => before,
+            Err(_) => {}
+        }
+        let kept = before.without_a_look();
+        if !filled {
+            return kept;
+        }
+        match (self.free)(&self.config.store_dir) {
+            Ok(free) => kept.within(free),
+            Err(error) => {
+                tracing::warn!(context = "enats", %error, "the disk of the store cannot be measured, its limit stays");
+                kept
+            }
         }
     }
 
     /// Lets a running server use what others give back of the disk.
     pub(super) async fn follow_room(&self, pid: u32, told: &mut Told, mut heard: watch::Receiver<Heard>) {
-        let mut pause = room::pause_after(Duration::ZERO);
+        // A limit that was made without a look may be far too low.
+        let mut pause = if told.limit.is_of_a_look() { room::pause_after(Duration::ZERO) } else { Duration::ZERO };
         loop {
             tokio::time::sleep(pause).await;
             let begun = Instant::now();
-            let now = match self.measure().await {
+            let measured = self.measure().await;
+            pause = room::pause_after(begun.elapsed());
+            let now = match measured {
                 Ok(now) => now,
                 Err(error) => {
                     tracing::warn!(context = "enats", %error, "the store cannot be measured, its limit stays");
                     continue;
                 }
             };
-            pause = room::pause_after(begun.elapsed());
-            if !room::is_worth_raising(told.max_store, now) {
-                continue;
-            }
-            let now = now.limit;
-            let before = std::mem::replace(&mut told.max_store, now);
+            let raised = told.limit.raised(now);
+            told.limit.note(now);
+            let Some(raised) = raised else { continue };
+            let before = std::mem::replace(&mut told.limit, raised);
+            let (was, now) = (before.bytes, raised.bytes);
             match self.reload(pid, told, &mut heard).await {
                 Ok(()) => {
                     show(now);
                     tracing::info!(
                         context = "enats",
-                        before,
+                        before = was,
                         now,
                         "there is more room on the store's disk: its limit is raised"
                     );
                 }
                 Err(error) => {
-                    told.max_store = before;
-                    tracing::warn!(context = "enats", %error, before, now, "the limit of the store cannot be raised");
+                    told.limit = before;
+                    tracing::warn!(context = "enats", %error, before = was, now, "the limit of the store cannot be raised");
                 }
             }
         }

@@ -6,9 +6,11 @@
 //! * [`binary`]: the server's executable, built in or named by the operator.
 //! * [`spawn`]: starting a process that cannot outlive this one; [`output`]: its log lines; [`probe`]: its ports and
 //!   whether JetStream answers.
-//! * [`room`]: how many bytes the store may take; [`growth`]: a running server gets more.
+//! * [`room`]: how many bytes the store may take; [`growth`]: what a server is told of that; [`full_disk`]: one that has met a
+//!   full disk.
 //! * [`members`]: who belongs to a cluster, and how one is removed; [`current`]: whether the copies of this one are up to date.
-//! * [`server`]: the handle; [`supervisor`]: restart, recovery from a full disk, stop.
+//! * [`server`]: the handle; [`supervisor`]: one process; [`restarts`]: one after another; [`ending`]: the end of one, and of
+//!   all.
 //!
 //! Layout of a store directory: `carrick.lock`, `boot` (how the store was left, see [`crate::nats::mark`]), `witness` (the
 //! broker's), `bin/` (the executable), `run/` (generated configuration and ports file, emptied at each start),
@@ -19,12 +21,15 @@ mod binary;
 pub mod conf;
 pub mod config;
 mod current;
+mod ending;
+mod full_disk;
 mod growth;
 mod lock;
 pub mod members;
 mod output;
 mod own;
 mod probe;
+mod restarts;
 mod room;
 mod server;
 mod spawn;

@@ -2,6 +2,7 @@
 
 use super::EmbeddedError;
 use super::config::{ClusterConfig, Credentials, EmbeddedConfig, GatewayConfig, ListenAddr};
+use super::ending::{self, DEFAULT_STOP, Stop};
 use super::lock::StoreLock;
 use super::supervisor::Supervisor;
 use super::{SyncMode, binary, conf};
@@ -13,21 +14,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-/// How long a stop takes that nobody set a limit for (the handle was dropped).
-pub(super) const DEFAULT_STOP: Duration = Duration::from_secs(5);
+use tokio::time::Instant;
 
 /// What the server is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// The process runs; JetStream may still recover its store.
+    #[default]
     Starting,
     /// A member of a cluster: JetStream answers, but what this member keeps is not up to date yet.
     CatchingUp,
     /// JetStream has answered, and in a cluster this member's copies are up to date (with JetStream off: clients can connect).
     Ready,
-    /// The disk is full: publishers get no answer until there is room, then the server is restarted.
+    /// The server met a full disk, or cannot be started for want of room. It is restarted when there is room; after a while
+    /// also without, because expired messages are only removed by a new process, which may make some. Such a restart goes
+    /// through the other states, see [`Status::disk_full`].
     StorageFull,
     /// The process has ended; the next one follows after a pause.
     Restarting,
@@ -35,13 +36,15 @@ pub enum State {
     Stopped,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub state: State,
     /// Process id, while there is one.
     pub pid: Option<u32>,
     /// Starts after the first.
     pub restarts: u64,
+    /// Nothing can be stored until there is room on the disk. It stays so through restarts that bring no room.
+    pub disk_full: bool,
 }
 
 /// A running nats-server that is kept running. Dropping it stops the server in the background; [`EmbeddedServer::stop`]
@@ -56,9 +59,8 @@ pub struct EmbeddedServer {
     /// Bytes that JetStream may take, as of the start.
     store_limit: u64,
     status: watch::Receiver<Status>,
-    stop: CancellationToken,
-    /// How long a stop may take; read when `stop` fires.
-    stop_timeout: watch::Sender<Duration>,
+    /// Asks for a stop: by when.
+    stop: watch::Sender<Option<Instant>>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -89,17 +91,16 @@ impl EmbeddedServer {
         let binary = binary::obtain(config.bin.as_deref(), &config.store_dir).await?;
         let credentials = conf::client_credentials(&config).map_err(|e| EmbeddedError::Config(e.to_string()))?;
         let mark = open_mark(&config).await?;
-        let (status, watched) = watch::channel(Status { state: State::Starting, pid: None, restarts: 0 });
+        let (status, watched) = watch::channel(Status::default());
         let mut supervisor = Supervisor::new(config, lock, mark.clone(), binary, credentials, status);
         let process = supervisor.start().await?;
         supervisor.announce();
         let store_limit = process.store_limit();
 
-        let stop = CancellationToken::new();
-        let (stop_timeout, timeout) = watch::channel(DEFAULT_STOP);
+        let (stop, asked) = Stop::new();
         let (addr, server_name) = (supervisor.addr.clone(), supervisor.server_name.clone());
         let (version, credentials) = (supervisor.binary.version.clone(), supervisor.credentials.clone());
-        let task = tokio::spawn(critical("enats.supervisor", supervisor.run(process, stop.clone(), timeout)));
+        let task = tokio::spawn(critical("enats.supervisor", supervisor.run(process, asked)));
         Ok(Self {
             addr,
             server_name,
@@ -109,7 +110,6 @@ impl EmbeddedServer {
             store_limit,
             status: watched,
             stop,
-            stop_timeout,
             task: Mutex::new(Some(task)),
         })
     }
@@ -166,8 +166,7 @@ impl EmbeddedServer {
     /// Stops the server: a clean end, in a cluster one that lets its clients move on first; after `timeout` it is killed.
     /// Returns when the process is gone. Stopping again waits for the first stop, or returns at once.
     pub async fn stop(&self, timeout: Duration) {
-        self.stop_timeout.send_replace(timeout);
-        self.stop.cancel();
+        ending::ask(&self.stop, timeout);
         let task = self.task.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         if let Some(task) = task
             && let Err(error) = task.await
@@ -182,7 +181,7 @@ impl EmbeddedServer {
 
 impl Drop for EmbeddedServer {
     fn drop(&mut self) {
-        self.stop.cancel();
+        ending::ask(&self.stop, DEFAULT_STOP);
     }
 }
 

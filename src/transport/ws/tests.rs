@@ -62,3 +62,35 @@ async fn a_tls_client_is_too_slow_while_its_session_is_flushed() {
     let _ = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("it is closed and given up");
     assert_eq!(outbox.closing(), Some(Close::TooSlow));
 }
+
+/// It holds its place among the connections until then, also while its socket may take something yet.
+#[tokio::test]
+async fn a_tls_client_that_was_closed_and_does_not_read_has_no_more_than_the_time_for_that() {
+    static TAKES_NOTHING: metrics::Counter = metrics::Counter::at_zero();
+    let (mut socket, _silent) = tls_pair().await;
+    unsent::bound(socket.tcp().as_fd());
+    socket.give_up_after(Duration::from_secs(60), &TAKES_NOTHING);
+    let (_read, mut write) = tokio::io::split(socket);
+    let outbox = Outbox::new(Encoding::Json, 0);
+    for _ in 0..1_000 {
+        outbox.push(Bytes::from(vec![b'x'; 1_000]));
+    }
+    outbox.close(Close::Remote { reconnect: true });
+    let written = write_out(&mut write, &outbox, Duration::from_millis(50)).await;
+    assert_eq!(written.as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut, "its time is over, which was counted");
+    let in_order = settle(written, &outbox);
+    tokio::time::timeout(Duration::from_secs(20), hang_up(&mut write, in_order)).await.expect("it is left");
+    assert_eq!(TAKES_NOTHING.get(), 0, "it is not counted again");
+}
+
+/// All is written, and the kernel has no room for the farewell of the session.
+#[tokio::test]
+async fn nobody_waits_for_the_end_of_a_session_for_which_the_client_makes_no_room() {
+    let (mut socket, _silent) = tls_pair().await;
+    unsent::bound(socket.tcp().as_fd());
+    socket.give_up_after(Duration::from_secs(60), &metrics::WRITE_TIMEOUTS);
+    let (_read, mut write) = tokio::io::split(socket);
+    let block = vec![b'x'; 16 << 10];
+    while tokio::time::timeout(Duration::from_millis(200), write.write_all(&block)).await.is_ok() {}
+    tokio::time::timeout(CLOSE_WAIT * 10, hang_up(&mut write, true)).await.expect("it is left");
+}
