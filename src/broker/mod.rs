@@ -233,7 +233,8 @@ pub struct Facts {
 /// What is kept of a stream at and behind an offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// The message at the offset itself is kept. Removal takes the oldest first, so everything after it is kept too.
+    /// The message at the offset itself is kept, or was when `next` followed it. Removal takes the oldest first, so everything
+    /// after it is kept too: a page that begins with `next` lacks nothing in front.
     pub kept: bool,
     /// Messages kept after the offset, or more: never fewer. Only counted where the message itself is not kept.
     pub after: u64,
@@ -419,7 +420,7 @@ pub trait Broker: Send + Sync + 'static {
         max_bytes: usize,
     ) -> Result<Page, Unavailable>;
 
-    /// What is kept at and behind offset `x`, fresh as of this call (from the leader). Asked after a page was read, it
+    /// What is kept at and behind offset `x`, see [`Behind::confirms`]. Asked after a page was read, it
     /// tells whether messages had been dropped to make room before the page was complete.
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
 

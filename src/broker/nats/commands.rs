@@ -48,7 +48,7 @@ impl Core {
     }
 
     /// An older copy of the log that has grown again reaches as far as this node has followed, with other commands.
-    async fn compare_newest(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
+    pub(super) async fn compare_newest(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
         let Some(mut followed) = self.followed().filter(|followed| followed.log == log && followed.held > 0) else {
             return Ok(());
         };

@@ -103,8 +103,8 @@ impl Core {
     /// What the leader keeps at and behind an offset, and then the log's state. Where the message itself is gone the whole
     /// subject is counted.
     ///
-    /// That one message follows another is true whoever says so. That nothing follows is believed of a copy only that has come
-    /// as far as the log.
+    /// That one message follows another is true whoever says so, in one answer. That nothing follows is believed of a copy only
+    /// that has come as far as the log.
     ///
     /// That a message is not kept is believed only of an answer which came after the same leader had shown a log that reaches
     /// it: one that was just elected, or is cut off, does not know of the newest messages.
@@ -120,18 +120,21 @@ impl Core {
             let subject = self.names.log_subject(&log.policy, &token.text);
             let (api, name) = (generation.api(), &log.name);
             let asked = async {
-                let first = async |seq: u64| {
-                    let which = json!({"next_by_subj": subject, "seq": seq.max(1)});
-                    Ok::<_, ApiError>(api.message(name, &which).await?.map(|at| at.seq))
-                };
-                // Nearly always the message is kept: what follows it is asked for at the same time.
-                let (at, next) = futures_util::future::try_join(first(x), first(x.saturating_add(1))).await?;
+                let [at, second] = generation.first_two(log, &subject, x).await?;
                 let kept = at == Some(x);
                 let (next, after) = if kept {
-                    (next, 0)
+                    (second, 0)
                 } else {
+                    let next = match generation.connection.clustered() {
+                        // A copy may lag.
+                        true => match api.message(name, &json!({"next_by_subj": subject, "seq": x.max(1)})).await? {
+                            Some(at) if at.seq == x => return Err(lags()),
+                            at => at.map(|at| at.seq),
+                        },
+                        false => at,
+                    };
                     let which = json!({"subjects_filter": subject});
-                    (at, api.led(name, &which).await?.state.subjects.values().sum())
+                    (next, api.led(name, &which).await?.state.subjects.values().sum())
                 };
                 // A question of its own: within one answer the server counts after it has looked at the log's state.
                 let facts = log.asks.top().await?.facts;
@@ -173,20 +176,7 @@ impl Core {
         let place = self.slots.read(class).await;
         let (messages, end) = generation.api().mux.batch(&place, subject, request, MAX_BATCH + 1, SILENCE).await?;
         drop(place);
-        let exhausted = match end.status {
-            Some(StatusCode::NOT_FOUND) => true,
-            Some(status) if status.as_u16() == 204 => headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0,
-            status => {
-                let why = end.description.unwrap_or_default();
-                return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
-            }
-        };
-        let numbered = |raw| match headers::number(&raw, &NATS_SEQUENCE) {
-            Some(seq) => Ok((seq, raw)),
-            None => Err(ApiError::Unreadable("a message without its sequence".into())),
-        };
-        let messages = messages.into_iter().map(numbered).collect::<Result<_, _>>()?;
-        Ok(Batch { messages, exhausted })
+        Batch::of(messages, &end)
     }
 
     /// Reads on until `up_to`, a limit, or the proof that there is no more.
@@ -283,6 +273,18 @@ impl Core {
     }
 }
 
+impl Generation {
+    /// The first two messages of a subject from an offset on, as one copy has them.
+    async fn first_two(&self, log: &Log, subject: &str, from: u64) -> Result<[Option<u64>; 2], ApiError> {
+        let request = json!({"next_by_subj": subject, "seq": from.max(1), "batch": 2});
+        let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
+        let what = format!("$JS.API.DIRECT.GET.{}", log.name);
+        let (messages, end) = self.api().mux.few(what, request, 3, SILENCE).await?;
+        let found = Batch::of(messages, &end)?.messages;
+        Ok([0, 1].map(|at| found.get(at).map(|(seq, _)| *seq)))
+    }
+}
+
 /// The only server there is decides.
 async fn confirm_end_alone(
     generation: &Generation,
@@ -348,6 +350,25 @@ pub(super) struct Batch {
     pub messages: Vec<(u64, async_nats::Message)>,
     /// The replica that has answered knows no more.
     pub exhausted: bool,
+}
+
+impl Batch {
+    fn of(messages: Vec<async_nats::Message>, end: &async_nats::Message) -> Result<Self, ApiError> {
+        let exhausted = match end.status {
+            Some(StatusCode::NOT_FOUND) => true,
+            Some(status) if status.as_u16() == 204 => headers::number(end, &headers::NUM_PENDING).unwrap_or(0) == 0,
+            status => {
+                let why = end.description.clone().unwrap_or_default();
+                return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
+            }
+        };
+        let numbered = |raw| match headers::number(&raw, &NATS_SEQUENCE) {
+            Some(seq) => Ok((seq, raw)),
+            None => Err(ApiError::Unreadable("a message without its sequence".into())),
+        };
+        let messages = messages.into_iter().map(numbered).collect::<Result<_, _>>()?;
+        Ok(Self { messages, exhausted })
+    }
 }
 
 /// How far a read goes, and for whom.

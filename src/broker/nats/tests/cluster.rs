@@ -4,13 +4,13 @@ use super::*;
 use crate::broker::{Answering, ReadFrom, Unavailable};
 use serde_json::{Value, json};
 
-fn everywhere(servers: &[Server]) -> NatsBrokerConfig {
+pub(super) fn everywhere(servers: &[Server]) -> NatsBrokerConfig {
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
     NatsBrokerConfig { client: ClientConfig::for_servers(&urls.join(",")), ..config(&servers[0]) }
 }
 
 /// Number of the server that leads the log.
-async fn leader(node: &Node) -> usize {
+pub(super) async fn leader(node: &Node) -> usize {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         assert!(tokio::time::Instant::now() < deadline, "nobody leads the log");
