@@ -331,7 +331,7 @@ pub enum SaveError {
     #[error("no room for saved sessions: {0}")]
     Full(String),
     /// Trying again does not help.
-    #[error("larger than the store takes")]
+    #[error("larger than the store takes in one message (max_payload of nats-server)")]
     TooLarge,
     /// The entry was written or deleted by somebody else since `revision`.
     #[error("the saved session was changed or deleted meanwhile")]

@@ -5,11 +5,12 @@ use crate::client::check::member::Habits;
 use crate::client::check::probe::{Unable, probe};
 use crate::client::check::source::Outlet;
 use crate::client::check::{
-    Check, Conductor, Credentials, Dice, Drops, Extras, Features, Limits, Pace, Report, Roster, Rules,
+    Check, Conductor, Credentials, Dice, Drops, Exercised, Extras, Features, Limits, Pace, RETRY_FOR, Report, Roster,
+    Rules,
 };
 use crate::client::signed::{broadcast_key, public_identifier, signed_identifier};
 use crate::protocol::names::random_text;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::io::Write;
@@ -26,10 +27,10 @@ pub const EXIT_UNABLE: u8 = 2;
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Clocks jump no later than this, so that there are returns afterwards.
 const LATEST_JUMP: Duration = Duration::from_secs(5);
-/// What can be left away.
-const WITHOUT: [&str; 6] = ["batches", "transient", "exclusion", "whispers", "removals", "base"];
 /// Requires everything.
 const ALL: &str = "all";
+/// No feature that is found out, but required like one.
+const BASE: &str = "base";
 /// Clients' tokens are valid for so much longer than is published.
 const TOKEN_SPARE: Duration = Duration::from_secs(3_600);
 /// Sources per stream: several, so that their order is not that of one connection.
@@ -129,7 +130,7 @@ pub fn command() -> Command {
                 .long("without")
                 .value_name("WHAT")
                 .action(ArgAction::Append)
-                .value_parser(PossibleValuesParser::new(WITHOUT))
+                .value_parser(PossibleValuesParser::new(Exercised::NAMES))
                 .help("Leaves something away that is checked if the server has it; may be given several times"),
         )
         .arg(
@@ -137,8 +138,8 @@ pub fn command() -> Command {
                 .long("require")
                 .value_name("WHAT")
                 .action(ArgAction::Append)
-                .value_parser(PossibleValuesParser::new(Features::NAMES.into_iter().chain([ALL])))
-                .help("A server that lacks it breaks a promise; may be given several times"),
+                .value_parser(PossibleValuesParser::new(Features::NAMES.into_iter().chain([BASE, ALL])))
+                .help("A server that lacks it breaks a promise, and so does a run without it; may be given several times"),
         )
         .arg(seconds("duration", "30").help("How long to publish"))
         .arg(seconds("turn", "300").help(
@@ -162,9 +163,9 @@ pub fn command() -> Command {
                 .default_value("0")
                 .help("After a third of the time (5 s at most) one client in three is ahead by this, and one behind"),
         )
-        .arg(length("retry-for").default_value("18").help(
+        .arg(length("retry-for").help(
             "How long a publication is tried again with its key; keep it below the server's window for duplicates minus \
-             its publish timeout (dedup_window − publish_timeout)",
+             its publish timeout (dedup_window − publish_timeout) [default: 18]",
         ))
         .arg(
             length("live-within")
@@ -269,7 +270,10 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
     let without: Vec<&str> = matches.get_many::<String>("without").into_iter().flatten().map(String::as_str).collect();
     let mut required: Vec<String> = matches.get_many::<String>("require").into_iter().flatten().cloned().collect();
     if required.iter().any(|name| name == ALL) {
-        required = Features::NAMES.map(str::to_owned).into();
+        required = Features::NAMES.into_iter().chain([BASE]).map(str::to_owned).collect();
+    }
+    if let Some(name) = required.iter().find(|name| without.contains(&name.as_str())) {
+        bail!("{name} is required and left away: take it out of --require (which may be \"all\") or out of --without");
     }
     let with = |what: &str| !without.contains(&what);
     // Never the streams or keys of an earlier run, even with its seed.
@@ -293,7 +297,7 @@ fn plan(matches: &ArgMatches) -> anyhow::Result<Plan> {
             key,
             trust,
             run: run.clone(),
-            retry_for: length("retry-for").context("has a default")?,
+            retry_for: length("retry-for").unwrap_or(RETRY_FOR),
         },
         roster: Roster {
             prefix: format!("verify/{run}/"),
@@ -484,6 +488,8 @@ mod tests {
         let plan = plan(&command().try_get_matches_from(["verify"]).unwrap()).unwrap();
         let server = crate::config::Config::default().broker;
         assert!(plan.outlet.retry_for + server.publish_timeout < server.dedup_window);
+        let help = command().render_long_help().to_string();
+        assert!(help.contains(&format!("[default: {}]", RETRY_FOR.as_secs())), "{help}");
     }
 
     #[test]
@@ -494,8 +500,22 @@ mod tests {
         };
         assert!(required(&[]).is_empty());
         assert_eq!(required(&["--require=whispers", "--require=removals"]), ["whispers", "removals"]);
-        assert_eq!(required(&["--require=all"]), Features::NAMES);
+        assert_eq!(required(&["--require=all"])[..Features::NAMES.len()], Features::NAMES);
+        assert_eq!(required(&["--require=all"])[Features::NAMES.len()..], ["base"]);
         assert!(command().try_get_matches_from(["verify", "--require=telepathy"]).is_err());
+    }
+
+    #[test]
+    fn nothing_is_required_and_left_away() {
+        let error = |args: &[&str]| {
+            let args = ["verify"].iter().chain(args);
+            plan(&command().try_get_matches_from(args).unwrap()).err().map(|error| error.to_string())
+        };
+        for args in [["--require=all", "--without=exclusion"], ["--require=exclusion", "--without=exclusion"]] {
+            assert!(error(&args).is_some_and(|error| error.starts_with("exclusion is required")), "{args:?}");
+        }
+        assert!(error(&["--require=base", "--without=base"]).is_some());
+        assert_eq!(error(&["--require=base", "--without=exclusion"]), None);
     }
 
     #[test]

@@ -159,8 +159,8 @@ metrics! {
     Counter SESSIONS_NOT_RESTORED = "sessions_not_restored_total", "restore attempts that ended in ordinary authentication";
     Counter RESTORES_REFUSED = "session_restores_refused_total", "restores refused because a session was restored too often without a sign of its client, or goes on elsewhere";
     Counter SESSIONS_SUPERSEDED = "sessions_superseded_total", "connections closed because another one had gone on with their session";
-    Counter SESSIONS_TOO_LARGE = "sessions_too_large_total", "session writes left out because of max_session_size; the session was not resumable";
-    Counter SESSIONS_FULL = "sessions_full_total", "session writes refused because the sessions' share of the store, or the store, was full; the session was not resumable";
+    Counter SESSIONS_TOO_LARGE = "sessions_too_large_total", "session writes left out because of max_session_size, or refused because the store takes no message of that size; the session was not resumable, or not as it was then";
+    Counter SESSIONS_FULL = "sessions_full_total", "session writes refused because the sessions' share of the store, or the store, was full; the session was not resumable, or not as it was then";
     Counter SESSION_SAVE_FAILED = "session_save_failed_total", "session writes that failed; the session was no longer resumable";
     Counter EPOCH_CHANGES = "epoch_changes_total", "changes of the log's epoch seen";
     Gauge FAREWELLS = "disconnect_queue_size", "application calls about left or restored clients that wait";

@@ -1,7 +1,7 @@
 //! A connected client: its session and its cursors, shared by what runs on its connection.
 
 use super::registry::{Handle, Registration};
-use super::save::Saver;
+use super::saver::Saver;
 use super::supersede::Predecessor;
 use super::{Asked, Hello, Node};
 use crate::hub::sabotage::{Safeguard, off};

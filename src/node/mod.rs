@@ -15,14 +15,17 @@ mod connect;
 mod disconnect;
 mod drive;
 pub mod farewell;
+mod given_up;
 mod history;
 mod joined;
 #[cfg(test)]
 mod model;
 pub mod publish;
 mod queue;
+mod refusal;
 mod registry;
 mod save;
+mod saver;
 mod stored;
 mod supersede;
 #[cfg(test)]

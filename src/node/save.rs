@@ -4,15 +4,13 @@
 //! and the connection itself goes on with it ([`Client::catch_up`]).
 
 use super::client::Client;
+use super::saver::NotSaved;
 use super::stored::{discard, forget_with};
 use super::supersede;
-use super::writing::{Course, Write, Writing, Written};
-use crate::broker::{SaveError, SessionKey};
-use crate::log_limit::limited;
-use crate::metrics;
-use crate::protocol::Sid;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::writing::{Course, Extent, Write, Written};
+use crate::broker::SessionKey;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,114 +25,6 @@ const BESIDE_WAIT: Duration = Duration::from_millis(50);
 
 /// Pause before a removal that could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// After a session was found too large, or without room for its parts, that is not tried again for so long, unless it is to
-/// be written whole.
-const REFUSED_WAIT: Duration = Duration::from_secs(5);
-
-/// What is stored of one session, and the write that is under way.
-pub struct Saver {
-    key: Option<SessionKey>,
-    /// Whoever holds it may begin a write, or waits for the one that is under way.
-    turn: tokio::sync::Mutex<Option<Writing>>,
-    stored: Mutex<Stored>,
-    /// Something was not waited for, or must be tried again.
-    behind: AtomicBool,
-}
-
-/// What is known of a session in the store.
-#[derive(Default)]
-pub struct Stored {
-    /// The last write that was answered; 0: nothing is known to be stored.
-    pub revision: u64,
-    /// The session's version in that write.
-    pub version: u64,
-    /// Something may be stored, and is not being deleted.
-    pub held: bool,
-    /// When all of it was written last, its parts and proofs included.
-    pub renewed: Option<Instant>,
-    /// When it was found too large; nothing is stored of it then.
-    pub outgrown: Option<Instant>,
-    /// When there was no room for it.
-    pub full: Option<Instant>,
-}
-
-impl Stored {
-    /// Notes that it is being deleted, or was deleted by somebody else.
-    pub fn note_gone(&mut self) {
-        *self = Self { outgrown: self.outgrown, full: self.full, ..Self::default() };
-    }
-}
-
-/// It was refused so lately that it is not tried again.
-pub fn recently(refused: Option<Instant>) -> bool {
-    refused.is_some_and(|at| at.elapsed() < REFUSED_WAIT)
-}
-
-impl Saver {
-    pub fn new(sid: &Sid, resumable: bool) -> Self {
-        Self {
-            key: resumable.then(|| SessionKey::of(sid.expose())),
-            turn: tokio::sync::Mutex::default(),
-            stored: Mutex::default(),
-            behind: AtomicBool::new(false),
-        }
-    }
-
-    /// Where it is stored, if it is.
-    pub fn key(&self) -> Option<&SessionKey> {
-        self.key.as_ref()
-    }
-
-    /// The store holds it, in some version, and nobody is deleting that.
-    pub fn is_stored(&self) -> bool {
-        self.stored().revision > 0
-    }
-
-    pub fn stored(&self) -> MutexGuard<'_, Stored> {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Why the store did not take a session.
-#[derive(Debug, thiserror::Error)]
-pub enum NotSaved {
-    #[error("the session was ended")]
-    Revoked,
-    #[error("it has {size} bytes or more, and max_session_size is {limit}")]
-    TooLarge { size: usize, limit: usize },
-    #[error("it is larger than max_session_size")]
-    Outgrown,
-    #[error("there was no room for its parts a moment ago")]
-    NoRoom,
-    #[error("no answer from the store in {} s", .0.as_secs_f32())]
-    Timeout(Duration),
-    #[error(transparent)]
-    Store(#[from] SaveError),
-}
-
-impl NotSaved {
-    fn count(&self) {
-        match self {
-            Self::Revoked => return,
-            Self::TooLarge { .. } | Self::Outgrown | Self::Store(SaveError::TooLarge) => {
-                metrics::SESSIONS_TOO_LARGE.inc();
-            }
-            Self::NoRoom => metrics::SESSIONS_FULL.inc(),
-            Self::Store(SaveError::Full(reason)) => {
-                metrics::SESSIONS_FULL.inc();
-                limited!(
-                    WARN,
-                    SessionsFull,
-                    reason,
-                    "there is no room for saved sessions: who cannot be saved must authenticate when it comes back"
-                );
-            }
-            _ => metrics::SESSION_SAVE_FAILED.inc(),
-        }
-        tracing::debug!(context = "node", error = %self, "session not saved");
-    }
-}
 
 impl Client {
     /// Commits the session's present state, unless it is stored already. Waits a bounded time; a session that could not
@@ -186,9 +76,29 @@ impl Client {
         written.is_none_or(|written| written.elapsed() + again > every)
     }
 
-    /// Gives what is stored a new life, with fresh proofs.
+    /// Gives what is stored a new life, with fresh proofs: at once, or part by part where there is not the room for that.
     pub async fn touch(&self) -> Result<(), NotSaved> {
-        self.save_within(COMMIT_WAIT, Write::Touch).await
+        self.save_within(COMMIT_WAIT, Write::Touch).await?;
+        while self.saver.is_renewing() {
+            self.save_within(COMMIT_WAIT, Write::Touch).await?;
+        }
+        Ok(())
+    }
+
+    /// The same when the connection is over. All of it together takes as long as one write may.
+    async fn touch_last(&self) -> Result<(), NotSaved> {
+        let until = Instant::now() + COMMIT_WAIT;
+        self.save_within(COMMIT_WAIT, Write::Last).await?;
+        while self.saver.is_renewing() && Instant::now() < until {
+            self.save_within(until - Instant::now(), Write::Last).await?;
+        }
+        Ok(())
+    }
+
+    /// The store holds this session.
+    pub fn is_stored(&self) -> bool {
+        let has_parts = self.state().session.has_parts();
+        self.saver.is_stored(self.node.config.sessions_ttl, has_parts)
     }
 
     /// A write was not waited for until its end, or must be tried again: the connection is to [catch up](Self::catch_up).
@@ -206,10 +116,17 @@ impl Client {
             }
             tokio::time::sleep(RETRY).await;
         }
+        // What is written anew part by part is so until its end.
+        while self.saver.is_renewing() {
+            if let Err(error) = self.save(Write::Touch).await {
+                error.count();
+                return;
+            }
+        }
     }
 
     /// What is stored is of a time when the client had more.
-    fn holds_too_much(&self) -> bool {
+    pub(super) fn holds_too_much(&self) -> bool {
         let shrunk = self.state().session.shrunk();
         let stored = self.saver.stored();
         stored.held && stored.version < shrunk && !self.handle.is_revoked()
@@ -238,14 +155,18 @@ impl Client {
             if self.handle.is_revoked() {
                 return Err(NotSaved::Revoked);
             }
-            if write == Write::Changes && recently(self.saver.stored().outgrown) {
+            if write == Write::Changes && self.saver.stored().lately_outgrown() {
                 return Err(NotSaved::Outgrown);
             }
             let next = match &mut *turn {
                 None if write == Write::Changes && self.is_committed() => return Ok(()),
                 None => {
-                    let course = Course { write, open, renews: write != Write::Changes, rounds: 0 };
-                    Some(self.begin(key, course, course.renews))
+                    let extent = match write {
+                        Write::Changes => Extent::Changes,
+                        _ if self.saver.stored().renewing.is_some() => Extent::Piece,
+                        _ => Extent::All,
+                    };
+                    Some(self.begin(key, Course { write, open, extent, renews: false, rounds: 0 }, extent))
                 }
                 Some(writing) => {
                     let course = Course { open, ..writing.course };
@@ -278,7 +199,7 @@ impl Client {
     pub async fn finish(self: &Arc<Self>) {
         let Some(key) = &self.saver.key else { return };
         if !self.handle.is_revoked() {
-            let _ = self.save_within(COMMIT_WAIT, Write::Last).await;
+            let _ = self.touch_last().await;
         }
         // Nothing of it is written any more. A deletion goes on.
         drop(self.saver.turn.lock().await.take());
@@ -294,9 +215,9 @@ impl Client {
         let has_head = self.saver.stored().held;
         let parts = {
             let session = &mut self.state().session;
-            if has_head { session.abandon() } else { session.scatter() }
+            if has_head { session.take_unoffered() } else { session.scatter() }
         };
-        discard(&self.node, key, parts);
+        drop(discard(&self.node, key, parts));
     }
 
     /// The client is not let in after all: nothing stays of what was written of it.

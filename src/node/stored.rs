@@ -133,20 +133,21 @@ async fn delete(broker: &dyn Broker, key: &SessionKey, parts: &mut Vec<u64>) -> 
     Ok(())
 }
 
-/// Deletes parts that no head names. Where the store does not answer they are left to expire.
-pub fn discard(node: &Node, key: &SessionKey, parts: Vec<u64>) {
+/// Deletes parts that no head names. Where the store does not answer they are left to expire. What it answers with resolves
+/// then; the deletion goes on if nobody waits for it.
+pub fn discard(node: &Node, key: &SessionKey, parts: Vec<u64>) -> Option<JoinHandle<()>> {
     if parts.is_empty() {
-        return;
+        return None;
     }
     let (broker, key) = (node.hub.broker().clone(), key.clone());
-    node.tasks.spawn(critical("node.parts", async move {
+    Some(node.tasks.spawn(critical("node.parts", async move {
         for number in parts {
             if let Err(error) = broker.delete_session(&place(&key, number), None).await {
                 tracing::debug!(context = "node", %error, "parts of a session are left to expire");
                 return;
             }
         }
-    }));
+    })))
 }
 
 /// Pauses between tries of a write, until the entry that it is about would have expired by itself.

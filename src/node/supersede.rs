@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Known {
     pub succession: Succession,
-    revision: u64,
+    pub(super) revision: u64,
 }
 
 fn place(session: &SessionKey) -> SessionKey {
@@ -55,7 +55,12 @@ pub async fn succession(node: &Node, session: &SessionKey) -> Result<Known, Unav
 }
 
 /// Writes what became of a session, unless somebody else has written it since `revision`. Answers with the new one.
-async fn write(node: &Node, session: &SessionKey, next: &Succession, revision: u64) -> Result<u64, SaveError> {
+pub(super) async fn write(
+    node: &Node,
+    session: &SessionKey,
+    next: &Succession,
+    revision: u64,
+) -> Result<u64, SaveError> {
     let body = Bytes::from(next.encode());
     node.hub.broker().save_beside(&place(session), body, Some(revision)).await
 }
@@ -177,7 +182,7 @@ fn close_soon(node: &Arc<Node>, key: SessionKey) {
 }
 
 /// Closes a session whose client was never heard of, and what was restored from that: nothing stays of them, on any node.
-async fn close(node: &Arc<Node>, mut key: SessionKey, over: Over) {
+pub(super) async fn close(node: &Arc<Node>, mut key: SessionKey, over: Over) {
     let mut not_stored = Vec::new();
     while let Some(noted) = note_over(node, &key, over).await {
         node.registry.close_over(&key, noted.over);
@@ -272,7 +277,7 @@ impl Client {
         let (Some(before), Some(key)) = (before, self.saver.key()) else { return };
         // As long as the new one is not stored the old one is the only one that can be resumed. It must not be once it has
         // more than its client may have.
-        if !self.saver.is_stored() && self.state().session.shrunk() == 0 {
+        if !self.is_stored() && self.state().session.shrunk() == 0 {
             self.heed(&before.key, key).await;
             return;
         }
@@ -312,21 +317,6 @@ impl Client {
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(context = "node", %error, "whether the session before is over is not known"),
-        }
-    }
-
-    /// The connection is over, and the session before is not: that is not resumed either if this one was told to leave, or
-    /// may have been, or if that one has more than its client may have.
-    pub fn leave_predecessor(&self) {
-        let Some(before) = self.predecessor().take() else { return };
-        if self.handle.is_superseded() || self.handle.was_over() {
-            // Its client goes on with it elsewhere, or it is over, too.
-        } else if self.handle.is_ended() {
-            let node = self.node.clone();
-            let closing = async move { close(&node, before.key, Over::Ended).await };
-            self.node.tasks.spawn(critical("node.restores", closing));
-        } else if self.handle.is_revoked() || self.state().session.shrunk() > 0 {
-            stored::forget(&self.node, before.key);
         }
     }
 }

@@ -2,8 +2,9 @@
 //! parts that it does not name. Or a deletion of all, where what is stored must not be resumed.
 
 use super::client::Client;
-use super::save::{NotSaved, Stored, recently, unix_ms};
-use super::stored::{PARTS_AT_ONCE, discard, forget_with, place};
+use super::save::unix_ms;
+use super::saver::{NotSaved, Stored};
+use super::stored::{PARTS_AT_ONCE, discard, place};
 use super::supersede;
 use crate::broker::{Life, SaveError, SessionKey};
 use crate::protocol::Close;
@@ -27,12 +28,25 @@ pub enum Write {
     Last,
 }
 
+/// How much of a session is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The head, and what has changed.
+    Changes,
+    /// The same and one part, anew. It takes the place of the one before, so that it needs little room.
+    Piece,
+    /// Everything, beside what is stored.
+    All,
+}
+
 /// What a commit does until its head is written.
 #[derive(Clone, Copy)]
 pub struct Course {
     pub write: Write,
     /// The connection goes on.
     pub open: bool,
+    /// What it was begun with.
+    pub extent: Extent,
     /// Nothing stays as it was written.
     pub renews: bool,
     /// Times that parts were written.
@@ -60,33 +74,41 @@ pub enum Written {
 }
 
 impl Client {
-    /// Begins a write of the session's present state. `all`: everything anew.
-    pub(super) fn begin(&self, key: &SessionKey, course: Course, mut all: bool) -> Result<Writing, NotSaved> {
+    /// Begins a write of the session's present state.
+    pub(super) fn begin(&self, key: &SessionKey, course: Course, mut extent: Extent) -> Result<Writing, NotSaved> {
         let limit = self.node.config.max_session_size;
-        let was_full = recently(self.saver.stored().full);
+        let refused = self.saver.stored().lately_refused();
+        // What is stored then goes if this is not offered.
+        let refused = refused.filter(|_| course.write == Write::Changes && !self.holds_too_much());
         let (plan, renews) = {
             let mut state = self.state();
             let (session, look) = state.to_save();
             let plan = loop {
-                all |= !session.has_parts();
+                if !session.has_parts() {
+                    extent = Extent::All;
+                }
+                let all = extent == Extent::All;
                 // A session that is far too large is not written out to see that it is.
                 let least = if all { session.least_size() } else { 0 };
                 if least > limit {
                     return Err(NotSaved::TooLarge { size: least, limit });
                 }
-                let plan = session.plan(&look, all, unix_ms(), course.open);
+                let plan = match extent {
+                    Extent::Piece => session.plan_piece(&look, unix_ms(), course.open),
+                    Extent::Changes | Extent::All => session.plan(&look, all, unix_ms(), course.open),
+                };
                 match plan.size() {
                     size if size <= limit => break plan,
                     size if all => return Err(NotSaved::TooLarge { size, limit }),
                     // Of the parts that are stored much may be gone.
-                    _ => all = true,
+                    _ => extent = Extent::All,
                 }
             };
-            if was_full && course.write == Write::Changes && matches!(plan, SavePlan::Split(_)) {
-                return Err(NotSaved::NoRoom);
+            if let (Some(refusal), SavePlan::Split(_)) = (refused, &plan) {
+                return Err(NotSaved::Lately(refusal));
             }
             session.begin(&plan);
-            (plan, course.renews || all)
+            (plan, course.renews || extent == Extent::All)
         };
         let course = Course { renews, ..course };
         Ok(match plan {
@@ -113,6 +135,7 @@ impl Client {
         let (broker, key) = (self.node.hub.broker().clone(), key.clone());
         let NewHead { body, version, .. } = head;
         let life = if course.open { Life::Standing } else { Life::Last };
+        self.state().session.note_offered();
         let (last, held) = {
             let mut stored = self.saver.stored();
             (stored.revision, std::mem::replace(&mut stored.held, true))
@@ -134,35 +157,35 @@ impl Client {
         match end {
             Written::Deleted => Ok(None),
             Written::Parts(split, Ok(revisions)) => Ok(Some(self.name_parts(key, course, split, &revisions))),
-            Written::Parts(_, Err(error)) => {
+            Written::Parts(split, Err(error)) => {
                 let parts = self.state().session.abandon();
-                discard(&self.node, key, parts);
-                Ok(Some(Err(error.into())))
+                Ok(Some(self.instead(key, course, split.version(), error, parts).await))
             }
             Written::Head { version, revision: Ok(revision), .. } => {
-                {
-                    let mut stored = self.saver.stored();
-                    let renewed = if course.renews { Some(Instant::now()) } else { stored.renewed };
-                    *stored = Stored { revision, version, held: true, renewed, outgrown: None, full: None };
-                }
-                let parts = {
+                let (parts, is_anew) = {
                     let session = &mut self.state().session;
                     session.note_named();
-                    session.take_obsolete(version)
+                    (session.take_obsolete(version), !session.has_stale())
                 };
-                discard(&self.node, key, parts);
+                self.note_stored(course, version, revision, is_anew);
+                let deletion = discard(&self.node, key, parts);
+                if course.extent == Extent::Piece
+                    && let Some(deletion) = deletion
+                {
+                    // The next part takes its room. The deletion goes on if nobody waits for it.
+                    let _ = deletion.await;
+                }
                 Ok(None)
             }
             Written::Head { revision: Err(SaveError::Conflict), .. } => {
                 self.state().session.note_named();
                 self.settle_conflict(key).await.map(|()| None)
             }
-            Written::Head { held, revision: Err(error @ (SaveError::Full(_) | SaveError::TooLarge)), .. } => {
+            Written::Head { held, version, revision: Err(error @ (SaveError::Full(_) | SaveError::TooLarge)) } => {
                 self.saver.stored().held = held;
                 // They would take the room that is missing.
                 let parts = self.state().session.take_unnamed();
-                discard(&self.node, key, parts);
-                Ok(Some(Err(error.into())))
+                Ok(Some(self.instead(key, course, version, error, parts).await))
             }
             Written::Head { revision: Err(error), .. } => {
                 // It may be stored all the same.
@@ -170,6 +193,22 @@ impl Client {
                 Ok(Some(Err(error.into())))
             }
         }
+    }
+
+    /// A head was stored. `is_anew`: what it names was all written since the session began to be written anew.
+    fn note_stored(&self, course: Course, version: u64, revision: u64, is_anew: bool) {
+        let mut stored = self.saver.stored();
+        let now = Some(Instant::now());
+        let Stored { renewed, renewing, refused, .. } = *stored;
+        let (renewed, renewing) = match renewing {
+            _ if course.renews => (now, None),
+            Some(_) if is_anew => (renewing, None),
+            _ => (renewed, renewing),
+        };
+        // The head alone was written because there was no room for more.
+        let is_less = course.write != Write::Changes && course.extent == Extent::Changes && !course.renews;
+        let refused = refused.filter(|_| is_less);
+        *stored = Stored { revision, version, held: true, written: now, renewed, renewing, outgrown: None, refused };
     }
 
     /// New parts are written: the head comes that names them. First further parts, if much has changed meanwhile.
@@ -190,48 +229,10 @@ impl Client {
         match head.size() {
             size if size > limit && next.rounds >= ROUNDS => Err(NotSaved::TooLarge { size, limit }),
             // Of what was written much may be gone already.
-            size if size > limit => self.begin(key, next, true),
-            _ if head.body.len() > LARGE_HEAD && next.rounds < ROUNDS => self.begin(key, next, false),
+            size if size > limit => self.begin(key, next, Extent::All),
+            _ if head.body.len() > LARGE_HEAD && next.rounds < ROUNDS => self.begin(key, next, Extent::Changes),
             _ => Ok(self.write_head(key, course, head)),
         }
-    }
-
-    /// The session's state could not be stored. If what is stored must not be resumed, that is deleted: the next write waits
-    /// for it.
-    pub(super) fn refused(&self, key: &SessionKey, error: &NotSaved) -> Option<Writing> {
-        let is_too_large = matches!(error, NotSaved::TooLarge { .. });
-        let shrunk = self.state().session.shrunk();
-        let goes = {
-            let mut stored = self.saver.stored();
-            let now = Some(Instant::now());
-            match error {
-                NotSaved::TooLarge { .. } => stored.outgrown = now,
-                NotSaved::Store(SaveError::Full(_)) => stored.full = now,
-                _ => {}
-            }
-            let never = matches!(error, NotSaved::NoRoom | NotSaved::Store(SaveError::Full(_) | SaveError::TooLarge));
-            let goes = stored.held && (is_too_large || never && stored.version < shrunk);
-            if goes {
-                stored.note_gone();
-            }
-            goes
-        };
-        if !goes && !is_too_large {
-            return None;
-        }
-        let parts = self.state().session.scatter();
-        if !goes {
-            discard(&self.node, key, parts);
-            return None;
-        }
-        let deletion = forget_with(&self.node, key.clone(), parts);
-        let deleting = async move {
-            // It ends by itself, also if nobody waits for it.
-            let _ = deletion.await;
-            Written::Deleted
-        };
-        let course = Course { write: Write::Changes, open: true, renews: false, rounds: 0 };
-        Some(Writing { course, end: deleting.boxed() })
     }
 
     /// The entry is not as this connection left it: it was deleted by a remote disconnect or by whoever went on with the
@@ -258,7 +259,7 @@ impl Client {
         // Its parts are of no use any more.
         self.saver.stored().note_gone();
         let parts = self.state().session.scatter();
-        discard(&self.node, key, parts);
+        drop(discard(&self.node, key, parts));
         Ok(())
     }
 }

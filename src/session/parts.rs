@@ -26,7 +26,7 @@ pub(super) struct Parts {
     /// Being written: no head names them yet.
     pending: Vec<u64>,
     /// No head will name them again, with the session's version when they became it: one of an older version that is being
-    /// written does.
+    /// written does. 0: none ever has.
     obsolete: Vec<(u64, u64)>,
 }
 
@@ -41,6 +41,10 @@ pub(super) struct Part {
     gone: Vec<bool>,
     /// A head that names it may be stored.
     named: bool,
+    /// A head that names it was handed over to the store.
+    offered: bool,
+    /// It was written before the session began to be written anew part by part.
+    stale: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,11 @@ impl Part {
     /// Little is left of it.
     pub fn is_sparse(&self) -> bool {
         self.left < SPARSE
+    }
+
+    /// A head that names it may be stored, or may come to be.
+    fn was_offered(&self) -> bool {
+        self.named || self.offered
     }
 
     pub fn name(&self) -> PartName {
@@ -79,7 +88,8 @@ impl Parts {
         part.left -= place.size;
         part.gone[place.slot] = true;
         if part.left == 0 {
-            self.obsolete.push((place.part, version));
+            let since = if part.was_offered() { version } else { 0 };
+            self.obsolete.push((place.part, since));
             self.list.remove(at);
         }
     }
@@ -139,6 +149,21 @@ impl Parts {
         self.obsolete.extract_if(.., |(_, since)| *since <= version).map(|(number, _)| number).collect()
     }
 
+    /// From now on they are written anew one by one.
+    pub(super) fn note_stale(&mut self) {
+        self.list.iter_mut().for_each(|part| part.stale = true);
+    }
+
+    /// The next one that is to be written anew.
+    pub(super) fn stale(&self) -> Option<&Part> {
+        self.list.iter().find(|part| part.stale)
+    }
+
+    /// A head that names all of them is handed over.
+    pub(super) fn note_offered(&mut self) {
+        self.list.iter_mut().for_each(|part| part.offered = true);
+    }
+
     /// A head that names all of them may be stored.
     pub(super) fn note_named(&mut self) {
         self.list.iter_mut().for_each(|part| part.named = true);
@@ -146,9 +171,19 @@ impl Parts {
 
     /// The head that was to name them was refused: numbers of those that no other one names. What they hold is loose.
     pub(super) fn take_unnamed(&mut self, version: u64) -> Vec<u64> {
-        let unnamed: Vec<u64> = self.list.iter().filter(|part| !part.named).map(|part| part.number).collect();
-        self.loosen(&unnamed, version);
-        unnamed
+        self.take(|part| !part.named, version)
+    }
+
+    /// The same of those that no head has named that the store has seen.
+    pub(super) fn take_unoffered(&mut self, version: u64) -> Vec<u64> {
+        let unoffered = self.take(|part| !part.was_offered(), version);
+        unoffered.into_iter().chain(self.take_obsolete(0)).chain(self.take_pending()).collect()
+    }
+
+    fn take(&mut self, which: impl Fn(&Part) -> bool, version: u64) -> Vec<u64> {
+        let taken: Vec<u64> = self.list.iter().filter(|part| which(part)).map(|part| part.number).collect();
+        self.loosen(&taken, version);
+        taken
     }
 
     /// A new one is written. What has changed since `version`, when it was planned, stays loose, and what `is_there` does
@@ -156,7 +191,8 @@ impl Parts {
     pub(super) fn take_in(&mut self, new: NewPart, revision: u64, version: u64, is_there: impl Fn(&str) -> bool) {
         let NewPart { number, body, members } = new;
         let gone = vec![true; members.len()];
-        let mut part = Part { number, revision, size: body.len(), left: 0, gone, named: false };
+        let size = body.len();
+        let mut part = Part { number, revision, size, left: 0, gone, named: false, offered: false, stale: false };
         for (slot, (text, size)) in members.into_iter().enumerate() {
             let is_newer = self.loose.get(&text).is_some_and(|changed| *changed > version);
             if is_newer || !is_there(&text) {
@@ -185,8 +221,10 @@ impl Parts {
 
     /// They are named no more: what is left of them is loose.
     pub(super) fn dissolve(&mut self, numbers: &[u64], version: u64) {
+        let unoffered: Vec<u64> = self.list.iter().filter(|part| !part.was_offered()).map(|part| part.number).collect();
+        let since = |number| if unoffered.contains(number) { 0 } else { version };
         self.loosen(numbers, version);
-        self.obsolete.extend(numbers.iter().map(|number| (*number, version)));
+        self.obsolete.extend(numbers.iter().map(|number| (*number, since(number))));
         // It may have become obsolete since, because nothing was left of it.
         self.obsolete.sort_unstable();
         self.obsolete.dedup_by_key(|(number, _)| *number);

@@ -61,6 +61,13 @@ pub struct Split {
     head: usize,
 }
 
+impl Split {
+    /// The session's version in it.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
 pub struct NewPart {
     pub number: u64,
     pub body: Bytes,
@@ -101,6 +108,15 @@ fn raw(records: Vec<Record>) -> Vec<Box<RawValue>> {
     records.into_iter().map(|(_, raw)| raw).collect()
 }
 
+fn size(records: &[Record]) -> usize {
+    records.iter().map(|(_, raw)| raw.get().len()).sum()
+}
+
+/// The head can hold them itself.
+fn fits(records: &[Record]) -> bool {
+    size(records) <= IN_HEAD
+}
+
 impl Session {
     fn record(&self, text: &Arc<str>, look: Look<'_>) -> Option<Record> {
         let subscription: &Subscription = self.subscriptions.get(text)?;
@@ -119,38 +135,68 @@ impl Session {
     /// Plans how to store what has changed; `all`: everything anew, with fresh proofs. `now`: Unix milliseconds. `open`: its
     /// connection goes on.
     pub fn plan(&self, look: Look<'_>, all: bool, now: u64, open: bool) -> SavePlan {
-        let listed = || self.parts.iter().flat_map(|parts| parts.list());
         let is_sparse = self.parts.as_ref().is_some_and(|parts| parts.is_sparse());
         let mut records: Vec<Record> = match all {
             true => self.subscriptions.keys().filter_map(|text| self.record(text, look)).collect(),
             false => self.loose(look),
         };
-        let fits = |records: &[Record]| records.iter().map(|(_, raw)| raw.get().len()).sum::<usize>() <= IN_HEAD;
-        let head = |records, dissolved: Vec<u64>| {
-            let named = || listed().filter(|part| !dissolved.contains(&part.number));
-            let body = self.head(raw(records), named().map(Part::name).collect(), now, open);
-            let named = named().map(|part| part.size).sum();
-            SavePlan::Head(NewHead { body, version: self.version, named, dissolved })
-        };
         if fits(&records) && (!self.has_parts() || !all && !is_sparse) {
-            return head(records, Vec::new());
+            return self.in_head(records, Vec::new(), now, open);
         }
-        let dissolved: Vec<u64> = listed().filter(|part| all || part.is_sparse()).map(|part| part.number).collect();
-        if !all && !dissolved.is_empty() {
-            let held = self.parts.iter().flat_map(|parts| parts.held_by(&dissolved));
-            records.extend(held.filter_map(|text| self.record(text, look)));
+        let goes = |part: &&Part| all || part.is_sparse();
+        let dissolved: Vec<u64> = self.listed().filter(goes).map(|part| part.number).collect();
+        if !all {
+            records.extend(self.held_by(&dissolved, look));
         }
         if fits(&records) {
             // Little is left of it.
-            return head(records, dissolved);
+            return self.in_head(records, dissolved, now, open);
         }
-        let stays = || listed().filter(|part| !dissolved.contains(&part.number));
+        self.split(records, Vec::new(), dissolved, now, open)
+    }
+
+    /// The same for the next part that is [to be written anew](Self::note_stale), beside what has changed. That comes first
+    /// where it needs a part itself.
+    pub fn plan_piece(&self, look: Look<'_>, now: u64, open: bool) -> SavePlan {
+        let mut loose = self.loose(look);
+        let stale = self.parts.as_ref().and_then(|parts| parts.stale()).filter(|_| fits(&loose));
+        let Some(stale) = stale else { return self.plan(look, false, now, open) };
+        let dissolved = vec![stale.number];
+        let mut held: Vec<Record> = self.held_by(&dissolved, look).collect();
+        if size(&loose) + size(&held) <= IN_HEAD {
+            loose.append(&mut held);
+            return self.in_head(loose, dissolved, now, open);
+        }
+        // What the head holds stays there, so that the new part needs no more room than the one that it replaces.
+        self.split(held, loose, dissolved, now, open)
+    }
+
+    fn listed(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().flat_map(|parts| parts.list())
+    }
+
+    /// Subscriptions that are in one of these parts.
+    fn held_by(&self, numbers: &[u64], look: Look<'_>) -> impl Iterator<Item = Record> {
+        self.parts.iter().flat_map(|parts| parts.held_by(numbers)).filter_map(move |text| self.record(text, look))
+    }
+
+    /// The head takes in these, and what is left of parts is among them.
+    fn in_head(&self, records: Vec<Record>, dissolved: Vec<u64>, now: u64, open: bool) -> SavePlan {
+        let named = || self.listed().filter(|part| !dissolved.contains(&part.number));
+        let body = self.head(raw(records), named().map(Part::name).collect(), now, open);
+        let named = named().map(|part| part.size).sum();
+        SavePlan::Head(NewHead { body, version: self.version, named, dissolved })
+    }
+
+    /// New parts take in `records`, and what is left of parts is among them.
+    fn split(&self, records: Vec<Record>, in_head: Vec<Record>, dissolved: Vec<u64>, now: u64, open: bool) -> SavePlan {
+        let stays = || self.listed().filter(|part| !dissolved.contains(&part.number));
         let kept = stays().map(|part| part.size).sum();
         let parts = pack(records, self.parts.as_ref().map_or(0, |parts| parts.last()));
         // Their revisions are not known yet.
         let new = |part: &NewPart| PartName { number: part.number, revision: u64::MAX, gone: String::new() };
         let names = stays().map(Part::name).chain(parts.iter().map(new)).collect();
-        let head = self.head(Vec::new(), names, now, open).len();
+        let head = self.head(raw(in_head), names, now, open).len();
         SavePlan::Split(Split { parts, version: self.version, dissolved, kept, head })
     }
 
@@ -216,6 +262,25 @@ impl Session {
         self.parts.as_mut().map(|parts| parts.take_obsolete(version)).unwrap_or_default()
     }
 
+    /// Everything that is in parts now is to be written anew, one [piece](Self::plan_piece) after the other.
+    pub fn note_stale(&mut self) {
+        if let Some(parts) = &mut self.parts {
+            parts.note_stale();
+        }
+    }
+
+    /// Some of it is to be written anew yet.
+    pub fn has_stale(&self) -> bool {
+        self.parts.as_ref().is_some_and(|parts| parts.stale().is_some())
+    }
+
+    /// The head that was composed last is handed over to the store.
+    pub fn note_offered(&mut self) {
+        if let Some(parts) = &mut self.parts {
+            parts.note_offered();
+        }
+    }
+
     /// The head that was composed last is stored, or may be.
     pub fn note_named(&mut self) {
         if let Some(parts) = &mut self.parts {
@@ -226,6 +291,12 @@ impl Session {
     /// It was refused. Numbers of parts that no other head names: they can be deleted.
     pub fn take_unnamed(&mut self) -> Vec<u64> {
         self.parts.as_mut().map(|parts| parts.take_unnamed(self.version)).unwrap_or_default()
+    }
+
+    /// Nothing of it is written any more. Numbers of parts that no head can name, whatever became of the last one: they can
+    /// be deleted.
+    pub fn take_unoffered(&mut self) -> Vec<u64> {
+        self.parts.as_mut().map(|parts| parts.take_unoffered(self.version)).unwrap_or_default()
     }
 
     /// A subscription has come, or what is stored of it has changed.

@@ -8,7 +8,7 @@ use crate::table::number;
 use carrick::client::check::member::Habits;
 use carrick::client::check::run::Outcome;
 use carrick::client::check::source::Outlet;
-use carrick::client::check::{Check, Credentials, Drops, Pace, Roster};
+use carrick::client::check::{Check, Credentials, Drops, Pace, RETRY_FOR, Roster};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -48,7 +48,7 @@ pub fn round(deployment: &mut Deployment, setup: Setup, index: u64, seed: u64) -
         key,
         trust: None,
         run: format!("failover-{seed}-{index}"),
-        retry_for: Duration::from_secs(18),
+        retry_for: RETRY_FOR,
     };
     let roster = Roster {
         prefix: format!("failover/{index}/"),

@@ -72,3 +72,13 @@ fn a_server_that_excludes_nobody_fails_where_that_is_required() {
     }
     assert_eq!(check(&server, server.broadcast_address(), &["--require=all"]).status, Some(0), "with nothing between");
 }
+
+#[test]
+fn everything_that_is_required_is_checked_by_clients_that_stay_for_half_a_second() {
+    let server = Backend::Memory.builder().option("history_limit", 10_000).start();
+    let checked = check(&server, server.broadcast_address(), &["--require=all", "--stay=0.1-0.6"]);
+    assert_eq!(checked.status, Some(0), "{checked:?}");
+    for name in ["batches", "transient", "exclusion", "whispers", "removals", "base"] {
+        assert!(checked.report["exercised"][name].as_u64() > Some(0), "{name}: {checked:?}");
+    }
+}

@@ -26,7 +26,7 @@ fn survives(fault: Fault) {
 #[test]
 fn the_last_attempt_ends_while_the_server_knows_its_key() {
     let server = carrick::config::Config::default().broker;
-    assert!(round::RETRY_FOR + server.publish_timeout < server.dedup_window);
+    assert!(carrick::client::check::RETRY_FOR + server.publish_timeout < server.dedup_window);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::plan::{Fault, Plan};
 use crate::proc::{self, eventually};
 use crate::server::Server;
 use carrick::client::check::source::Outlet;
-use carrick::client::check::{Check, Verdict};
+use carrick::client::check::{Check, RETRY_FOR, Verdict};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,6 @@ use url::Url;
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 /// From the last publication to the last delivery, beyond the longest absence.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long one publication is tried: longer than any outage of a round, and so short that the server still knows the key of
-/// what the last attempt brought. As `carrick verify` does.
-pub const RETRY_FOR: Duration = Duration::from_secs(18);
 const FREEZE: Duration = Duration::from_secs(5);
 
 /// What a round has shown.

@@ -32,7 +32,7 @@ impl<'a> Awaited<'a> {
         // Stream ⇒ messages and who is excluded from them.
         let mut due: HashMap<&str, Vec<(Id, Option<usize>)>> = HashMap::new();
         for source in published.iter().filter(|source| source.is_stored()) {
-            let ids = source.acks.iter().map(|ack| (ack.id, ack.excluded.map(|(client, _)| client)));
+            let ids = source.acks.iter().map(|ack| (ack.id, ack.excluded.map(|excluded| excluded.client)));
             due.entry(&source.stream).or_default().extend(ids);
         }
         let mut all = Vec::new();

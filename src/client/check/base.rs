@@ -175,7 +175,7 @@ impl BaseMember {
 fn stay(stood: Option<Instant>, by_client: Option<bool>) -> Stay {
     let (ended, positions) = (Instant::now(), BTreeMap::new());
     // Clients of this protocol have no sessions.
-    Stay { welcomed: None, stood, ended, fresh: false, session: 0, by_client, positions }
+    Stay { welcomed: None, stood, ended, fresh: false, session: 0, sid: 0, by_client, positions }
 }
 
 #[cfg(test)]

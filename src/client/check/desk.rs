@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use url::Url;
 
 /// A silent stream is not worth more than a trickle.
@@ -86,8 +87,9 @@ impl Desk {
     /// What each source of the last turn has done: the next one goes on there.
     pub fn note(&mut self, published: &[Published]) {
         self.turn += 1;
+        let now = Instant::now();
         for source in published {
-            self.books.entry((source.stream.clone(), source.lane)).or_default().add(source);
+            self.books.entry((source.stream.clone(), source.lane)).or_default().add(source, now);
         }
     }
 

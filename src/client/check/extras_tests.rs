@@ -4,7 +4,7 @@ use super::judge::{Rules, judge};
 use super::record::{Arrival, Disconnect, Record, Stay, Whisper};
 use super::removal::Removal;
 use super::roster::{Follow, Follower, Kind};
-use super::source::{Ack, FIRST_WHISPER_LANE, Id, Past, Published, TRANSIENT_LANE, Unacked};
+use super::source::{Ack, Excluded, FIRST_WHISPER_LANE, Id, Past, Published, TRANSIENT_LANE, Unacked};
 use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ fn record(id: usize, kind: Kind, start: Instant) -> Record {
         ended: start + SECOND * 60,
         fresh: false,
         session: 1,
+        sid: 7,
         by_client: None,
         positions: BTreeMap::new(),
     };
@@ -138,11 +139,50 @@ fn a_whisper_of_an_earlier_turn_may_still_arrive() {
     }
 }
 
+/// Client 0 under its first session, by the fifth of its ids.
+fn excluded(start: Instant) -> Excluded {
+    Excluded { client: 0, session: 1, sid: 5, since: start - SECOND * 10 }
+}
+
+/// What is said to be unknown may be stored, and is still not for everybody.
+#[test]
+fn who_is_excluded_never_gets_what_was_not_acknowledged() {
+    let start = Instant::now();
+    for (client, session, found) in [(0, 1, 1), (1, 1, 0), (0, 2, 0)] {
+        let mut source = published(0, start);
+        let Ack { id, begun, at, .. } = source.acks.remove(1);
+        let excluded = Some(Excluded { client, session, ..excluded(start) });
+        let error = "503".to_owned();
+        source.unacknowledged.push(Unacked { id, excluded, begun, ended: at, refused: false, error });
+        let record = || Record { arrivals: arrivals(0, &[1, 2, 3], start), ..record(0, Kind::Plain, start) };
+        assert_eq!(verdict(&[source.clone()], &[record()], &[]).not_excluded.count, found, "in its turn");
+        // In the next turn it is open still.
+        let mut next = published(0, start);
+        (next.past.begun, next.past.open) = (3, source.unacknowledged.clone());
+        next.acks.iter_mut().for_each(|ack| ack.id.n += 3);
+        let later = Record { arrivals: arrivals(0, &[2], start), ..record() };
+        assert_eq!(verdict(&[next], &[later], &[]).not_excluded.count, found, "in a later turn");
+    }
+}
+
+#[test]
+fn an_excluded_client_that_is_reached_is_described_by_place_and_sid() {
+    let start = Instant::now();
+    let mut source = published(0, start);
+    source.acks[1].excluded = Some(excluded(start));
+    let record = Record { arrivals: arrivals(0, &[1, 2, 3], start), ..record(0, Kind::Plain, start) };
+    let verdict = verdict(&[source], &[record], &[]);
+    let told = &verdict.not_excluded.examples[0];
+    for part in [r#"at Some(("e", 20)), 0.0 s after"#, "of 2 sids ago, 12.0 s old"] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
 #[test]
 fn the_excluded_client_never_gets_the_message_and_others_must() {
     let start = Instant::now();
     let mut source = published(0, start);
-    source.acks[1].excluded = Some((0, 1));
+    source.acks[1].excluded = Some(excluded(start));
     let judged = |excluded: &[u64], other: &[u64]| {
         let of = |id, numbers| Record { arrivals: arrivals(0, numbers, start), ..record(id, Kind::Plain, start) };
         verdict(std::slice::from_ref(&source), &[of(0, excluded), of(1, other)], &[])
@@ -273,7 +313,8 @@ fn what_an_earlier_turn_has_judged_must_not_come_again() {
     let mut source = published(0, start);
     source.acks.iter_mut().for_each(|ack| ack.id.n += 10);
     let error = "503".to_owned();
-    let open = Unacked { id: Id { lane: 0, n: 5 }, begun: start, ended: start, refused: false, error };
+    let id = Id { lane: 0, n: 5 };
+    let open = Unacked { id, excluded: None, begun: start, ended: start, refused: false, error };
     source.past = Past { begun: 10, open: vec![open], ..Past::default() };
     for (n, doubled) in [(4, 1), (5, 0)] {
         let mut record = record(0, Kind::Plain, start);

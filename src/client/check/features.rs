@@ -70,6 +70,47 @@ impl Features {
     }
 }
 
+/// How often a run did what can be left away, and the server took it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exercised {
+    /// Requests that carried several messages.
+    pub batches: u64,
+    pub transient: u64,
+    /// Messages from which somebody was excluded.
+    pub exclusion: u64,
+    /// Sent; no server answers them.
+    pub whispers: u64,
+    pub removals: u64,
+    /// Deliveries to clients of the base protocol.
+    pub base: u64,
+}
+
+impl Exercised {
+    /// What can be left away, as options name it.
+    pub const NAMES: [&'static str; 6] = ["batches", "transient", "exclusion", "whispers", "removals", "base"];
+
+    /// In the order of [`Exercised::NAMES`].
+    fn counts(self) -> [u64; Self::NAMES.len()] {
+        [self.batches, self.transient, self.exclusion, self.whispers, self.removals, self.base]
+    }
+
+    /// The names of what was never done and among what was asked for.
+    pub fn lacking(self, required: &[String]) -> Vec<&'static str> {
+        let is_required = |name: &str| required.iter().any(|required| required == name);
+        let named = Self::NAMES.into_iter().zip(self.counts());
+        named.filter_map(|(name, count)| (count == 0 && is_required(name)).then_some(name)).collect()
+    }
+
+    pub fn add(&mut self, other: Self) {
+        self.batches += other.batches;
+        self.transient += other.transient;
+        self.exclusion += other.exclusion;
+        self.whispers += other.whispers;
+        self.removals += other.removals;
+        self.base += other.base;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +126,17 @@ mod tests {
             let has: Features = serde_json::from_value(report).unwrap();
             assert_eq!(has.lacking(&all).len(), Features::NAMES.len() - 1, "{name}");
             assert!(has.lacking(&[name.to_owned()]).is_empty(), "{name}");
+        }
+        for name in Exercised::NAMES {
+            let mut counts = serde_json::to_value(Exercised::default()).unwrap();
+            counts[name] = 1.into();
+            let done: Exercised = serde_json::from_value(counts).unwrap();
+            let mut twice = done;
+            twice.add(done);
+            assert_eq!(twice.counts().iter().sum::<u64>(), 2, "{name}");
+            let all = Exercised::NAMES.map(str::to_owned);
+            assert_eq!(done.lacking(&all).len(), Exercised::NAMES.len() - 1, "{name}");
+            assert!(done.lacking(&[name.to_owned()]).is_empty(), "{name}");
         }
         let has = Features { exclusion: true, history: true, ..Features::default() };
         assert_eq!(has.lacking(&["exclusion".to_owned(), "whispers".to_owned(), "history".to_owned()]), ["whispers"]);

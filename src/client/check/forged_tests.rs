@@ -7,6 +7,7 @@ use super::judge::{Rules, judge};
 use super::record::{Arrival, Record, Reject, Stay};
 use super::roster::{Dice, Follow, Follower, Kind};
 use super::source::{Ack, Id, Published, Unacked};
+use super::unsettled::Unsettled;
 use super::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,12 +20,16 @@ const BEAT: Duration = Duration::from_millis(100);
 /// From the beginning of a publication to its acknowledgement.
 const STORING: Duration = Duration::from_millis(10);
 const MESSAGES: u64 = 400;
+/// The message of another source.
+const TWICE: Id = Id { lane: 1, n: 1 };
 
 /// What one client saw of a stream, and what its publishers know.
 #[derive(Clone)]
 struct Trace {
     start: Instant,
     published: Published,
+    /// Of another source.
+    beside: Option<Published>,
     record: Record,
     rules: Rules,
 }
@@ -75,7 +80,7 @@ impl Trace {
         let follow = Follow { identifier: "i".to_owned(), stream: STREAM.to_owned() };
         let follower = Follower { id: 7, kind: Kind::Plain, follows: vec![follow], seed: 0 };
         let rules = Rules { limits: Some(limits), live_within: Duration::from_secs(2) };
-        Self { start, published, record: Record::new(follower), rules }
+        Self { start, published, beside: None, record: Record::new(follower), rules }
     }
 
     fn begun_before(&self, at: Instant) -> u64 {
@@ -115,7 +120,7 @@ impl Trace {
         before.acks.retain(|ack| ack.id.n <= until);
         before.begun = until;
         after.acks.retain(|ack| ack.id.n > until);
-        after.past.add(&before);
+        after.past.add(&before, ended);
         let (mut first, mut rest) = (self.record.clone(), self.record.clone());
         first.arrivals.retain(|arrival| arrival.connection == 1);
         first.stays.truncate(1);
@@ -135,13 +140,15 @@ impl Trace {
             ended,
             fresh: false,
             session: 1,
+            sid: 1,
             by_client: Some(true),
             positions: BTreeMap::new(),
         });
     }
 
     fn verdict(&self) -> Verdict {
-        judge(std::slice::from_ref(&self.published), std::slice::from_ref(&self.record), &[], &self.rules)
+        let published: Vec<Published> = [&self.published].into_iter().chain(&self.beside).cloned().collect();
+        judge(&published, std::slice::from_ref(&self.record), &[], &self.rules)
     }
 }
 
@@ -230,7 +237,7 @@ fn a_message_that_was_said_not_stored_must_not_arrive() {
         let mut trace = Trace::honest(1, limits(10_000, 300));
         let ack = trace.published.acks.remove(9);
         let error = "503".to_owned();
-        let unacked = Unacked { id: ack.id, begun: ack.begun, ended: ack.at, refused, error };
+        let unacked = Unacked { id: ack.id, excluded: None, begun: ack.begun, ended: ack.at, refused, error };
         trace.published.unacknowledged.push(unacked);
         let expected: &[&str] = if refused { &["unstored"] } else { &[] };
         assert_eq!(charges(&trace.verdict()), expected);
@@ -365,25 +372,123 @@ fn a_second_copy_is_forgiven_only_where_the_limits_had_removed_the_first() {
     }
 }
 
-/// Nobody knows when a request that was given up was carried out.
+/// The fourth message is of another source. It comes live and then once more, so much later, where it lies behind everything
+/// acknowledged until then. It was tried until then.
+fn stored_twice(limits: Limits, after: Duration, acknowledged: bool) -> Trace {
+    let mut trace = Trace::quiet(Instant::now(), limits);
+    let start = trace.start;
+    (1..=MESSAGES).for_each(|n| trace.arrive(n, trace.acked_at(n) + Duration::from_millis(1)));
+    trace.end_stay(Some(start), trace.acked_at(MESSAGES) + Duration::from_secs(60));
+    assert_eq!(charges(&trace.verdict()), Vec::<&str>::new());
+    let at = trace.record.arrivals[3].at + after;
+    // Offsets are ten times the numbers.
+    let place = Some((Arc::from("e"), trace.begun_before(at) * 10 + 5));
+    let copy = Arrival { position: place.clone(), at, ..trace.record.arrivals[3].clone() };
+    let index = trace.record.arrivals.iter().position(|arrival| arrival.at > at).unwrap();
+    trace.record.arrivals.insert(index, copy);
+    trace.record.arrivals.iter_mut().filter(|arrival| arrival.id.n == 4).for_each(|arrival| arrival.id = TWICE);
+    let ack = Ack { id: TWICE, position: place, at, ..trace.published.acks.remove(3) };
+    let beside = if acknowledged {
+        Published::acknowledged(STREAM, TWICE.lane, vec![ack])
+    } else {
+        let Ack { id, begun, .. } = ack;
+        let error = "stored: unknown".to_owned();
+        let unacknowledged = vec![Unacked { id, excluded: None, begun, ended: at, refused: false, error }];
+        Published { begun: 1, unacknowledged, ..Published::acknowledged(STREAM, TWICE.lane, vec![]) }
+    };
+    trace.beside = Some(beside);
+    trace
+}
+
+/// A server that tries again by itself stores it twice within a moment. Nobody knows when a request that was given up was
+/// carried out, but both copies have arrived, and have their places among what else was stored.
 #[test]
-fn a_second_copy_of_what_was_not_acknowledged_is_forgiven_only_where_there_are_limits_that_remove_the_first() {
-    for (limits, forgiven) in [(limits(20, 300), true), (limits(10_000, 300), false)] {
-        let mut trace = Trace::honest(9, limits);
-        let mut copy = trace.record.arrivals[3].clone();
-        let ack = trace.published.acks.remove(usize::try_from(copy.id.n - 1).unwrap());
-        let error = "503".to_owned();
-        trace.published.unacknowledged.push(Unacked {
-            id: ack.id,
-            begun: ack.begun,
-            ended: ack.at,
-            refused: false,
-            error,
-        });
-        copy.position = Some((Arc::from("e"), 7_777));
-        trace.record.arrivals.push(copy);
+fn row_01_a_second_copy_is_forgiven_only_where_the_first_had_been_removed_when_it_was_stored() {
+    for (limits, after, forgiven) in [
+        // All its messages expire, and soon, but not so soon.
+        (limits(10_000, 5), 100, false),
+        (limits(10_000, 5), 4_000, false),
+        (limits(10_000, 5), 5_500, true),
+        (limits(10_000, 2), 100, false),
+        (limits(10_000, 2), 1_200, false),
+        (limits(10_000, 2), 2_500, true),
+        // Ten more a second push it out.
+        (limits(20, 300), 100, false),
+        (limits(20, 300), 1_500, false),
+        (limits(20, 300), 2_500, true),
+        (limits(10_000, 300), 30_000, false),
+    ] {
+        for acknowledged in [true, false] {
+            let trace = stored_twice(limits, Duration::from_millis(after), acknowledged);
+            let verdict = trace.verdict();
+            let said = format!("{limits:?}, after {after} ms, acknowledged: {acknowledged}: {verdict:?}");
+            let mut expected = if forgiven { vec![] } else { vec!["doubled"] };
+            if acknowledged && !forgiven {
+                // The first copy lies elsewhere than was said.
+                expected.push("positions");
+            }
+            assert_eq!((charges(&verdict), verdict.forgotten), (expected, u64::from(forgiven)), "{said}");
+        }
+    }
+}
+
+/// Its node stood still: it comes late, and may have expired long before the second copy was stored.
+#[test]
+fn what_was_held_up_on_its_way_was_stored_when_its_place_in_the_log_says() {
+    let ttl = Duration::from_secs(5);
+    for (held, forgiven) in [(Duration::from_secs(8), true), (Duration::ZERO, false)] {
+        let mut trace = stored_twice(limits(10_000, 5), Duration::from_secs(8), false);
+        // Everything from the first copy on comes so much later, up to the second.
+        let until = trace.record.arrivals[3].at + held;
+        if held.is_zero() {
+            // Nothing but the second copy has been early: right behind the first.
+            let second = trace.record.arrivals.iter().rposition(|arrival| arrival.id == TWICE).unwrap();
+            let mut copy = trace.record.arrivals.remove(second);
+            copy.at = until;
+            copy.position = Some((Arc::from("e"), 45));
+            trace.record.arrivals.insert(4, copy);
+        }
+        for arrival in &mut trace.record.arrivals[3..] {
+            arrival.at = arrival.at.max(until);
+        }
         let verdict = trace.verdict();
-        assert_eq!((verdict.doubled.count > 0, verdict.forgotten > 0), (!forgiven, forgiven), "{verdict:?}");
+        assert_eq!((verdict.doubled.count, verdict.forgotten), (u64::from(!forgiven), u64::from(forgiven)), "{ttl:?}");
+    }
+}
+
+#[test]
+fn row_01_a_copy_in_a_later_turn_is_forgiven_only_where_the_first_had_been_removed() {
+    for (limits, after, forgiven) in [
+        (limits(10_000, 5), 1_000, false),
+        (limits(10_000, 5), 5_500, true),
+        (limits(20, 300), 1_500, false),
+        (limits(20, 300), 3_000, true),
+        (limits(10_000, 300), 10_000, false),
+    ] {
+        let whole = stored_twice(limits, Duration::from_millis(after), false);
+        // The turn ends half a second after the first copy.
+        let ended = whole.record.arrivals[3].at + Duration::from_millis(500);
+        let until = whole.begun_before(ended);
+        let (mut before, mut now) = (whole.clone(), whole);
+        let is_earlier = |n: u64| n <= until;
+        before.published.acks.retain(|ack| is_earlier(ack.id.n));
+        before.published.begun = until;
+        before.record.arrivals.retain(|arrival| arrival.at <= ended);
+        before.record.stays[0].ended = ended;
+        let mut unsettled = Unsettled::default();
+        let beside = before.beside.clone().unwrap();
+        unsettled.note(&[before.published.clone(), beside.clone()], std::slice::from_ref(&before.record), &now.rules);
+        now.published.acks.retain(|ack| !is_earlier(ack.id.n));
+        now.beside = Some(Published::acknowledged(STREAM, TWICE.lane, vec![]));
+        now.beside.as_mut().unwrap().past.add(&beside, ended);
+        now.published.past.add(&before.published, ended);
+        now.record.arrivals.retain(|arrival| arrival.at > ended);
+        now.record.earlier = before.record.next(true).earlier;
+        unsettled.remind(std::slice::from_mut(&mut now.record));
+        let verdict = now.verdict();
+        let expected: &[&str] = if forgiven { &[] } else { &["doubled"] };
+        let said = format!("{limits:?}, after {after} ms: {verdict:?}");
+        assert_eq!((charges(&verdict).as_slice(), verdict.forgotten), (expected, u64::from(forgiven)), "{said}");
     }
 }
 

@@ -1,15 +1,17 @@
 //! Compares what was acknowledged with what arrived: every message at every follower, once, in order.
 
-use super::alarms::{Limits, StreamLog, is_false_alarm};
+use super::alarms::{Limits, is_false_alarm};
+use super::copies::{Copy, is_forgotten};
 use super::live::Lateness;
-use super::record::{Arrival, Record, Reject};
+use super::log::StreamLog;
+use super::record::{Arrival, Had, Record, Reject};
 use super::removal::{Removal, judge_removals};
 use super::roster::Kind;
-use super::source::{Ack, Id, Published};
+use super::source::{Ack, Excluded, Id, Published, TRANSIENT_LANE};
 use super::standing::judge_base;
 use super::transient::{Whispers, judge_transient};
 use super::verdict::Verdict;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,11 +35,8 @@ impl Default for Rules {
 
 pub fn judge(published: &[Published], records: &[Record], removals: &[Removal], rules: &Rules) -> Verdict {
     let mut verdict = Verdict::default();
-    let mut streams: HashMap<&str, StreamLog> = HashMap::new();
-    for source in published {
-        note_source(source, &mut verdict);
-        streams.entry(&source.stream).or_default().note(source);
-    }
+    published.iter().for_each(|source| note_source(source, &mut verdict));
+    let streams = StreamLog::of_all(published);
     let whispers = Whispers::of(records);
     for record in records {
         judge_member(record, &streams, rules, &mut verdict);
@@ -73,6 +72,12 @@ fn note_source(source: &Published, verdict: &mut Verdict) {
             verdict.positions.add(|| format!("{}: {before:?} acknowledged before {after:?}", source.stream));
         }
     }
+    let excluding = source.acks.iter().filter(|ack| ack.excluded.is_some()).count() as u64;
+    verdict.exercised.exclusion += excluding;
+    verdict.exercised.batches += source.batches;
+    if source.lane == TRANSIENT_LANE {
+        verdict.exercised.transient += source.acks.len() as u64;
+    }
     verdict.published += source.begun;
     verdict.retries += source.retries;
     verdict.acknowledged += source.acks.len() as u64;
@@ -88,6 +93,7 @@ fn judge_member(record: &Record, streams: &HashMap<&str, StreamLog>, rules: &Rul
     verdict.fresh += u64::from(record.fresh);
     verdict.silences += u64::from(record.silences);
     verdict.skewed += u64::from(record.skewed);
+    verdict.exercised.whispers += record.whispers.len() as u64;
     for surprise in &record.surprises {
         verdict.surprises.add(|| format!("client {client}: {surprise}"));
     }
@@ -115,8 +121,8 @@ fn judge_subscription(
     let subscription = &record.follower.follows[follow];
     let lateness = Lateness { record, within: rules.live_within };
     // What an earlier turn left open counts as seen if it came then.
-    let before = record.open.iter().filter(|arrival| arrival.follow == follow);
-    let mut seen: HashMap<Id, &Position> = before.map(|arrival| (arrival.id, &arrival.position)).collect();
+    let before = record.open.iter().filter(|had| had.arrival.follow == follow);
+    let mut seen: HashMap<Id, Seen<'_>> = before.map(|had| (had.arrival.id, Seen::Before(had))).collect();
     let mut order = Order::after(record, follow);
     for arrival in record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.is_stored()) {
         let ack = log.acks.get(&arrival.id);
@@ -126,22 +132,34 @@ fn judge_subscription(
             format!("client {client} {} {id:?} {acked:?} on connection {connection}", subscription.identifier)
         };
         verdict.arrived += 1;
-        if log.refused.contains(&arrival.id) {
+        if log.is_refused(arrival.id) {
             verdict.unstored.add(describe);
         }
-        let may_come = log.is_open(arrival.id) || log.refused.contains(&arrival.id);
+        let may_come = log.is_open(arrival.id) || log.is_refused(arrival.id);
         if log.is_of_an_earlier_turn(arrival.id) && !may_come {
-            verdict.doubled.add(|| format!("{}, long after it was due", describe()));
+            if record.was_missing(follow, arrival.id) && !seen.contains_key(&arrival.id) {
+                verdict.late.add(|| format!("{}, in a later turn than it was due in", describe()));
+            } else if log.is_given_up(arrival.id) {
+                verdict.late.add(|| format!("{}, long after its publication was given up", describe()));
+            } else {
+                verdict.doubled.add(|| format!("{}, long after it was due", describe()));
+            }
+            seen.insert(arrival.id, Seen::Now(arrival));
             continue;
         }
-        if let Some((excluded, session)) = ack.and_then(|ack| ack.excluded)
-            && excluded == client
-            && record.stays.get(arrival.connection as usize - 1).is_some_and(|stay| stay.session == session)
+        if let Some(excluded) = log.excluded(arrival.id).filter(|excluded| excluded.client == client)
+            && let Some(how) = not_excluded(record, arrival, excluded, log)
         {
-            verdict.not_excluded.add(describe);
+            verdict.not_excluded.add(|| format!("{} {how}", describe()));
         }
         let first = seen.get(&arrival.id).copied();
-        let twice = rules.limits.is_some_and(|limits| log.is_forgotten(arrival, first, limits));
+        let twice = first.map_or_else(
+            || ack.is_some_and(|ack| was_stored_again(record, arrival, ack, log, rules)),
+            |first| {
+                let (first, second) = (first.copy(record, log), Copy::of(record, arrival, log));
+                rules.limits.is_some_and(|limits| is_forgotten(log, arrival.id, &first, &second, limits))
+            },
+        );
         match (&arrival.position, acked) {
             (None, _) => verdict.unpositioned += 1,
             (Some(at), Some(acked)) if at != acked && !twice => {
@@ -154,18 +172,19 @@ fn judge_subscription(
         {
             verdict.epochs.insert(Arc::clone(epoch));
         }
-        if first.is_some() {
+        if let Some(first) = first {
             if excuses.take(&subscription.stream, acked.or(arrival.position.as_ref())) {
                 verdict.excused += 1;
             } else if twice {
                 verdict.forgotten += 1;
             } else {
-                verdict.doubled.add(|| format!("{} at {:?}, before at {first:?}", describe(), arrival.position));
+                let before = first.position();
+                verdict.doubled.add(|| format!("{} at {:?}, before at {before:?}", describe(), arrival.position));
             }
             continue;
         }
-        seen.insert(arrival.id, &arrival.position);
-        if let Some(before) = order.broken_by(arrival.id, arrival.position.as_ref().or(acked), ack.is_some()) {
+        seen.insert(arrival.id, Seen::Now(arrival));
+        if let Some(before) = order.broken_by(arrival, acked, ack.is_some()) {
             verdict.disordered.add(|| format!("{} after {before}", describe()));
         }
         if let Some(ack) = ack {
@@ -175,7 +194,7 @@ fn judge_subscription(
             }
         }
     }
-    let is_excluded = |ack: &Ack| ack.excluded.is_some_and(|(excluded, _)| excluded == client);
+    let is_excluded = |ack: &Ack| ack.excluded.is_some_and(|excluded| excluded.client == client);
     let excluded = log.acks.values().filter(|ack| is_excluded(ack)).count() as u64;
     verdict.excluded += excluded;
     verdict.expected += log.acks.len() as u64 - excluded;
@@ -188,29 +207,120 @@ fn judge_subscription(
         let describe = || format!("client {client} {} {id:?} at {acked:?}", subscription.identifier);
         if is_missed_by_time(record, follow, ack) {
             verdict.by_time += 1;
-        } else if !is_signalled(record, follow, ack) {
-            verdict.unsignalled.add(describe);
+        } else if !is_signalled(record, follow, ack, log) {
+            verdict.unsignalled.add(|| format!("{}, {}", describe(), surroundings(record, follow, *id)));
         }
         verdict.missing.add(describe);
     }
 }
 
-/// The order of one subscription's messages so far: offsets rise within an epoch, and each source's acknowledged
-/// messages come as it published them, which can be told even without positions.
-#[derive(Default)]
+/// What was seen of a message before.
+#[derive(Clone, Copy)]
+enum Seen<'a> {
+    /// In an earlier turn of the run.
+    Before(&'a Had),
+    Now(&'a Arrival),
+}
+
+impl<'a> Seen<'a> {
+    fn position(self) -> &'a Position {
+        match self {
+            Self::Before(had) => &had.arrival.position,
+            Self::Now(arrival) => &arrival.position,
+        }
+    }
+
+    fn copy(self, record: &Record, log: &StreamLog) -> Copy<'a> {
+        match self {
+            Self::Before(had) => Copy::from(had),
+            Self::Now(arrival) => Copy::of(record, arrival, log),
+        }
+    }
+}
+
+/// It came under another position than the one that was acknowledged, and the limits may have removed one of these two
+/// copies before the other was stored.
+fn was_stored_again(record: &Record, arrival: &Arrival, ack: &Ack, log: &StreamLog, rules: &Rules) -> bool {
+    let Some(limits) = rules.limits else { return false };
+    if arrival.position.is_none() || ack.position.is_none() || arrival.position == ack.position {
+        return false;
+    }
+    let (came, acked) = (Copy::of(record, arrival, log), Copy::acknowledged(ack));
+    is_forgotten(log, arrival.id, &came, &acked, limits) || is_forgotten(log, arrival.id, &acked, &came, limits)
+}
+
+/// How a message reached the session that was excluded from it.
+fn not_excluded(record: &Record, arrival: &Arrival, excluded: Excluded, log: &StreamLog) -> Option<String> {
+    let stay = record.stay(arrival).filter(|stay| stay.session == excluded.session)?;
+    let age = arrival.at.saturating_duration_since(excluded.since).as_secs_f64();
+    let begun = log.tried(arrival.id).map_or(arrival.at, |(begun, _)| begun);
+    let took = arrival.at.saturating_duration_since(begun).as_secs_f64();
+    let ago = stay.sid.saturating_sub(excluded.sid);
+    Some(format!(
+        "at {:?}, {took:.1} s after it was begun; the client was named by its sid of {ago} sids ago, {age:.1} s old",
+        arrival.position
+    ))
+}
+
+/// The order of one subscription's messages. Where they have positions, one without was let out when its client was awaited
+/// no longer: what the client asked for late follows it, and it has an order among its like of the same connection only.
+/// Where another identifier of the client has brought it further, that comes without positions, too.
 struct Order {
-    highest: Position,
-    lanes: HashMap<u16, u64>,
+    positioned: Row,
+    has_positions: bool,
+    /// The client follows the stream twice.
+    is_shared: bool,
+    /// By connection.
+    released: HashMap<u32, Row>,
+    /// Connections that have gone back to what was asked for late.
+    gone_back: HashSet<u32>,
 }
 
 impl Order {
     /// It goes on where earlier turns left it.
     fn after(record: &Record, follow: usize) -> Self {
         let last = record.earlier.iter().rev().find(|arrival| arrival.follow == follow);
-        Self { highest: last.and_then(|arrival| arrival.position.clone()), lanes: HashMap::new() }
+        let highest = last.and_then(|arrival| arrival.position.clone());
+        let has_positions = highest.is_some() || has_positions(record, follow);
+        let stream = &record.follower.follows[follow].stream;
+        Self {
+            positioned: Row { highest, lanes: HashMap::new() },
+            has_positions,
+            is_shared: record.follower.follows.iter().filter(|follow| follow.stream == *stream).count() > 1,
+            released: HashMap::new(),
+            gone_back: HashSet::new(),
+        }
     }
 
     /// What came before and should not have.
+    fn broken_by(&mut self, arrival: &Arrival, acked: Option<&(Arc<str>, u64)>, acknowledged: bool) -> Option<String> {
+        let is_released = self.has_positions && arrival.position.is_none();
+        let row = match is_released {
+            true => self.released.entry(arrival.connection).or_default(),
+            false => &mut self.positioned,
+        };
+        let mut broken = row.broken_by(arrival.id, arrival.position.as_ref().or(acked), acknowledged);
+        if is_released && self.is_shared && broken.is_some() && self.gone_back.insert(arrival.connection) {
+            *row = Row::default();
+            broken = row.broken_by(arrival.id, acked, acknowledged);
+        }
+        broken
+    }
+}
+
+fn has_positions(record: &Record, follow: usize) -> bool {
+    record.arrivals.iter().any(|arrival| arrival.follow == follow && arrival.position.is_some())
+}
+
+/// Messages in their order so far: offsets rise within an epoch, and each source's acknowledged messages come as it
+/// published them, which can be told even without positions.
+#[derive(Default)]
+struct Row {
+    highest: Position,
+    lanes: HashMap<u16, u64>,
+}
+
+impl Row {
     fn broken_by(&mut self, id: Id, position: Option<&(Arc<str>, u64)>, acknowledged: bool) -> Option<String> {
         let mut broken = None;
         if let Some((epoch, offset)) = position {
@@ -245,26 +355,56 @@ fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
     stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.stood.unwrap_or(stay.ended))
 }
 
+/// What came of the same source before and after a missing message, and on which connections history was rejected since.
+fn surroundings(record: &Record, follow: usize, id: Id) -> String {
+    let tell = |arrival: Option<&Arrival>| match arrival {
+        Some(Arrival { id, connection, position: Some((_, offset)), .. }) => {
+            format!("message {} at {offset} on connection {connection}", id.n)
+        }
+        Some(Arrival { id, connection, position: None, .. }) => {
+            format!("message {} without a position on connection {connection}", id.n)
+        }
+        None => "nothing".to_owned(),
+    };
+    let of_source = || record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.lane == id.lane);
+    let before = of_source().filter(|arrival| arrival.id.n < id.n).max_by_key(|arrival| arrival.id.n);
+    let after = of_source().filter(|arrival| arrival.id.n > id.n).min_by_key(|arrival| arrival.id.n);
+    let since = before.map_or(0, |arrival| arrival.connection);
+    let until = after.map_or(u32::MAX, |arrival| arrival.connection.saturating_add(1));
+    let rejects = record.rejects.iter().filter(|reject| reject.follow == follow);
+    let near = rejects.map(|reject| reject.connection).filter(|connection| (since..=until).contains(connection));
+    let near: Vec<u32> = near.collect();
+    format!("between {} and {}; rejected on connections {near:?}", tell(before), tell(after))
+}
+
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow. It can
 /// only tell of what was there when it was sent, so it came after the message's first attempt, which may be the one that
 /// stored it, however much later that was acknowledged.
 ///
-/// What follows may have come before it on the same connection if the client asked too late: it waited for the request no
-/// longer, and came without its position.
-fn is_signalled(record: &Record, follow: usize, ack: &Ack) -> bool {
+/// What follows may have come before it if the client asked too late: it waited for the request no longer, and came without
+/// its position, so that the client names the same one as before on this connection or on the next. What is missing behind
+/// the first of these is missing without a reason.
+fn is_signalled(record: &Record, follow: usize, ack: &Ack, log: &StreamLog) -> bool {
     let (id, at) = (ack.id, ack.position.as_ref());
-    let is_after = |arrival: &Arrival| match (at, &arrival.position) {
+    let place = |arrival: &Arrival| {
+        let acked = || log.acks.get(&arrival.id).and_then(|ack| ack.position.clone());
+        arrival.position.clone().or_else(acked)
+    };
+    let is_after = |arrival: &Arrival| match (at, &place(arrival)) {
         (Some((epoch, offset)), Some((its_epoch, its_offset))) if epoch == its_epoch => Some(its_offset > offset),
         _ if arrival.id.lane == id.lane => Some(arrival.id.n > id.n),
         _ => None,
     };
     let of_follow = || record.arrivals.iter().enumerate().filter(|(_, arrival)| arrival.follow == follow);
-    let has_positions = of_follow().any(|(_, arrival)| arrival.position.is_some());
+    let has_positions = has_positions(record, follow);
     let is_in_place = |reject: &Reject| {
-        let was_released =
-            |arrival: &Arrival| has_positions && arrival.position.is_none() && arrival.connection == reject.connection;
+        let was_released = |arrival: &Arrival| has_positions && arrival.position.is_none();
+        // What was let out for this request, or for one before it: nothing with a position came between.
+        let before = record.arrivals[..reject.after].iter().rev().filter(|arrival| arrival.follow == follow);
+        let mut released = before.take_while(|arrival| was_released(arrival));
+        let behind_released = released.any(|arrival| is_after(arrival) == Some(false));
         of_follow().all(|(index, arrival)| match is_after(arrival) {
-            Some(true) => reject.after <= index || was_released(arrival),
+            Some(true) => reject.after <= index || was_released(arrival) && !behind_released,
             Some(false) => index < reject.after,
             None => true,
         })

@@ -96,6 +96,7 @@ fn a_cut_between_two_copies_excuses_one_copy_of_that_message() {
         ended: tokio::time::Instant::now(),
         fresh: false,
         session: 1,
+        sid: 1,
         by_client: Some(true),
         positions: BTreeMap::from([(double.follows[0].stream.clone(), offset)]),
     };
@@ -127,12 +128,72 @@ fn a_loss_is_signalled_by_a_rejection_in_its_place_only() {
     }
 }
 
-/// The client's request came when the hold was over: what had been held went out without positions before it.
+/// The client's request came when the hold was over: what was published meanwhile went out without a position, and what the
+/// client had asked for came after it.
+#[test]
+fn what_is_let_out_without_a_position_has_an_order_among_its_like_of_a_connection_only() {
+    let plain = follower(Kind::Plain);
+    let judged = |released: &[usize], arrivals: &[(usize, u64)]| {
+        let mut late = record(&plain, arrivals);
+        released.iter().for_each(|index| late.arrivals[*index].position = None);
+        let verdict = judge(&published(&plain), std::slice::from_ref(&late), &[], &Rules::default());
+        // The same on a connection each.
+        late.arrivals.iter_mut().zip(1..).for_each(|(arrival, connection)| arrival.connection = connection);
+        let apart = judge(&published(&plain), &[late], &[], &Rules::default());
+        (verdict.disordered.count, apart.disordered.count)
+    };
+    assert_eq!(judged(&[0], &[(0, 3), (0, 1), (0, 2)]), (0, 0));
+    assert_eq!(judged(&[0, 1], &[(0, 2), (0, 3), (0, 1)]), (0, 0));
+    assert_eq!(judged(&[0], &[(0, 3), (0, 2), (0, 1)]), (1, 1), "a replay has its own order");
+    assert_eq!(judged(&[0, 1], &[(0, 3), (0, 2), (0, 1)]), (1, 0), "and so has what is let out");
+}
+
+/// The other identifier has the client's position moved: what this one asks for late comes without positions, once.
+#[test]
+fn where_a_stream_is_followed_twice_what_was_asked_for_late_has_no_positions_either() {
+    let double = follower(Kind::Double);
+    for (order, disordered) in [([3, 1, 2], 0), ([3, 2, 1], 1), ([2, 1, 3], 0)] {
+        let mut late = record(&double, &[(0, 1), (0, 2), (0, 3), (1, order[0]), (1, order[1]), (1, order[2])]);
+        late.arrivals[3..].iter_mut().for_each(|arrival| arrival.position = None);
+        // It has had positions before.
+        late.earlier = vec![Arrival { follow: 1, position: Some((Arc::from("e"), 5)), ..late.arrivals[3].clone() }];
+        let verdict = judge(&published(&double), &[late], &[], &Rules::default());
+        assert_eq!(verdict.disordered.count, disordered, "{order:?}");
+    }
+}
+
+/// What had been let out was there when the rejection was sent.
+#[test]
+fn a_rejection_excuses_nothing_behind_the_first_message_that_was_released_before_it() {
+    let plain = follower(Kind::Plain);
+    for (arrivals, lost, unsignalled) in [
+        ([(0, 2), (0, 3), (0, 4)].as_slice(), 1, 0),
+        (&[(0, 1), (0, 3), (0, 4)], 1, 1),
+        (&[(0, 3), (0, 4)], 2, 0),
+        // Told behind what precedes it, and before what follows.
+        (&[(0, 2), (0, 4)], 2, 0),
+    ] {
+        let mut sources = published(&plain);
+        let last = sources[0].acks[2].clone();
+        let id = Id { n: 4, ..last.id };
+        sources[0].acks.push(Ack { id, position: Some((Arc::from("e"), 40)), ..last });
+        let mut late = record(&plain, arrivals);
+        late.arrivals[..arrivals.len() - 1].iter_mut().for_each(|arrival| arrival.position = None);
+        let reject = Reject { follow: 0, after: arrivals.len() - 1, connection: 1, at: tokio::time::Instant::now() };
+        late.rejects.push(reject);
+        // The last one comes live after the rejection.
+        let verdict = judge(&sources, &[late], &[], &Rules::default());
+        assert_eq!((verdict.missing.count, verdict.unsignalled.count), (lost, unsignalled), "{arrivals:?}");
+    }
+}
+
+/// The client's request came when the hold was over: what had been held went out without positions before it. Or no request
+/// came before the connection ended: on the next one the client asks from where it was.
 #[test]
 fn a_rejection_tells_of_what_precedes_messages_that_were_released_before_it() {
     let plain = follower(Kind::Plain);
     let published = published(&plain);
-    for (connection, positioned, unsignalled) in [(1, false, 0), (2, false, 1), (1, true, 1)] {
+    for (connection, positioned, unsignalled) in [(1, false, 0), (2, false, 0), (1, true, 1), (2, true, 1)] {
         let mut late = record(&plain, &[(0, 1), (0, 3)]);
         if !positioned {
             late.arrivals[1].position = None;

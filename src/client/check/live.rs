@@ -82,13 +82,9 @@ pub(super) struct Lateness<'a> {
 }
 
 impl Lateness<'_> {
-    fn stay(&self, connection: u32) -> Option<&Stay> {
-        self.record.stays.get(usize::try_from(connection).ok()?.checked_sub(1)?)
-    }
-
     /// The time from acknowledgement to arrival, if the connection stood before the message was published.
     pub fn live(&self, arrival: &Arrival, ack: &Ack) -> Option<Duration> {
-        let stood = self.stay(arrival.connection)?.stood?;
+        let stood = self.record.stay(arrival)?.stood?;
         (stood < ack.begun).then(|| arrival.at.saturating_duration_since(ack.at))
     }
 

@@ -64,6 +64,8 @@ pub struct Member {
     fresh: bool,
     /// Number of the present session.
     session: u32,
+    /// Which of the client's ids the present one is.
+    sid: u32,
     /// Whispers so far.
     whispered: u64,
     /// Identifiers whose history came on the present connection.
@@ -119,6 +121,7 @@ impl Member {
             stood: None,
             fresh: false,
             session: 0,
+            sid: 0,
             whispered: 0,
             answered: BTreeSet::new(),
             epoch: Arc::from(""),
@@ -185,8 +188,8 @@ impl Member {
             _ => BTreeMap::new(),
         };
         let (welcomed, stood, fresh) = (self.welcomed.take(), self.stood.take(), std::mem::take(&mut self.fresh));
-        let (session, ended) = (self.session, Instant::now());
-        self.record.stays.push(Stay { welcomed, stood, ended, fresh, session, by_client, positions });
+        let (session, sid, ended) = (self.session, self.sid, Instant::now());
+        self.record.stays.push(Stay { welcomed, stood, ended, fresh, session, sid, by_client, positions });
     }
 
     /// Hands over what was written down so far, and goes on with an empty record.
@@ -247,7 +250,8 @@ impl Member {
                     None => std::future::pending().await,
                 }
             };
-            let frames = tokio::select! {
+            let mut may_whisper = false;
+            let mut frames = tokio::select! {
                 received = link.next() => {
                     heard = Instant::now();
                     match received {
@@ -274,9 +278,8 @@ impl Member {
                         self.record.silences += 1;
                         return End::Lost;
                     }
-                    let mut frames = self.stock.on_tick(now_secs());
-                    frames.extend(self.whisper(*phase.borrow()));
-                    frames
+                    may_whisper = true;
+                    self.stock.on_tick(now_secs())
                 }
                 changed = phase.changed() => {
                     match (changed.is_ok(), *phase.borrow_and_update()) {
@@ -287,21 +290,25 @@ impl Member {
                 }
             };
             self.write_down(returning);
+            let settled = self.stock.is_settled();
+            self.progress.settled.store(settled, Ordering::Release);
+            // Who stays for less than a second has no other time for it.
+            may_whisper |= self.note_return(settled);
+            if may_whisper {
+                frames.extend(self.whisper(*phase.borrow()));
+            }
             for frame in frames {
                 if link.send(frame).await.is_err() {
                     return End::Lost;
                 }
             }
-            let settled = self.stock.is_settled();
-            self.progress.settled.store(settled, Ordering::Release);
-            self.note_return(settled);
         }
     }
 
-    /// One in five seconds, where all subscriptions stand.
+    /// At the first occasion and then at one in five seconds and returns, where all subscriptions stand.
     fn whisper(&mut self, phase: Phase) -> Option<String> {
         let wanted = self.habits.whispers && phase == Phase::Run && self.stood.is_some();
-        if !wanted || self.dice.below(5) > 0 {
+        if !wanted || self.whispered > 0 && self.dice.below(5) > 0 {
             return None;
         }
         let follower = &self.record.follower;
@@ -314,16 +321,17 @@ impl Member {
         Some(command)
     }
 
-    /// Back is who has every subscription and the history of each.
-    fn note_return(&mut self, settled: bool) {
+    /// Back is who has every subscription and the history of each. Answers whether that has just come true.
+    fn note_return(&mut self, settled: bool) -> bool {
         let complete = !self.habits.history || self.answered.len() >= self.record.follower.follows.len();
-        if !(settled && complete) {
-            return;
+        if !(settled && complete) || self.stood.is_some() {
+            return false;
         }
-        self.stood.get_or_insert_with(Instant::now);
+        self.stood = Some(Instant::now());
         if let Some(since) = self.returning_since.take() {
             self.record.resumes.push(since.elapsed());
         }
+        true
     }
 
     fn write_down(&mut self, returning: bool) {
@@ -332,7 +340,8 @@ impl Member {
                 StockEvent::Delivery(data) => self.arrived(&data),
                 StockEvent::Welcome { restored } => {
                     self.welcomed = Some(Instant::now());
-                    self.session = self.progress.welcome(self.stock.url_sid().unwrap_or_default(), restored);
+                    (self.session, self.sid) =
+                        self.progress.welcome(self.stock.url_sid().unwrap_or_default(), restored);
                     self.fresh = returning && !restored;
                     self.record.restored += u32::from(restored);
                     self.record.fresh += u32::from(self.fresh);

@@ -1,11 +1,12 @@
 //! What a run watches of its members while it runs.
 
 use super::roster::Follower;
-use super::source::Id;
+use super::source::{Excluded, Id};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// What the run watches while it runs.
 #[derive(Debug, Default)]
@@ -64,6 +65,17 @@ pub struct Session {
     pub first: String,
     /// Its present id.
     pub sid: String,
+    /// Counts all ids of the client from 1.
+    pub nth: u32,
+    /// When the client was given its present id.
+    pub since: Instant,
+}
+
+impl Session {
+    /// This client, excluded by its present id.
+    pub fn excluded(&self, client: usize) -> Excluded {
+        Excluded { client, session: self.number, sid: self.nth, since: self.since }
+    }
 }
 
 impl Progress {
@@ -87,16 +99,18 @@ impl Progress {
         if shared { self.cuts.load(Ordering::Acquire) } else { 0 }
     }
 
-    /// A welcome came; answers with the number of the session.
-    pub(super) fn welcome(&self, sid: &str, restored: bool) -> u32 {
-        let Ok(mut session) = self.session.lock() else { return 0 };
-        let next = match session.take() {
-            Some(old) if restored => Session { sid: sid.to_owned(), ..old },
-            old => Session { number: old.map_or(0, |old| old.number) + 1, first: sid.to_owned(), sid: sid.to_owned() },
+    /// A welcome came; answers with the number of the session, and which of the client's ids this one is.
+    pub(super) fn welcome(&self, sid: &str, restored: bool) -> (u32, u32) {
+        let Ok(mut session) = self.session.lock() else { return (0, 0) };
+        let (old, sid, since) = (session.take(), sid.to_owned(), Instant::now());
+        let nth = old.as_ref().map_or(0, |old| old.nth) + 1;
+        let next = match old {
+            Some(old) if restored => Session { sid, nth, since, ..old },
+            old => Session { number: old.map_or(0, |old| old.number) + 1, first: sid.clone(), sid, nth, since },
         };
-        let number = next.number;
+        let numbers = (next.number, next.nth);
         *session = Some(next);
-        number
+        numbers
     }
 }
 

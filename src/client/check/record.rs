@@ -1,7 +1,8 @@
 //! What a client writes down of everything that reaches it.
 
+use super::numbers::Numbers;
 use super::roster::Follower;
-use super::source::Id;
+use super::source::{Ack, Id};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,26 @@ pub struct Arrival {
     /// Counts the client's connections within a record from 1; 0: one that ended before.
     pub connection: u32,
     pub at: Instant,
+}
+
+/// A message of an earlier turn of the run as it reached a client, where a second copy may come yet.
+#[derive(Clone, Debug)]
+pub struct Had {
+    pub arrival: Arrival,
+    /// It came when it was stored.
+    pub live: bool,
+    /// How many messages at most have been stored after it by the end of the last turn.
+    pub after: u64,
+}
+
+/// An acknowledged message of an earlier turn that was still on its way to a connection which goes on.
+#[derive(Clone, Debug)]
+pub struct Undelivered {
+    /// Index in [`Follower::follows`].
+    pub follow: usize,
+    pub ack: Ack,
+    /// How many messages at most have been stored after it by the end of the last turn.
+    pub after: u64,
 }
 
 /// The server said that messages of a subscription are lost.
@@ -62,6 +83,8 @@ pub struct Stay {
     pub fresh: bool,
     /// Number of the client's session.
     pub session: u32,
+    /// Which of the client's ids it had; they are counted from 1.
+    pub sid: u32,
     /// `None`: the run ended it.
     pub by_client: Option<bool>,
     /// Stream ⇒ offset of the client's position at the end, for clients with two identifiers on one stream.
@@ -77,7 +100,11 @@ pub struct Record {
     /// Of the connection that it still has: subscription and lane ⇒ the highest number that it had brought before.
     pub brought: BTreeMap<(usize, u16), u64>,
     /// What it had before of messages that earlier turns left without an answer; the run knows which.
-    pub open: Vec<Arrival>,
+    pub open: Vec<Had>,
+    /// Subscription and lane ⇒ what the turn before has given up as missing; the run knows it, too.
+    pub missing: BTreeMap<(usize, u16), Numbers>,
+    /// What the turn before could not judge yet, of a client of the base protocol.
+    pub undelivered: Vec<Undelivered>,
     pub arrivals: Vec<Arrival>,
     /// In order; [`Arrival::connection`] counts them from 1.
     pub stays: Vec<Stay>,
@@ -101,6 +128,16 @@ pub struct Record {
 }
 
 impl Record {
+    /// The connection on which something arrived, if it was one of this turn.
+    pub fn stay(&self, arrival: &Arrival) -> Option<&Stay> {
+        self.stays.get(usize::try_from(arrival.connection).ok()?.checked_sub(1)?)
+    }
+
+    /// The turn before has given it up as missing here.
+    pub fn was_missing(&self, follow: usize, id: Id) -> bool {
+        self.missing.get(&(follow, id.lane)).is_some_and(|numbers| numbers.contains(id.n))
+    }
+
     /// Of somebody who has seen nothing yet.
     pub fn new(follower: Follower) -> Self {
         Self {
@@ -108,6 +145,8 @@ impl Record {
             earlier: Vec::new(),
             brought: BTreeMap::new(),
             open: Vec::new(),
+            missing: BTreeMap::new(),
+            undelivered: Vec::new(),
             arrivals: Vec::new(),
             stays: Vec::new(),
             restored: 0,

@@ -22,6 +22,8 @@ use url::Url;
 
 /// Between two of them.
 const PAUSE: Range<Duration> = Duration::from_millis(1_500)..Duration::from_secs(5);
+/// Before the first: a short run has one, too.
+const FIRST_PAUSE: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(1);
 /// For the answer to a client that comes with a dead session.
 const WELCOME: Duration = Duration::from_secs(10);
 /// The way of what a server sent before it knew.
@@ -88,7 +90,7 @@ impl Remover {
             return all;
         }
         loop {
-            let pause = self.dice.within(&PAUSE);
+            let pause = self.dice.within(if all.is_empty() { &FIRST_PAUSE } else { &PAUSE });
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = self.phase.wait_for(|phase| *phase > Phase::Run) => return all,

@@ -1,6 +1,6 @@
 //! The figures of a run, for people and for programs.
 
-use super::features::Features;
+use super::features::{Exercised, Features};
 use super::live::Times;
 use super::run::Outcome;
 use super::transient::Passing;
@@ -17,6 +17,9 @@ pub struct Report {
     pub features: Features,
     /// Names of features that were asked for and that the server does not have.
     pub lacking: Vec<&'static str>,
+    /// Names of what was asked for, and that the run never came to do.
+    pub not_exercised: Vec<&'static str>,
+    pub exercised: Exercised,
     pub seed: u64,
     pub published: u64,
     pub acked: u64,
@@ -141,6 +144,8 @@ impl Report {
             violations: violations.into_iter().filter_map(|(name, count)| (count > 0).then_some(name)).collect(),
             features,
             lacking: Vec::new(),
+            not_exercised: Vec::new(),
+            exercised: Exercised { removals: v.removals, base: v.base_arrived, ..v.exercised },
             seed,
             published: v.published,
             acked: v.acknowledged,
@@ -195,12 +200,16 @@ impl Report {
 }
 
 impl Report {
-    /// That the server has these features is part of the promise.
+    /// That the server has these features is part of the promise, and that they were checked.
     #[must_use]
     pub fn requiring(mut self, names: &[String]) -> Self {
         self.lacking = self.features.lacking(names);
-        if !self.lacking.is_empty() {
-            self.violations.push("lacking");
+        self.not_exercised = self.exercised.lacking(names);
+        self.not_exercised.retain(|name| !self.lacking.contains(name));
+        for (name, what) in [("lacking", &self.lacking), ("not_exercised", &self.not_exercised)] {
+            if !what.is_empty() {
+                self.violations.push(name);
+            }
         }
         self
     }
@@ -214,6 +223,9 @@ impl fmt::Display for Report {
         }
         if !self.lacking.is_empty() {
             writeln!(f, "which was required    {}", self.lacking.join(", "))?;
+        }
+        if !self.not_exercised.is_empty() {
+            writeln!(f, "required, not checked {}", self.not_exercised.join(", "))?;
         }
         let line = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, note: &str| {
             writeln!(f, "{name:<20} {count:>9}  {note}").map(|()| ())
@@ -286,15 +298,36 @@ mod tests {
     #[test]
     fn a_server_without_what_is_required_breaks_a_promise() {
         let without = Features { whispers: true, ..Features::default() };
+        let exercised = Exercised { whispers: 1, ..Exercised::default() };
+        let verdict = Verdict { exercised, ..Verdict::default() };
+        let outcome = Outcome { verdict, ..Outcome::default() };
         let report = |required: &[&str]| {
             let required: Vec<String> = required.iter().map(|name| (*name).to_owned()).collect();
-            Report::new(&Outcome::default(), without, 1, true).requiring(&required)
+            Report::new(&outcome, without, 1, true).requiring(&required)
         };
         assert!(report(&["whispers"]).violations.is_empty());
         let lacking = report(&["whispers", "exclusion"]);
         assert_eq!((&lacking.lacking, &lacking.violations), (&vec!["exclusion"], &vec!["lacking"]));
         let shown = lacking.to_string();
         assert!(shown.contains("which was required    exclusion\n") && shown.contains("FAIL: lacking"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_required_and_was_never_done_is_no_success() {
+        let all = Features { whispers: true, exclusion: true, removals: true, ..Features::default() };
+        let report = |exercised: Exercised, required: &str| {
+            let verdict = Verdict { exercised, removals: 1, base_arrived: 1, ..Verdict::default() };
+            let outcome = Outcome { verdict, ..Outcome::default() };
+            Report::new(&outcome, all, 1, true).requiring(&[required.to_owned()])
+        };
+        let one = Exercised { whispers: 1, ..Exercised::default() };
+        for done in ["whispers", "removals", "base"] {
+            assert!(report(one, done).violations.is_empty(), "{done}");
+        }
+        let never = report(one, "exclusion");
+        assert_eq!((&never.violations, &never.not_exercised), (&vec!["not_exercised"], &vec!["exclusion"]));
+        assert!(never.to_string().contains("required, not checked exclusion\n"), "{never}");
+        assert_eq!(report(one, "batches").violations, ["lacking"], "said once");
     }
 
     #[test]

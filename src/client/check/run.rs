@@ -205,7 +205,7 @@ impl Check {
         }
         self.unsettled.remind(&mut records);
         self.sum.add(&published, &records, &removals, &self.rules);
-        self.unsettled.note(&published, &records);
+        self.unsettled.note(&published, &records, &self.rules);
         self.note_removals(removals);
         for person in &self.people {
             person.progress.start_anew();

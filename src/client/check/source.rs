@@ -1,6 +1,7 @@
 //! Sources: some per stream, one request at a time, each with a key, tried again until it is acknowledged.
 
 use super::Phase;
+use super::numbers::Numbers;
 use super::progress::{Progress, Silent};
 use super::roster::Dice;
 use crate::boottime;
@@ -19,6 +20,10 @@ use tokio::time::Instant;
 const TURN: Duration = Duration::from_millis(100);
 /// For all followers of a silent stream to leave.
 const LEAVING: Duration = Duration::from_secs(20);
+/// A request that was given up may be carried out so much later.
+pub(super) const CARRIED_OUT: Duration = Duration::from_secs(60);
+/// And then be on its way for as long as a server stands still.
+const STANDS_STILL: Duration = Duration::from_secs(60);
 
 /// Names a message within its stream; part of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,6 +51,18 @@ impl Id {
     }
 }
 
+/// The client that must not get a message, as it was when the message was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excluded {
+    pub client: usize,
+    /// Number of its session.
+    pub session: u32,
+    /// Which of its ids was named, as [`super::record::Stay::sid`] counts them.
+    pub sid: u32,
+    /// When it had been given that one.
+    pub since: Instant,
+}
+
 /// What an acknowledgement said.
 #[derive(Clone, Debug)]
 pub struct Ack {
@@ -53,8 +70,8 @@ pub struct Ack {
     /// Epoch and offset; `None` from servers that do not tell.
     pub position: Option<(Arc<str>, u64)>,
     pub duplicate: bool,
-    /// The client that must not get it, and which of its sessions.
-    pub excluded: Option<(usize, u32)>,
+    /// Who must not get it.
+    pub excluded: Option<Excluded>,
     /// When its first attempt began.
     pub begun: Instant,
     pub at: Instant,
@@ -64,6 +81,8 @@ pub struct Ack {
 #[derive(Clone, Debug)]
 pub struct Unacked {
     pub id: Id,
+    /// Who must not get it, if it is stored after all.
+    pub excluded: Option<Excluded>,
     pub begun: Instant,
     pub ended: Instant,
     /// Every attempt was answered "not stored", or reached nobody: it must never arrive.
@@ -78,23 +97,31 @@ pub struct Past {
     pub begun: u64,
     /// Those of them that may yet be stored.
     pub open: Vec<Unacked>,
+    /// Those of them that were not acknowledged, and too long ago to be stored now.
+    pub given_up: Numbers,
     /// Those of them that must never arrive.
-    pub refused: Vec<Id>,
+    pub refused: Numbers,
     /// The last one with a position.
     pub last: Option<Ack>,
 }
 
 impl Past {
     /// A turn is over.
-    pub fn add(&mut self, turn: &Published) {
+    pub fn add(&mut self, turn: &Published, now: Instant) {
         self.begun = turn.past.begun + turn.begun;
         for unacked in &turn.unacknowledged {
             if unacked.refused {
-                self.refused.push(unacked.id);
+                self.refused.insert(unacked.id.n);
             } else {
                 self.open.push(unacked.clone());
             }
         }
+        let (open, over) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition(|unacked| now < unacked.ended + CARRIED_OUT + STANDS_STILL);
+        self.open = open;
+        let over: Vec<Unacked> = over;
+        over.iter().for_each(|unacked| self.given_up.insert(unacked.id.n));
         if let Some(last) = turn.acks.iter().rev().find(|ack| ack.position.is_some()) {
             self.last = Some(last.clone());
         }
@@ -110,6 +137,8 @@ pub struct Published {
     /// Messages begun.
     pub begun: u64,
     pub acks: Vec<Ack>,
+    /// Acknowledged requests that carried several messages.
+    pub batches: u64,
     pub retries: u64,
     /// Not acknowledged in time: nothing was promised.
     pub unacknowledged: Vec<Unacked>,
@@ -126,6 +155,7 @@ impl Published {
             past,
             begun: 0,
             acks: Vec::new(),
+            batches: 0,
             retries: 0,
             unacknowledged: Vec::new(),
             errors: Vec::new(),
@@ -276,13 +306,14 @@ impl Source {
             (_, several) => unreachable!("{} messages in one request that is no batch", several.len()),
         };
         let (first, count, begun) = (ids[0], ids.len() as u64, Instant::now());
+        let named = excluded.as_ref().map(|(client, session)| session.excluded(*client));
         let key = format!("{}-{}-{}-{}", self.outlet.run, self.stream, first.lane, first.n);
         let answer = match publishers.publish(&body, &key, self.outlet.retry_for).await {
             Ok(answer) => answer,
             Err(error @ PublishError::GaveUp { .. }) => {
                 let refused = matches!(error, PublishError::GaveUp { unknown: false, .. });
                 let (error, ended) = (error.to_string(), Instant::now());
-                let unacked = |id| Unacked { id, begun, ended, refused, error: error.clone() };
+                let unacked = |id| Unacked { id, excluded: named, begun, ended, refused, error: error.clone() };
                 return published.unacknowledged.extend(ids.into_iter().map(unacked));
             }
             Err(error) => return published.errors.push(format!("{} {first:?}: {error}", self.stream)),
@@ -291,7 +322,8 @@ impl Source {
         if !(answer.is_empty() || ours && answer.len() == ids.len()) {
             return published.errors.push(format!("{} {first:?}: strange answer {answer:?}", self.stream));
         }
-        let (at, excluded) = (Instant::now(), excluded.map(|(client, session)| (client, session.number)));
+        let at = Instant::now();
+        published.batches += u64::from(count > 1);
         for (index, id) in ids.into_iter().enumerate() {
             let one = answer.get(index);
             let position = one.and_then(|one| {
@@ -299,7 +331,7 @@ impl Source {
                 Some((Arc::from(one.epoch.as_deref()?), offset))
             });
             let duplicate = one.is_some_and(|one| one.duplicate);
-            published.acks.push(Ack { id, position, duplicate, excluded, begun, at });
+            published.acks.push(Ack { id, position, duplicate, excluded: named, begun, at });
         }
         self.acknowledged.fetch_add(count, Ordering::Relaxed);
     }

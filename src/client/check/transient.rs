@@ -2,7 +2,7 @@
 //! their sender. On the next connection one may come again: a node that stood still is late, and nothing tells it what the
 //! client was sent elsewhere meanwhile.
 
-use super::alarms::StreamLog;
+use super::log::StreamLog;
 use super::record::{Arrival, Record, Stay, Whisper};
 use super::source::{Id, TRANSIENT_LANE};
 use super::verdict::Verdict;
@@ -60,8 +60,7 @@ impl<'a> Whispers<'a> {
 
 /// Number of the session that it reached.
 fn session_of(record: &Record, arrival: &Arrival) -> Option<u32> {
-    let index = usize::try_from(arrival.connection).ok()?.checked_sub(1)?;
-    Some(record.stays.get(index)?.session)
+    Some(record.stay(arrival)?.session)
 }
 
 pub(super) fn judge_transient(

@@ -1,5 +1,6 @@
 //! What a run has shown, in counts and examples.
 
+use super::features::Exercised;
 use super::live::Times;
 use super::transient::Passing;
 use std::collections::BTreeSet;
@@ -63,6 +64,7 @@ pub struct Verdict {
     pub not_excluded: Finding,
     /// Messages kept from the client that was excluded.
     pub excluded: u64,
+    pub exercised: Exercised,
     /// Remote disconnects that were acknowledged, and those that a session survived.
     pub removals: u64,
     pub revived: Finding,
@@ -146,6 +148,7 @@ impl Verdict {
         self.transient.merge(other.transient);
         self.whispers.merge(other.whispers);
         self.excluded += other.excluded;
+        self.exercised.add(other.exercised);
         self.removals += other.removals;
         self.base_arrived += other.base_arrived;
         self.base_removed += other.base_removed;

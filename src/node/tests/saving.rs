@@ -9,29 +9,29 @@ use serde_json::{Value, json as value};
 
 const CHAT: &str = r#"{"channel":"Chat"}"#;
 
-fn public(stream: impl std::fmt::Display) -> String {
+pub(super) fn public(stream: impl std::fmt::Display) -> String {
     value!({ "channel": "$pubsub", "stream_name": stream.to_string() }).to_string()
 }
 
 /// A stream with a long name.
-fn long(n: usize, size: usize) -> String {
+pub(super) fn long(n: usize, size: usize) -> String {
     public(format!("{n:0>size$}"))
 }
 
-fn streams_only(writes: &Arc<Writes>, setup: Setup) -> Cluster {
+pub(super) fn streams_only(writes: &Arc<Writes>, setup: Setup) -> Cluster {
     let subscriptions = SubscriptionLimits::default();
     let setup = Setup { noauth: true, no_application: true, writes: writes.clone(), subscriptions, ..setup };
     Cluster::with(Script::default(), setup)
 }
 
-async fn head(cluster: &Cluster, sid: &str) -> Option<String> {
+pub(super) async fn head(cluster: &Cluster, sid: &str) -> Option<String> {
     let stored = cluster.broker.load_session(&SessionKey::of(sid)).await.unwrap()?;
     SavedSession::decode(&stored.body).unwrap();
     Some(String::from_utf8(stored.body.to_vec()).unwrap())
 }
 
 /// Waits until this holds for what is stored of a session; virtual time passes meanwhile.
-async fn until(cluster: &Cluster, sid: &str, what: &str, holds: impl Fn(Option<&str>) -> bool) {
+pub(super) async fn until(cluster: &Cluster, sid: &str, what: &str, holds: impl Fn(Option<&str>) -> bool) {
     for _ in 0..2_000 {
         if holds(head(cluster, sid).await.as_deref()) {
             return;
@@ -41,7 +41,7 @@ async fn until(cluster: &Cluster, sid: &str, what: &str, holds: impl Fn(Option<&
     panic!("20 s have passed without: {what}");
 }
 
-async fn restored_ids(cluster: &Cluster, sid: &str) -> Option<usize> {
+pub(super) async fn restored_ids(cluster: &Cluster, sid: &str) -> Option<usize> {
     let mut back = cluster.connect_with(1, hello(Some(sid)));
     back.next().await["restored_ids"].as_array().map(Vec::len)
 }
@@ -360,7 +360,7 @@ async fn a_deletion_that_never_succeeds_pauses() {
 }
 
 /// All of what is stored of a session can be used.
-async fn is_complete(cluster: &Cluster, sid: &str) -> bool {
+pub(super) async fn is_complete(cluster: &Cluster, sid: &str) -> bool {
     let key = SessionKey::of(sid);
     match cluster.broker.load_session(&key).await.unwrap() {
         Some(head) => stored::complete(&cluster.nodes[1], &key, head).await.unwrap().is_some(),
@@ -369,7 +369,7 @@ async fn is_complete(cluster: &Cluster, sid: &str) -> bool {
 }
 
 /// Proofs of what was not missed do not grow old before half of `sessions_ttl` is over, which is 300 s here.
-fn written_rarely() -> Setup {
+pub(super) fn written_rarely() -> Setup {
     Setup { history_ttl: Some(1_200 * SECOND), ..Setup::default() }
 }
 

@@ -48,6 +48,8 @@ pub enum Fault {
     /// There is room for what lies beside sessions, and not for their heads.
     HeadsFull,
     TooLarge,
+    /// A head is larger than what the store takes, and no part is.
+    HeadsTooLarge,
     /// What is no part is stored, and the answer gets lost.
     Unanswered,
     /// The same of what lies beside a session: its parts, and what became of it.
@@ -92,7 +94,10 @@ impl Writes {
             Some(Fault::Away) => Err(Unavailable("away".into()).into()),
             Some(Fault::Full) => Err(SaveError::Full("full".into())),
             Some(Fault::TooLarge) => Err(SaveError::TooLarge),
-            Some(Fault::HeadsFull | Fault::Unanswered | Fault::BesideUnanswered | Fault::Stubborn) | None => Ok(()),
+            Some(
+                Fault::HeadsFull | Fault::HeadsTooLarge | Fault::Unanswered | Fault::BesideUnanswered | Fault::Stubborn,
+            )
+            | None => Ok(()),
         }
     }
 
@@ -179,6 +184,9 @@ impl Broker for Store {
         }
         if self.writes.fault() == Some(Fault::HeadsFull) {
             return Err(SaveError::Full("full".into()));
+        }
+        if self.writes.fault() == Some(Fault::HeadsTooLarge) {
+            return Err(SaveError::TooLarge);
         }
         let saved = self.writes.keep(key, self.log.save_session(key, body, revision, life).await);
         match self.writes.fault() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json as value};
 
 const CHAT: &str = r#"{"channel":"Chat"}"#;
 
-fn elsewhere() -> Value {
+pub(super) fn elsewhere() -> Value {
     value!({ "close": 1000, "reason": "Session resumed elsewhere" })
 }
 
@@ -266,12 +266,12 @@ async fn note(cluster: &Cluster, sid: &str, succession: &Succession) {
     cluster.broker.save_beside(&place, Bytes::from(succession.encode()), None).await.unwrap();
 }
 
-async fn noted(cluster: &Cluster, sid: &str) -> Option<Over> {
+pub(super) async fn noted(cluster: &Cluster, sid: &str) -> Option<Over> {
     supersede::over(&cluster.nodes[0], &SessionKey::of(sid)).await.unwrap()
 }
 
 /// Uses up the share of saved sessions to the last byte.
-async fn fill(cluster: &Cluster) {
+pub(super) async fn fill(cluster: &Cluster) {
     let (mut size, mut step) = (0, 1 << 14);
     while step > 0 {
         let body = Bytes::from(vec![b' '; size + step]);

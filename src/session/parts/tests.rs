@@ -29,6 +29,8 @@ enum End {
     /// Larger than it may be: nothing is written.
     TooLarge,
     PartRefused,
+    /// Its parts are stored, and its head is not handed over.
+    NeverOffered,
     HeadRefused,
     /// Stored without an answer.
     HeadUnknown,
@@ -45,10 +47,27 @@ impl Store {
         session: &mut Session,
         all: bool,
         end: End,
+        meanwhile: impl FnMut(&mut Session),
+        late: impl FnMut(&mut Session),
+    ) {
+        let plan = session.plan(&no_proof, all, 1, true);
+        self.carry_out(session, plan, end, meanwhile, late);
+    }
+
+    /// The same of the next part that is to be written anew.
+    fn commit_piece(&mut self, session: &mut Session, end: End, meanwhile: impl FnMut(&mut Session)) {
+        let plan = session.plan_piece(&no_proof, 1, true);
+        self.carry_out(session, plan, end, meanwhile, |_| {});
+    }
+
+    fn carry_out(
+        &mut self,
+        session: &mut Session,
+        plan: SavePlan,
+        end: End,
         mut meanwhile: impl FnMut(&mut Session),
         mut late: impl FnMut(&mut Session),
     ) {
-        let plan = session.plan(&no_proof, all, 1, true);
         if end == End::TooLarge {
             return;
         }
@@ -68,9 +87,15 @@ impl Store {
                     let abandoned = session.abandon();
                     return self.delete(abandoned);
                 }
-                session.adopt(split, &revisions, &no_proof, 1, true).body
+                let head = session.adopt(split, &revisions, &no_proof, 1, true);
+                if end == End::NeverOffered {
+                    let unoffered = session.take_unoffered();
+                    return self.delete(unoffered);
+                }
+                head.body
             }
         };
+        session.note_offered();
         let (composed, version) = (content(session), session.version());
         late(session);
         if end == End::HeadRefused {
@@ -249,16 +274,29 @@ enum Op {
     Unsubscribe(u16),
     Change(u16),
     Many(u16),
-    Commit { all: bool, end: End, meanwhile: Vec<(bool, u16)>, late: Vec<Range<u16>> },
+    Commit {
+        all: bool,
+        end: End,
+        meanwhile: Vec<(bool, u16)>,
+        late: Vec<Range<u16>>,
+    },
+    /// From now on everything is to be written anew, piece by piece.
+    Stale,
+    Piece {
+        end: End,
+        meanwhile: Vec<(bool, u16)>,
+    },
     Delete,
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let end = prop_oneof![
-        4 => Just(End::Stored), 1 => Just(End::TooLarge), 1 => Just(End::PartRefused), 1 => Just(End::HeadRefused),
-        1 => Just(End::HeadUnknown)
-    ];
-    let meanwhile = prop::collection::vec((any::<bool>(), 0u16..300), 0..4);
+    let end = || {
+        prop_oneof![
+            4 => Just(End::Stored), 1 => Just(End::TooLarge), 1 => Just(End::PartRefused), 1 => Just(End::HeadRefused),
+            1 => Just(End::NeverOffered), 1 => Just(End::HeadUnknown)
+        ]
+    };
+    let meanwhile = || prop::collection::vec((any::<bool>(), 0u16..300), 0..4);
     // Enough to leave whole parts.
     let late = prop::collection::vec((0u16..300, 0u16..200).prop_map(|(n, many)| n..n + many), 0..3);
     prop_oneof![
@@ -266,10 +304,43 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0u16..300).prop_map(Op::Unsubscribe),
         2 => (0u16..300).prop_map(Op::Change),
         1 => (0u16..250).prop_map(Op::Many),
-        4 => (prop::bool::weighted(0.2), end, meanwhile, late)
+        4 => (prop::bool::weighted(0.2), end(), meanwhile(), late)
             .prop_map(|(all, end, meanwhile, late)| Op::Commit { all, end, meanwhile, late }),
+        1 => Just(Op::Stale),
+        4 => (end(), meanwhile()).prop_map(|(end, meanwhile)| Op::Piece { end, meanwhile }),
         1 => Just(Op::Delete),
     ]
+}
+
+fn change(session: &mut Session, changes: &[(bool, u16)], offset: u64) {
+    for (add, n) in changes {
+        match add {
+            true => subscribe(session, *n, offset),
+            false => drop(session.unsubscribe(&text(*n))),
+        }
+    }
+}
+
+/// What is there beside it never takes more room than one part.
+#[test]
+fn row_12_a_session_is_written_anew_part_by_part() {
+    let (mut session, mut store) = (session(), Store::default());
+    (0..1_000).for_each(|n| subscribe(&mut session, n, 1));
+    store.commit(&mut session, false, End::Stored, |_| {});
+    let before: Vec<u64> = store.parts.keys().copied().collect();
+    session.note_stale();
+    let mut pieces = 0;
+    while session.has_stale() {
+        let planned = session.plan_piece(&no_proof, 1, true);
+        let SavePlan::Split(split) = &planned else { panic!("each needs a part") };
+        assert!(split.parts.len() == 1 && split.parts[0].body.len() <= PART + 1_024);
+        store.commit_piece(&mut session, End::Stored, |session| subscribe(session, 2_000 + pieces, 1));
+        assert_eq!(store.parts.len(), before.len());
+        assert_eq!(content(&store.read()), content(&session));
+        pieces += 1;
+    }
+    assert_eq!(usize::from(pieces), before.len());
+    assert!(before.iter().all(|number| !store.parts.contains_key(number)));
 }
 
 proptest! {
@@ -295,13 +366,15 @@ proptest! {
                     store.delete(parts);
                     prop_assert!(store.parts.is_empty(), "all that was there was named");
                 }
+                Op::Stale => session.note_stale(),
+                Op::Piece { end, meanwhile } => {
+                    store.commit_piece(&mut session, end, |session| change(session, &meanwhile, offset));
+                    if store.head.is_some() {
+                        prop_assert_eq!(&content(&store.read()), &store.kept);
+                    }
+                }
                 Op::Commit { all, end, meanwhile, late } => {
-                    let change = |session: &mut Session| for (add, n) in &meanwhile {
-                        match add {
-                            true => subscribe(session, *n, offset),
-                            false => drop(session.unsubscribe(&text(*n))),
-                        }
-                    };
+                    let change = |session: &mut Session| change(session, &meanwhile, offset);
                     store.commit_while(&mut session, all, end, change, |session| {
                         late.iter().cloned().flatten().for_each(|n| drop(session.unsubscribe(&text(n))));
                     });

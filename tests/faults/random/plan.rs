@@ -138,6 +138,13 @@ impl Plan {
         self.steps.iter().find_map(|step| step.fault.impossible())
     }
 
+    /// Nothing is removed while anybody may still try to publish it: nothing is stored twice for that reason.
+    pub fn keeps_what_is_tried(&self) -> bool {
+        let setting = |wanted: &str| self.settings.iter().find(|(name, _)| *name == wanted)?.1.parse().ok();
+        setting("history_ttl").is_some_and(|ttl: u64| ttl >= 60)
+            && setting("history_limit").is_some_and(|limit: u64| limit >= HISTORY_LIMIT)
+    }
+
     /// The log's life may end.
     pub fn ends_an_epoch(&self) -> bool {
         self.steps.iter().any(|step| step.fault.ends_an_epoch())

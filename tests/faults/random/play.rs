@@ -138,6 +138,9 @@ fn failures(plan: &Plan, checked: &Checked) -> Vec<String> {
     for name in none.into_iter().chain(extras).filter(|name| count(name) > 0) {
         failures.push(format!("{name}: {}", count(name)));
     }
+    if plan.keeps_what_is_tried() && count("forgotten") > 0 {
+        failures.push(format!("forgotten: {}, and nothing was removed", count("forgotten")));
+    }
     if count("epochs") > 1 && !plan.ends_an_epoch() {
         failures.push(format!("{} epochs", count("epochs")));
     }
