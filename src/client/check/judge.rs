@@ -344,16 +344,24 @@ impl Row {
 }
 
 /// The client came back with a new session after this message, and had no position to ask from: this subscription had
-/// brought none by then, in this turn or before.
+/// brought none by then, in this turn or before. Where it was not even confirmed before the connection ended it begins on
+/// the next one, whether that session is restored or not.
 fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
     if record.earlier.iter().any(|arrival| arrival.follow == follow) {
         return false;
     }
     let positioned = record.arrivals.iter().find(|arrival| arrival.position.is_some() && arrival.follow == follow);
     let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
-    let stays = (1..=first).zip(&record.stays);
-    // What is published once it has its history must come live.
-    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.stood.unwrap_or(stay.ended))
+    let mut begins = false;
+    for (_, stay) in (1..=first).zip(&record.stays) {
+        begins |= stay.fresh;
+        // What is published once it has its history must come live.
+        if begins && ack.begun < stay.stood.unwrap_or(stay.ended) {
+            return true;
+        }
+        begins &= stay.stood.is_none();
+    }
+    false
 }
 
 /// What came of the same source before and after a missing message, on which connections, and whether history was rejected
