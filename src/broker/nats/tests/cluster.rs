@@ -416,7 +416,10 @@ async fn row_02_a_server_that_was_frozen_hides_no_remote_disconnect() {
         }
         assert!(begun.elapsed() < PATIENCE, "{answered} answers only: {errors:?}");
     }
-    assert_eq!(eventually_marked(&node, "gone").await, mark);
+    // An attempt that got no answer may have been stored, too, before the one that got one or after it.
+    let known = eventually_marked(&node, "gone").await;
+    assert!(known >= mark, "{known} instead of {mark}");
+    let mark = known;
     assert_eq!(eventually_marked(&node, "somebody else").await, 0);
     // Whoever has not come as far as this node has heard is not believed.
     let generation = node.broker.core.generation().unwrap();
