@@ -233,7 +233,8 @@ pub struct Facts {
 /// What is kept of a stream at and behind an offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// The message at the offset itself is kept. Removal takes the oldest first, so everything after it is kept too.
+    /// The message at the offset itself is kept, or was when `next` followed it. Removal takes the oldest first, so everything
+    /// after it is kept too: a page that begins with `next` lacks nothing in front.
     pub kept: bool,
     /// Messages kept after the offset, or more: never fewer. Only counted where the message itself is not kept.
     pub after: u64,
@@ -251,9 +252,17 @@ impl Behind {
         if self.facts.last_seq < up_to {
             return Err(Unavailable("the log's leader has not come so far yet".into()));
         }
-        let kept = self.next.filter(|next| *next <= up_to);
-        let whole = kept.is_none_or(|next| messages.first().is_some_and(|first| first.offset <= next));
-        whole.then_some(()).ok_or_else(|| Unavailable("a replica has dropped what the log's leader keeps".into()))
+        let whole = match (self.next, messages.first().map(|first| first.offset)) {
+            (None, None) => true,
+            // What was read is gone meanwhile, all of it; or this is the word of one that had not heard of it yet.
+            (None, Some(_)) => !self.kept && self.after == 0,
+            (Some(next), None) => next > up_to,
+            // Where everything is kept, nothing else is the first.
+            (Some(next), Some(first)) => first == next || first < next && !self.kept,
+        };
+        whole
+            .then_some(())
+            .ok_or_else(|| Unavailable("a replica has dropped what the log's leader keeps, or the leader lags".into()))
     }
 }
 
@@ -411,7 +420,7 @@ pub trait Broker: Send + Sync + 'static {
         max_bytes: usize,
     ) -> Result<Page, Unavailable>;
 
-    /// What is kept at and behind offset `x`, fresh as of this call (from the leader). Asked after a page was read, it
+    /// What is kept at and behind offset `x`, see [`Behind::confirms`]. Asked after a page was read, it
     /// tells whether messages had been dropped to make room before the page was complete.
     async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable>;
 
@@ -440,8 +449,13 @@ pub trait Broker: Send + Sync + 'static {
     /// The state of this stream's log, fresh as of this call (from the leader).
     async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable>;
 
-    /// Reads from the leader: only the leader's miss is a miss.
+    /// Fresh as of this call, a miss too: what was acknowledged before the call is in the answer.
     async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable>;
+
+    /// The write of this revision, of what [belongs](Self::save_beside) to a session. `None`: it is not there any more.
+    async fn load_part(&self, key: &SessionKey, revision: u64) -> Result<Option<StoredSession>, Unavailable> {
+        Ok(self.load_session(key).await?.filter(|stored| stored.revision == revision))
+    }
 
     /// Names who answers from now on, for [`Self::vouch`]. Waits until there is somebody.
     async fn answering(&self) -> Result<Answering, Unavailable> {
@@ -479,6 +493,53 @@ pub trait Broker: Send + Sync + 'static {
     /// its mark.
     async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError>;
 
-    /// The mark of the newest remote disconnect of these identifiers, 0 if there is none; from the leader.
+    /// The mark of the newest remote disconnect of these identifiers, 0 if there is none; fresh as of this call.
     async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Meta, Payload};
+
+    fn message(offset: u64) -> Arc<Message> {
+        let payload = Payload::from_json(Bytes::from_static(b"{}"));
+        Arc::new(Message { offset, time: 1_000, payload, meta: Meta::default() })
+    }
+
+    fn confirms(kept: bool, after: u64, next: Option<u64>, page: &[u64]) -> bool {
+        let facts = Facts {
+            first_seq: 1,
+            last_seq: 110,
+            limit: 10,
+            ttl: Duration::from_secs(60),
+            revision: 1,
+            raised_at: 0,
+            now: StoreTime::default(),
+            stored: StoreTime::default(),
+            skew: Duration::ZERO,
+        };
+        let messages: Vec<_> = page.iter().copied().map(message).collect();
+        Behind { kept, after, next, facts }.confirms(&messages, 110).is_ok()
+    }
+
+    #[test]
+    fn row_02_a_page_begins_with_what_follows_a_message_that_is_kept() {
+        assert!(confirms(true, 0, Some(101), &[101, 105]));
+        assert!(confirms(true, 0, None, &[]) && confirms(true, 0, Some(111), &[]), "nothing follows");
+        assert!(
+            !confirms(true, 0, Some(101), &[105]) && !confirms(true, 0, Some(101), &[]),
+            "the page lacks its first"
+        );
+        // Who says so has not heard of what the page holds: it may keep what its successor has dropped.
+        assert!(!confirms(true, 0, None, &[105]) && !confirms(true, 0, Some(111), &[105]));
+    }
+
+    #[test]
+    fn row_02_a_page_whose_beginning_is_gone_meanwhile_is_told_from_one_that_is_not_known_yet() {
+        assert!(confirms(false, 3, Some(105), &[101, 105]) && confirms(false, 3, Some(111), &[101, 105]));
+        assert!(confirms(false, 0, None, &[101]), "nothing is left");
+        assert!(!confirms(false, 3, None, &[101]), "something is left, and older than what was read");
+        assert!(!confirms(false, 3, Some(101), &[105]));
+    }
 }

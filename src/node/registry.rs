@@ -111,7 +111,8 @@ impl Handle {
 
     /// The client may have been disconnected remotely without our knowing: nothing is delivered to it any more.
     pub(super) fn suspend(&self) {
-        self.suspended_since.store(unix_ms(), Ordering::Release);
+        // What comes after the first time is what the client has not got.
+        let _ = self.suspended_since.compare_exchange(0, unix_ms(), Ordering::AcqRel, Ordering::Acquire);
         self.outbox.suspend();
     }
 
@@ -227,5 +228,25 @@ impl Registry {
             let close = if handover && handle.key.is_some() { Close::Handover } else { Close::Restart };
             handle.outbox.close(close);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client without a position asks for what came since then.
+    #[test]
+    fn row_07_who_is_suspended_again_stays_suspended_since_the_first_time() {
+        let handle = Handle::new("a".into(), Arc::new(Outbox::new(crate::protocol::Encoding::Json, 1)), None);
+        assert_eq!(handle.suspended_since(), None);
+        handle.suspend();
+        let since = handle.suspended_since();
+        assert!(since.is_some());
+        while Some(unix_ms()) <= since {
+            std::thread::yield_now();
+        }
+        handle.suspend();
+        assert_eq!(handle.suspended_since(), since);
     }
 }

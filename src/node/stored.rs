@@ -68,10 +68,10 @@ async fn with_parts(
         Err(fault) => return Ok(Err(fault)),
     };
     let names = saved.parts().to_vec();
-    let places: Vec<_> = names.iter().map(|name| place(key, name.number)).collect();
-    let reads = places.into_iter().map(|place| {
+    let places: Vec<_> = names.iter().map(|name| (place(key, name.number), name.revision)).collect();
+    let reads = places.into_iter().map(|(place, revision)| {
         let broker = broker.clone();
-        async move { broker.load_session(&place).await }
+        async move { broker.load_part(&place, revision).await }
     });
     let parts: Vec<_> = futures_util::stream::iter(reads).buffered(PARTS_AT_ONCE).try_collect().await?;
     for (name, part) in names.iter().zip(parts) {

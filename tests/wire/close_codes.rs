@@ -110,7 +110,8 @@ async fn a_stuck_socket_is_dropped() {
         server.publish("chat", json!(text)).await;
     }
     server.metric_becomes("timeout_server_msg_total", 1).await;
-    assert!(server.log().contains("event=client_not_reading"), "the operator is told");
+    let told = async || server.log().contains("event=client_not_reading").then_some(());
+    eventually("the operator is told", told).await;
     let mut seen = 0;
     while let Event::Frame(_) = stuck.event().await {
         seen += 1;

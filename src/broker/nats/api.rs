@@ -210,7 +210,16 @@ impl Api {
         self.call(&format!("STREAM.INFO.{stream}"), &Value::Null).await
     }
 
-    /// A message from the leader; `None` only if the leader has none.
+    /// A stream's state, from a leader that is in touch with the majority.
+    pub async fn led(&self, stream: &str, which: &Value) -> Result<StreamInfo, ApiError> {
+        let info: StreamInfo = self.call(&format!("STREAM.INFO.{stream}"), which).await?;
+        match info.cluster.is_led() {
+            true => Ok(info),
+            false => Err(ApiError::Unreadable(format!("the leader of {stream} is out of touch with the majority"))),
+        }
+    }
+
+    /// A message from who calls itself the leader; `None` only if it has none.
     pub async fn message(&self, stream: &str, which: &Value) -> Result<Option<Kept>, ApiError> {
         #[derive(Deserialize)]
         struct Answer {

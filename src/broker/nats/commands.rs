@@ -3,7 +3,9 @@
 //! Its sequence has no holes, so a hole in what was heard is a lost message and is read again. Marks rise across
 //! re-creations of this log, because each begins at the time of its creation.
 
-use super::api::{ApiError, StreamInfo, StreamState};
+use super::api::ApiError;
+use super::followed::{Doubt, Followed, UNREADABLE, Word};
+use super::fresh::lags;
 use super::generation::{Connection, Generation};
 use super::publish::{Write, WriteError};
 use super::token::hash_hex;
@@ -17,7 +19,7 @@ use async_nats::header::{self, NATS_SEQUENCE, NATS_STREAM};
 use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -28,41 +30,6 @@ const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const BATCH: usize = 200;
 const MAX_BYTES: usize = 512 * 1024;
 const SILENCE: Duration = Duration::from_millis(1000);
-/// How long a leader may stay behind what was heard: one that was frozen, or has just been elected, takes in what it lacks.
-/// Only a log that stays so has gone back.
-const LAGGING_LEADER: Duration = Duration::from_secs(3);
-
-/// How far this node has followed, across connections. Whether something was missed is a question of sequences alone: how
-/// long the node was away, by whichever clock, says nothing about it.
-#[derive(Clone, Debug)]
-pub(super) struct Followed {
-    pub log: String,
-    /// All commands up to this sequence were passed on.
-    pub held: u64,
-    /// Message id of the command at that sequence, if it is known: an older copy of the log may have another one there.
-    pub id: Option<String>,
-    /// Since when a leader of a cluster has said that the log does not come so far.
-    pub beyond: Option<Instant>,
-}
-
-impl Followed {
-    pub(super) fn to(log: &str, held: u64, id: Option<String>) -> Self {
-        Self { log: log.into(), held, id, beyond: None }
-    }
-}
-
-/// Why nothing proves that all commands were heard.
-pub(super) fn missed(followed: &Followed, log: &str, state: &StreamState) -> Option<&'static str> {
-    if followed.log != log {
-        return Some("the log of remote commands is another one");
-    }
-    if state.last_seq < followed.held {
-        return Some("the log of remote commands went back");
-    }
-    let cut = state.first_seq > followed.held + 1 && state.last_seq > followed.held;
-    cut.then_some("remote commands expired before this node could read them")
-}
-
 impl Core {
     fn followed(&self) -> Option<Followed> {
         self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -81,17 +48,26 @@ impl Core {
     }
 
     /// An older copy of the log that has grown again reaches as far as this node has followed, with other commands.
-    async fn compare_newest(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
+    pub(super) async fn compare_newest(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
         let Some(mut followed) = self.followed().filter(|followed| followed.log == log && followed.held > 0) else {
             return Ok(());
         };
-        let Some(kept) = connection.api.message(log, &json!({"seq": followed.held})).await? else {
-            // Expired: it was there for as long as any copy of it could have been put back.
-            return Ok(());
+        let kept = connection.api.message(log, &json!({"seq": followed.held})).await?;
+        let info = connection.api.led(log, &Value::Null).await?;
+        let Some(kept) = kept else {
+            // Expired: it was there for as long as any copy of it could have been put back. A server that was frozen, or
+            // that takes in what it lacks, does not find it either.
+            let state = &info.state;
+            return match connection.clustered() && (state.first_seq..=state.last_seq).contains(&followed.held) {
+                true if !Doubt::lasts(&mut followed.gone, &info.cluster, UNREADABLE, Instant::now()) => {
+                    self.set_followed(followed);
+                    Err(lags())
+                }
+                _ => Ok(()),
+            };
         };
         let id = kept.header(header::NATS_MESSAGE_ID.as_ref());
         if followed.id.is_some() && followed.id != id {
-            let info = connection.api.info(log).await?;
             self.lost(Followed::to(log, info.state.last_seq, None), "the log of remote commands has changed");
             return Ok(());
         }
@@ -111,49 +87,45 @@ impl Core {
         self.set_followed(followed);
     }
 
-    /// Passes on everything up to the log's end, as the leader has it.
-    async fn catch_up(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
-        let info = connection.api.info(log).await?;
+    /// Passes on everything up to the log's end, as a leader has it that is in touch with the majority.
+    pub(super) async fn catch_up(&self, connection: &Connection, log: &str) -> Result<(), ApiError> {
+        let info = connection.api.led(log, &Value::Null).await?;
         let last = info.state.last_seq;
         let Some(mut followed) = self.followed() else {
             // A node that has just started has no sessions that an older command could be meant for.
             self.set_followed(Followed::to(log, last, None));
             return Ok(());
         };
-        if followed.log == log && last < followed.held && connection.clustered() {
-            let since = *followed.beyond.get_or_insert_with(Instant::now);
-            self.set_followed(followed.clone());
-            if since.elapsed() < LAGGING_LEADER {
+        let word = followed.hear(log, &info, connection.clustered(), Instant::now());
+        // Also what it says no more: a lag that is over is forgotten.
+        self.set_followed(followed.clone());
+        match word {
+            Word::Whole => {}
+            Word::NotYet => {
                 return Err(ApiError::Unreadable("the leader of the remote commands has not come so far yet".into()));
             }
-        }
-        followed.beyond = None;
-        if let Some(reason) = missed(&followed, log, &info.state) {
-            let same = followed.log == log && last >= followed.held;
-            // What is still there of the same log is passed on: it names who must not come back at all.
-            let held = if same { info.state.first_seq.saturating_sub(1) } else { last };
-            followed = Followed::to(log, held, None);
-            self.lost(followed.clone(), reason);
+            Word::Missed(reason) => {
+                let same = followed.log == log && last >= followed.held;
+                // What is still there of the same log is passed on: it names who must not come back at all.
+                let held = if same { info.state.first_seq.saturating_sub(1) } else { last };
+                followed = Followed::to(log, held, None);
+                self.lost(followed.clone(), reason);
+            }
         }
         while followed.held < last {
-            followed = self.read_commands(connection, followed, &info).await?;
+            followed = self.read_commands(connection, followed).await?;
             self.set_followed(followed.clone());
         }
         Ok(())
     }
 
     /// Passes on commands behind those that are held; answers with what is held then.
-    async fn read_commands(
-        &self,
-        connection: &Connection,
-        followed: Followed,
-        info: &StreamInfo,
-    ) -> Result<Followed, ApiError> {
-        let Followed { log, held, mut id, .. } = followed;
+    async fn read_commands(&self, connection: &Connection, mut followed: Followed) -> Result<Followed, ApiError> {
+        let Followed { log, held, mut id, .. } = followed.clone();
         let request = json!({"seq": held + 1, "batch": BATCH, "max_bytes": MAX_BYTES});
         let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
         let (messages, _) =
-            connection.api.mux.batch(format!("$JS.API.DIRECT.GET.{log}"), request, BATCH + 1, SILENCE).await?;
+            connection.api.mux.few(format!("$JS.API.DIRECT.GET.{log}"), request, BATCH + 1, SILENCE).await?;
         let mut reached = held;
         for message in messages {
             match headers::number(&message, &NATS_SEQUENCE) {
@@ -174,6 +146,11 @@ impl Core {
                     return Ok(Followed::to(&log, kept.seq, kept.header(header::NATS_MESSAGE_ID.as_ref())));
                 }
                 None => {
+                    let info = connection.api.led(&log, &Value::Null).await?;
+                    if !followed.next_is_gone(&info, connection.clustered(), Instant::now()) {
+                        self.set_followed(followed);
+                        return Err(lags());
+                    }
                     let next = Followed::to(&log, info.state.last_seq, None);
                     self.lost(next.clone(), "a remote command is gone");
                     return Ok(next);
@@ -247,7 +224,7 @@ pub(super) async fn run(core: Arc<Core>, connection: Arc<Connection>, log: Strin
             if headers::text(message, &NATS_STREAM) != Some(log.as_str()) {
                 continue;
             }
-            let (Some(seq), Some(mut followed)) = (headers::number(message, &NATS_SEQUENCE), core.followed()) else {
+            let (Some(seq), Some(followed)) = (headers::number(message, &NATS_SEQUENCE), core.followed()) else {
                 continue;
             };
             if seq <= followed.held {
@@ -255,9 +232,8 @@ pub(super) async fn run(core: Arc<Core>, connection: Arc<Connection>, log: Strin
             }
             if seq == followed.held + 1 {
                 core.pass_on(seq, &message.payload);
-                followed.held = seq;
-                followed.id = headers::text(message, &header::NATS_MESSAGE_ID).map(str::to_owned);
-                core.set_followed(followed);
+                let id = headers::text(message, &header::NATS_MESSAGE_ID).map(str::to_owned);
+                core.set_followed(Followed::to(&followed.log, seq, id));
                 continue;
             }
             metrics::GAPS.inc();

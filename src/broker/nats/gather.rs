@@ -52,18 +52,29 @@ trait Leaders {
     async fn move_leader(&self, stream: &str, to: &str) -> Result<(), SetupError>;
 }
 
-/// What one connection has seen of it.
+/// What this node has seen and done of it, across connections.
 #[derive(Default)]
-struct Gathering {
+pub(super) struct Gathering {
     /// What was seen at the last look.
     seen: Option<Apart>,
     /// Rounds in a row in which a handover failed.
     failed: u32,
+    /// Leaders stay where they are until then.
+    quiet_until: Option<Instant>,
 }
 
 impl Gathering {
+    /// Another connection may see something else.
+    fn connected(&mut self) {
+        self.seen = None;
+    }
+
     /// Looks, and moves leaders. Answers with the time until the next look.
     async fn go_on(&mut self, leaders: &impl Leaders, period: Duration) -> Result<Duration, SetupError> {
+        let left = self.quiet_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+        if !left.is_zero() {
+            return Ok(left);
+        }
         let found = match leaders.look().await? {
             Found::Apart(apart) => apart,
             Found::Together => {
@@ -88,7 +99,11 @@ impl Gathering {
             }
         }
         self.failed = if all_moved { 0 } else { (self.failed + 1) % TRIES };
-        Ok(if self.failed == 0 { PAUSE } else { period })
+        if self.failed > 0 {
+            return Ok(period);
+        }
+        self.quiet_until = Some(Instant::now() + PAUSE);
+        Ok(PAUSE)
     }
 }
 
@@ -119,7 +134,8 @@ impl Core {
         let Some(period) = self.config.gather_leaders.filter(|_| generation.connection.clustered()) else {
             return std::future::pending().await;
         };
-        let (servers, mut gathering) = (Servers { core: self, generation }, Gathering::default());
+        let (servers, mut gathering) = (Servers { core: self, generation }, self.gathering.lock().await);
+        gathering.connected();
         loop {
             let pause = gathering.go_on(&servers, period).await.unwrap_or_else(|error| {
                 tracing::debug!(%error, "cannot see who leads");
@@ -234,7 +250,9 @@ mod tests {
             if gathering.seen.is_none() {
                 assert_eq!(gathering.go_on(self, PERIOD).await.unwrap(), PERIOD);
             }
-            gathering.go_on(self, PERIOD).await.unwrap()
+            let pause = gathering.go_on(self, PERIOD).await.unwrap();
+            tokio::time::advance(pause).await;
+            pause
         }
     }
 
@@ -256,14 +274,14 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn one_leader_that_stays_where_it_is_keeps_no_other_there() {
         let (leaders, mut gathering) = (Told::apart(&["one"]), Gathering::default());
         assert_eq!(leaders.round(&mut gathering).await, PERIOD, "tried again soon");
         assert_eq!(*leaders.tried.borrow(), ["one", "two", "three"]);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_round_that_failed_is_repeated_three_times_in_a_row_and_then_left_alone_for_long() {
         let (leaders, mut gathering) = (Told::apart(&["three"]), Gathering::default());
         for pause in [PERIOD, PERIOD, PAUSE, PERIOD, PERIOD, PAUSE] {
@@ -273,7 +291,7 @@ mod tests {
         assert_eq!(leaders.round(&mut gathering).await, PAUSE);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn leaders_that_came_together_by_themselves_are_failed_handovers_no_more() {
         let (leaders, mut gathering) = (Told::apart(&["two"]), Gathering::default());
         for _ in 0..2 {
@@ -289,5 +307,25 @@ mod tests {
         leaders.found.replace(Found::Unsettled);
         assert_eq!(gathering.go_on(&leaders, PERIOD).await.unwrap(), PERIOD);
         assert_eq!(gathering.seen, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_lost_does_not_shorten_the_pause() {
+        let (leaders, mut gathering) = (Told::apart(&[]), Gathering::default());
+        for _ in 0..2 {
+            gathering.go_on(&leaders, PERIOD).await.unwrap();
+        }
+        let moved = leaders.tried.borrow().len();
+        assert_eq!(moved, 3);
+        gathering.connected();
+        tokio::time::advance(PAUSE / 2).await;
+        for _ in 0..3 {
+            assert_eq!(gathering.go_on(&leaders, PERIOD).await.unwrap(), PAUSE / 2);
+        }
+        assert_eq!(leaders.tried.borrow().len(), moved, "nothing is moved meanwhile");
+        tokio::time::advance(PAUSE / 2).await;
+        assert_eq!(gathering.go_on(&leaders, PERIOD).await.unwrap(), PERIOD);
+        gathering.go_on(&leaders, PERIOD).await.unwrap();
+        assert_eq!(leaders.tried.borrow().len(), 2 * moved);
     }
 }

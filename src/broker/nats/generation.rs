@@ -5,6 +5,8 @@
 //! anything is published, read or delivered through it.
 
 use super::api::{Api, ApiError, code};
+use super::config::bucket_stream;
+use super::heads::Asks;
 use super::layout::Prepared;
 use super::live::LiveSet;
 use super::logs::{Log, Rules};
@@ -24,7 +26,7 @@ use async_nats::connection::State;
 use async_nats::{Client, Event, ServerAddr, ServerInfo, Subscriber};
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -99,8 +101,9 @@ pub(super) struct Generation {
     /// One per policy, in the table's order; `None` where nothing is stored.
     pub logs: Vec<Option<Arc<Log>>>,
     pub commands: String,
-    /// A subject of that log which had a message when it was last asked.
-    pub known_command: Mutex<Option<String>>,
+    pub command_asks: Asks,
+    /// Of the bucket of saved sessions.
+    pub sessions: Asks,
     pub live: LiveSet,
 }
 
@@ -374,19 +377,19 @@ impl Core {
                 logs.push(None);
                 continue;
             };
-            let (asks, questions) = heads::asks();
-            let clocks = self.clocks.clone();
-            let answering = heads::answer(connection.clone(), found.name.clone(), clocks, questions);
-            self.tasks.spawn(critical("broker.heads", answering));
+            let asks = self.answer_asks(connection, &found.name);
             let (policy, witness) = (table.policies()[place].name.clone(), self.witness(&found.name));
             logs.push(Some(Arc::new(Log::new(place, policy, found, asks, witness, epoch))));
         }
+        let command_asks = self.answer_asks(connection, &command_log);
+        let sessions = self.answer_asks(connection, &bucket_stream(&self.names.sessions_bucket()));
         let generation = Generation {
             connection: connection.clone(),
             table,
             logs,
             commands: command_log,
-            known_command: Mutex::default(),
+            command_asks,
+            sessions,
             live,
         };
         for input in inputs {
@@ -397,6 +400,14 @@ impl Core {
         self.tasks.spawn(critical("broker.peers", self.clone().answer_peers(connection.clone())));
         self.tasks.spawn(critical("broker.sessions_over", self.clone().hear_of_sessions_over(connection.clone())));
         Ok(generation)
+    }
+
+    /// Questions about a log or bucket are answered until the connection ends.
+    fn answer_asks(&self, connection: &Arc<Connection>, stream: &str) -> Asks {
+        let (asks, asked) = heads::asks();
+        let answering = heads::answer(connection.clone(), stream.to_owned(), self.clocks.clone(), asked);
+        self.tasks.spawn(critical("broker.heads", answering));
+        asks
     }
 }
 

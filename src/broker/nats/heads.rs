@@ -1,6 +1,6 @@
 //! What the log says about itself, and the newest offsets of many streams.
 
-use super::api::{ApiError, StreamInfo};
+use super::api::{ApiError, StreamInfo, StreamState};
 use super::generation::{Connection, Generation};
 use super::headers;
 use super::layout::{META_RAISED_AT, META_REVISION};
@@ -15,9 +15,9 @@ use crate::protocol::StreamName;
 use async_nats::header::{NATS_SEQUENCE, NATS_SUBJECT};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,32 +48,58 @@ pub(super) struct Top {
 
 type Question = oneshot::Sender<Result<Top, ApiError>>;
 
-/// Where to ask for the [`Top`]: questions that wait together share one answer, taken after all of them were asked.
-pub(super) struct Asks(mpsc::Sender<Question>);
+/// Where to ask for the [`Top`] of a log or bucket: questions that wait together share one answer, taken after all of them
+/// were asked.
+pub(super) struct Asks {
+    questions: mpsc::Sender<Question>,
+    sentinel: Arc<Sentinel>,
+}
 
-pub(super) fn asks() -> (Asks, mpsc::Receiver<Question>) {
+/// The other end of [`Asks`].
+pub(super) struct Asked {
+    questions: mpsc::Receiver<Question>,
+    sentinel: Arc<Sentinel>,
+}
+
+/// A subject that had a message, and its sequence then.
+#[derive(Default)]
+struct Sentinel(Mutex<Option<(String, u64)>>);
+
+impl Sentinel {
+    fn lock(&self) -> MutexGuard<'_, Option<(String, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn asks() -> (Asks, Asked) {
     let (sender, questions) = mpsc::channel(QUESTIONS);
-    (Asks(sender), questions)
+    let sentinel = Arc::<Sentinel>::default();
+    (Asks { questions: sender, sentinel: sentinel.clone() }, Asked { questions, sentinel })
 }
 
 impl Asks {
     pub async fn top(&self) -> Result<Top, ApiError> {
         let lost = || ApiError::from(RequestError::NoAnswer("connection to NATS lost"));
         let (sender, answer) = oneshot::channel();
-        self.0.send(sender).await.map_err(|_| lost())?;
+        self.questions.send(sender).await.map_err(|_| lost())?;
         answer.await.map_err(|_| lost())?
+    }
+
+    /// A subject that had a message when it was last looked for one.
+    pub fn sentinel(&self) -> Option<String> {
+        self.sentinel.lock().as_ref().map(|(subject, _)| subject.clone())
+    }
+
+    /// This subject has no message any more: the next look finds another one.
+    pub fn forget(&self, subject: &str) {
+        self.sentinel.lock().take_if(|(known, _)| known == subject);
     }
 }
 
 /// Answers questions until the connection ends.
-pub(super) async fn answer(
-    connection: Arc<Connection>,
-    log: String,
-    clocks: Arc<Clocks>,
-    mut questions: mpsc::Receiver<Question>,
-) {
+pub(super) async fn answer(connection: Arc<Connection>, log: String, clocks: Arc<Clocks>, asked: Asked) {
+    let Asked { mut questions, sentinel } = asked;
     let mut waiting = Vec::new();
-    let mut sentinel = None;
     loop {
         let count = tokio::select! {
             count = questions.recv_many(&mut waiting, QUESTIONS) => count,
@@ -82,7 +108,7 @@ pub(super) async fn answer(
         if count == 0 {
             return;
         }
-        let top = look(&connection, &log, &clocks, &mut sentinel).await;
+        let top = look(&connection, &log, &clocks, &sentinel).await;
         for question in waiting.drain(..) {
             // The asker may have given up.
             let _ = question.send(top.clone());
@@ -90,32 +116,37 @@ pub(super) async fn answer(
     }
 }
 
-async fn look(
-    connection: &Connection,
-    log: &str,
-    clocks: &Clocks,
-    known: &mut Option<(String, u64)>,
-) -> Result<Top, ApiError> {
+async fn look(connection: &Connection, log: &str, clocks: &Clocks, sentinel: &Sentinel) -> Result<Top, ApiError> {
     let asked = clocks.own();
-    let info = connection.api.info(log).await?;
-    if !info.cluster.is_led() {
-        return Err(ApiError::Unreadable("the log's leader is out of touch with the majority".into()));
-    }
+    let info = connection.api.led(log, &Value::Null).await?;
     let millis = clock::parse(&info.ts).unwrap_or_default() / 1_000_000;
     let (clock, skew) = clocks.compare(&info.cluster.leader, asked, millis);
-    // Messages leave from the log's front, so a subject keeps one as long as the message we know of it would be kept.
+    // Messages leave from a log's front, so a subject keeps one as long as the message we know of it would be kept. In a
+    // bucket it may leave sooner: who finds out says so.
+    let mut known = sentinel.lock().clone();
     if known.as_ref().is_none_or(|(_, seq)| *seq < info.state.first_seq) {
-        *known = match info.state.messages {
+        known = match info.state.messages {
             0 => None,
-            _ => {
-                let newest = connection.api.message(log, &json!({"seq": info.state.last_seq})).await?;
-                newest.map(|kept| (kept.subject, kept.seq))
-            }
+            _ => any_message(connection, log, &info.state).await?,
         };
+        sentinel.lock().clone_from(&known);
     }
-    let sentinel = known.as_ref().map(|(subject, _)| subject.clone());
     let facts = facts(&info, StoreTime { millis, clock }, skew);
-    Ok(Top { messages: info.state.messages, facts, sentinel })
+    Ok(Top { messages: info.state.messages, facts, sentinel: known.map(|(subject, _)| subject) })
+}
+
+/// Subject and sequence of a message: the newest, or the oldest where the newest has a life of its own that is over.
+async fn any_message(
+    connection: &Connection,
+    log: &str,
+    state: &StreamState,
+) -> Result<Option<(String, u64)>, ApiError> {
+    let newest = connection.api.message(log, &json!({"seq": state.last_seq})).await?;
+    let found = match newest {
+        Some(newest) => Some(newest),
+        None => connection.api.message(log, &json!({"seq": state.first_seq.max(1), "next_by_subj": ">"})).await?,
+    };
+    Ok(found.map(|kept| (kept.subject, kept.seq)))
 }
 
 /// When the log's newest message was stored: by the present leader's clock, if it has led since.
@@ -221,7 +252,7 @@ impl Core {
             let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
             let place = self.slots.heads().await;
             let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
-            let (messages, end) = generation.api().mux.batch(subject, request, CHUNK + 2, SILENCE).await?;
+            let (messages, end) = generation.api().mux.batch(&place, subject, request, CHUNK + 2, SILENCE).await?;
             drop(place);
             let Some(up_to) = headers::number(&end, &headers::UP_TO_SEQUENCE).filter(|up_to| *up_to >= last) else {
                 return Err(ApiError::Unreadable("a replica answered that lags behind".into()));

@@ -29,6 +29,7 @@ mod config;
 mod distrust;
 mod epoch;
 mod find;
+mod followed;
 mod fresh;
 mod gather;
 mod generation;
@@ -113,7 +114,11 @@ struct Core {
     clocks: Arc<skew::Clocks>,
     /// Sequence of the newest proposal of other policies that this node is prepared for.
     prepared: AtomicU64,
-    commands: Mutex<Option<commands::Followed>>,
+    commands: Mutex<Option<followed::Followed>>,
+    /// Highest revision of a saved session that was acknowledged to this node, and when.
+    saved: Mutex<Option<(u64, Instant)>>,
+    /// What was done to bring leaders together.
+    gathering: tokio::sync::Mutex<gather::Gathering>,
     fatal: watch::Sender<Option<StartError>>,
     /// Errors of NATS that were logged.
     errors_logged: Mutex<BTreeSet<String>>,
@@ -281,6 +286,8 @@ impl Core {
             clocks: Arc::default(),
             prepared: AtomicU64::new(0),
             commands: Mutex::default(),
+            saved: Mutex::default(),
+            gathering: tokio::sync::Mutex::default(),
             fatal: watch::Sender::new(None),
             errors_logged: Mutex::default(),
             attempts: watch::Sender::new(0),
@@ -472,6 +479,13 @@ impl Broker for NatsBroker {
             return Ok(None);
         }
         self.core.load(key).await
+    }
+
+    async fn load_part(&self, key: &SessionKey, revision: u64) -> Result<Option<StoredSession>, Unavailable> {
+        if !self.core.config.sessions() {
+            return Ok(None);
+        }
+        self.core.load_part(key, revision).await
     }
 
     async fn answering(&self) -> Result<Answering, Unavailable> {

@@ -15,11 +15,11 @@ use futures_util::StreamExt;
 use slab::Slab;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-/// Single answers outstanding at once; beyond it requests wait. More buys no throughput (256 in flight saturate a
-/// server), and together with the batches it stays below the inbox's capacity.
+/// Answers outstanding at once, those of batches with a place of their own ([`slots`]) apart; beyond it requests wait. More
+/// buys no throughput (256 in flight saturate a server), and together with those batches it stays below the inbox's capacity.
 const MAX_SINGLE: usize = 4096;
 const _: () = assert!(MAX_SINGLE + (slots::READS + slots::HEADS) * (MAX_BATCH + 1) < SUBSCRIPTION_CAPACITY);
 
@@ -103,6 +103,12 @@ impl Mux {
             singles: Semaphore::new(MAX_SINGLE),
             denials,
         }
+    }
+
+    /// Answers that may be asked for now.
+    #[cfg(test)]
+    pub fn places(&self) -> usize {
+        self.singles.available_permits()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
@@ -216,8 +222,35 @@ impl Mux {
     }
 
     /// One request, up to `most` answers, ended by one with a status (end of batch, nothing found, error) that is the
-    /// last element. `pause` is the longest silence between two answers.
+    /// last element. `pause` is the longest silence between two answers. `_place` is one for [`MAX_BATCH`] messages.
     pub async fn batch(
+        &self,
+        _place: &SemaphorePermit<'_>,
+        subject: String,
+        payload: Bytes,
+        most: usize,
+        pause: Duration,
+    ) -> Result<(Vec<Message>, Message), RequestError> {
+        self.many(subject, payload, most, pause).await
+    }
+
+    /// The same without a place, for a few answers.
+    pub async fn few(
+        &self,
+        subject: String,
+        payload: Bytes,
+        most: usize,
+        pause: Duration,
+    ) -> Result<(Vec<Message>, Message), RequestError> {
+        let permits = self.singles.acquire_many(u32::try_from(most).unwrap_or(u32::MAX));
+        let Ok(permits) = timeout_at(Instant::now() + pause, permits).await else {
+            return Err(RequestError::NotSent("timeout before sending"));
+        };
+        let _permits = permits.expect("the semaphore is never closed");
+        self.many(subject, payload, most, pause).await
+    }
+
+    async fn many(
         &self,
         subject: String,
         payload: Bytes,

@@ -6,6 +6,7 @@
 
 use super::Core;
 use super::api::ApiError;
+use super::fresh::lags;
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
@@ -54,10 +55,20 @@ impl Core {
         let limits = Limits { up_to: hole.up_to, max_messages: MAX_BATCH, max_bytes: MAX_BYTES, class: Class::Repair };
         let mut messages: Vec<Arc<Message>> = Vec::new();
         loop {
-            let from = ReadFrom::Offset(messages.last().map_or(hole.after, |last| last.offset) + 1);
+            let last = messages.last().map(|last| last.offset);
+            let from = ReadFrom::Offset(last.unwrap_or(hole.after) + 1);
             let mut page = self.read_page(&hole.stream, from, limits).await?;
+            let is_last = page.remaining == 0;
+            if let (Some(last), Some(reached)) = (last, page.messages.last()) {
+                // Pages of two copies: nothing was dropped between them.
+                let between = self.behind(&hole.stream, last).await?;
+                between.confirms(&page.messages, reached.offset)?;
+                if !between.kept {
+                    return Err(Unavailable("messages were dropped while they were read".into()));
+                }
+            }
             messages.append(&mut page.messages);
-            if page.remaining == 0 {
+            if is_last {
                 let behind = self.behind(&hole.stream, hole.newest).await?;
                 behind.confirms(&messages, hole.up_to)?;
                 return Ok(Filled { messages, behind });
@@ -194,28 +205,36 @@ impl<'a> Range<'a> {
         Ok(true)
     }
 
-    /// The replica knows no more. The leader decides whether it lags.
+    /// The replica knows no more. The log has come to `end`, and its newest message is kept until all others are gone: so
+    /// the replica lags, or all has aged out.
     async fn confirm_end(&mut self, end: u64) -> Result<(), ApiError> {
-        let any = format!("{}>", self.prefix);
-        let which = json!({"next_by_subj": any, "seq": self.next.max(1)});
-        match self.generation.api().message(&self.log.name, &which).await? {
-            Some(kept) if kept.seq <= end => Err(ApiError::Unreadable("a replica lags behind".into())),
-            _ => {
-                self.next = end + 1;
-                Ok(())
-            }
+        let is_over = match self.generation.connection.clustered() {
+            true => self.log.asks.top().await?.facts.first_seq > end,
+            false => self.first_kept(self.next).await?.is_none_or(|kept| kept > end),
+        };
+        if !is_over {
+            return Err(lags());
         }
+        self.next = end + 1;
+        Ok(())
     }
 
     /// A replica may have dropped, by its own clock, what the leader still keeps: the oldest first.
     async fn confirm_start(&self) -> Result<(), ApiError> {
-        let which = json!({"next_by_subj": format!("{}>", self.prefix), "seq": self.start.max(1)});
-        match self.generation.api().message(&self.log.name, &which).await? {
-            Some(kept) if kept.seq < self.first.unwrap_or(self.next) => {
+        match (self.first_kept(self.start).await?, self.first) {
+            (Some(kept), first) if kept < first.unwrap_or(self.next) => {
                 Err(ApiError::Unreadable("a replica has dropped what the leader keeps".into()))
             }
+            // Who does not have what was read cannot tell what precedes it.
+            (None, Some(_)) => Err(lags()),
             _ => Ok(()),
         }
+    }
+
+    /// The first message from here on that the leader keeps, as far as it has come.
+    async fn first_kept(&self, from: u64) -> Result<Option<u64>, ApiError> {
+        let which = json!({"next_by_subj": format!("{}>", self.prefix), "seq": from.max(1)});
+        Ok(self.generation.api().message(&self.log.name, &which).await?.map(|kept| kept.seq))
     }
 
     fn take(&mut self, seq: u64, raw: &async_nats::Message) {

@@ -1,9 +1,12 @@
 //! Pages of one stream's history, by batch direct get.
 //!
-//! Any replica may answer, and it may lag; a page that ends before `up_to` is only believed when the leader confirms
-//! that nothing follows.
+//! Any replica may answer, and it may lag; so may a leader that was frozen and does not know yet that it has a successor. A
+//! page that ends before `up_to` is only believed when a copy that has come to `up_to` confirms that nothing follows. What
+//! one answer holds follows one another in the log, whenever it was given; a further answer begins with the last message
+//! of the one before.
 
-use super::api::{ApiError, StreamInfo};
+use super::api::ApiError;
+use super::fresh::lags;
 use super::generation::Generation;
 use super::headers;
 use super::logs::Log;
@@ -48,8 +51,16 @@ struct Collected {
     messages: Vec<Arc<Message>>,
     bytes: usize,
     next: Start,
+    /// The last message that was read, and its bytes.
+    last: Option<(u64, usize)>,
     /// Kept messages behind the last one, when the read was cut.
     remaining: u64,
+}
+
+impl Collected {
+    fn nothing(next: Start) -> Self {
+        Self { messages: Vec::new(), bytes: 0, next, last: None, remaining: 0 }
+    }
 }
 
 impl Core {
@@ -64,7 +75,7 @@ impl Core {
             ReadFrom::Offset(offset) => Start::Seq(offset),
             ReadFrom::Time(second) => Start::Time(second),
         };
-        let mut got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
+        let mut got = Collected::nothing(next);
         let limits = Limits { max_messages: limits.max_messages.max(1), ..limits };
         let mut attempts = Attempts::new(self, self.config.broker_timeout);
         let mut former = String::new();
@@ -76,10 +87,14 @@ impl Core {
             if former != log.name {
                 // Another log: what came from the former one is void.
                 former.clone_from(&log.name);
-                got = Collected { messages: Vec::new(), bytes: 0, next, remaining: 0 };
+                got = Collected::nothing(next);
             }
             match self.fill(&generation, log, stream, &token, &limits, &mut got).await {
-                Ok(()) => return Ok(Page { messages: got.messages, remaining: got.remaining }),
+                Ok(Read::Whole) => return Ok(Page { messages: got.messages, remaining: got.remaining }),
+                Ok(Read::Torn) => {
+                    got = Collected::nothing(next);
+                    attempts.failed("messages were dropped while they were read");
+                }
                 Err(error) => attempts.failed(error),
             }
         }
@@ -87,6 +102,9 @@ impl Core {
 
     /// What the leader keeps at and behind an offset, and then the log's state. Where the message itself is gone the whole
     /// subject is counted.
+    ///
+    /// That one message follows another is true whoever says so, in one answer. That nothing follows is believed of a copy only
+    /// that has come as far as the log.
     ///
     /// That a message is not kept is believed only of an answer which came after the same leader had shown a log that reaches
     /// it: one that was just elected, or is cut off, does not know of the newest messages.
@@ -102,22 +120,31 @@ impl Core {
             let subject = self.names.log_subject(&log.policy, &token.text);
             let (api, name) = (generation.api(), &log.name);
             let asked = async {
-                let first = async |seq: u64| {
-                    let which = json!({"next_by_subj": subject, "seq": seq.max(1)});
-                    Ok::<_, ApiError>(api.message(name, &which).await?.map(|at| at.seq))
-                };
-                // Nearly always the message is kept: what follows it is asked for at the same time.
-                let (at, next) = futures_util::future::try_join(first(x), first(x.saturating_add(1))).await?;
+                let [at, second] = generation.first_two(log, &subject, x).await?;
                 let kept = at == Some(x);
                 let (next, after) = if kept {
-                    (next, 0)
+                    (second, 0)
                 } else {
+                    let next = match generation.connection.clustered() {
+                        // A copy may lag.
+                        true => match api.message(name, &json!({"next_by_subj": subject, "seq": x.max(1)})).await? {
+                            Some(at) if at.seq == x => return Err(lags()),
+                            at => at.map(|at| at.seq),
+                        },
+                        false => at,
+                    };
                     let which = json!({"subjects_filter": subject});
-                    let info: StreamInfo = api.call(&format!("STREAM.INFO.{name}"), &which).await?;
-                    (at, info.state.subjects.values().sum())
+                    (next, api.led(name, &which).await?.state.subjects.values().sum())
                 };
                 // A question of its own: within one answer the server counts after it has looked at the log's state.
-                Ok::<_, ApiError>(Behind { kept, after, next, facts: log.asks.top().await?.facts })
+                let facts = log.asks.top().await?.facts;
+                if kept && next.is_none() && generation.connection.clustered() {
+                    let newest = generation.newest(name, &log.asks, &subject, facts.last_seq).await?;
+                    if newest.is_none_or(|newest| newest.seq != x) {
+                        return Err(lags());
+                    }
+                }
+                Ok::<_, ApiError>(Behind { kept, after, next, facts })
             };
             match asked.await {
                 Ok(behind) if behind.kept => return Ok(behind),
@@ -147,25 +174,12 @@ impl Core {
         let request = Bytes::from(serde_json::to_vec(request).expect("requests are plain JSON"));
         let subject = format!("$JS.API.DIRECT.GET.{}", log.name);
         let place = self.slots.read(class).await;
-        let (messages, end) = generation.api().mux.batch(subject, request, MAX_BATCH + 1, SILENCE).await?;
+        let (messages, end) = generation.api().mux.batch(&place, subject, request, MAX_BATCH + 1, SILENCE).await?;
         drop(place);
-        let exhausted = match end.status {
-            Some(StatusCode::NOT_FOUND) => true,
-            Some(status) if status.as_u16() == 204 => headers::number(&end, &headers::NUM_PENDING).unwrap_or(0) == 0,
-            status => {
-                let why = end.description.unwrap_or_default();
-                return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
-            }
-        };
-        let numbered = |raw| match headers::number(&raw, &NATS_SEQUENCE) {
-            Some(seq) => Ok((seq, raw)),
-            None => Err(ApiError::Unreadable("a message without its sequence".into())),
-        };
-        let messages = messages.into_iter().map(numbered).collect::<Result<_, _>>()?;
-        Ok(Batch { messages, exhausted })
+        Batch::of(messages, &end)
     }
 
-    /// Reads on until `up_to`, a limit, or the leader's word that there is no more.
+    /// Reads on until `up_to`, a limit, or the proof that there is no more.
     async fn fill(
         &self,
         generation: &Generation,
@@ -174,26 +188,45 @@ impl Core {
         token: &Token,
         limits: &Limits,
         got: &mut Collected,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Read, ApiError> {
         let subject = self.names.log_subject(&log.policy, &token.text);
         loop {
             if matches!(got.next, Start::Seq(next) if next > limits.up_to) {
                 got.remaining = 0;
-                return Ok(());
+                return Ok(Read::Whole);
             }
             if got.messages.len() >= limits.max_messages || (got.bytes >= limits.max_bytes && !got.messages.is_empty())
             {
-                return Ok(());
+                return Ok(Read::Whole);
             }
+            // The last message once more: another copy may have dropped what follows it.
+            let (from, again, room) = match got.last {
+                Some((seq, bytes)) => (Start::Seq(seq), 1, bytes),
+                None => (got.next, 0, 0),
+            };
             let mut request = json!({
                 "next_by_subj": subject,
-                "batch": (limits.max_messages - got.messages.len()).min(MAX_BATCH),
-                "max_bytes": limits.max_bytes.saturating_sub(got.bytes).clamp(1, MAX_BYTES),
+                "batch": (limits.max_messages - got.messages.len() + again).min(MAX_BATCH),
+                "max_bytes": (limits.max_bytes.saturating_sub(got.bytes) + room).clamp(1, MAX_BYTES),
             });
-            got.next.put_into(&mut request);
+            from.put_into(&mut request);
             let Batch { messages, exhausted } = self.batch(generation, log, &request, limits.class).await?;
+            let mut messages = messages.into_iter().peekable();
+            if let Some((last, _)) = got.last {
+                match messages.next_if(|(seq, _)| *seq == last) {
+                    // No room for more beside it.
+                    Some(_) if messages.peek().is_none() && !exhausted && !got.messages.is_empty() => {
+                        return Ok(Read::Whole);
+                    }
+                    Some(_) => {}
+                    // It has not come so far.
+                    None if messages.peek().is_none() => return Err(lags()),
+                    None => return Ok(Read::Torn),
+                }
+            }
             for (seq, raw) in messages {
                 got.next = Start::Seq(seq + 1);
+                got.last = Some((seq, raw.length));
                 if seq > limits.up_to {
                     break;
                 }
@@ -207,39 +240,80 @@ impl Core {
                 }
             }
             if exhausted && !matches!(got.next, Start::Seq(next) if next > limits.up_to) {
-                return self.confirm_end(generation, log, &subject, limits.up_to, got).await;
+                self.confirm_end(generation, log, &subject, limits.up_to, got).await?;
+                got.remaining = 0;
+                return Ok(Read::Whole);
             }
         }
     }
 
-    /// The replica knows no more. The leader decides whether it lags.
+    /// The replica knows no more. Whether it lags is decided by the stream's newest message.
     async fn confirm_end(
         &self,
         generation: &Generation,
         log: &Log,
         subject: &str,
         up_to: u64,
-        got: &mut Collected,
+        got: &Collected,
     ) -> Result<(), ApiError> {
-        let before = log.asks.top().await?.facts;
-        // A leader that was just elected may still be applying what it has agreed to: then it cannot know either.
-        if before.last_seq < up_to {
-            return Err(ApiError::Unreadable(NOT_SO_FAR.into()));
+        if !generation.connection.clustered() {
+            return confirm_end_alone(generation, log, subject, up_to, got).await;
         }
-        let mut which = json!({"next_by_subj": subject});
-        match got.next {
-            Start::Seq(seq) => which["seq"] = json!(seq.max(1)),
-            Start::Time(second) => which["start_time"] = json!(clock::format(second)),
-        }
-        match generation.api().message(&log.name, &which).await? {
-            Some(kept) if kept.seq <= up_to => Err(ApiError::Unreadable("a replica lags behind".into())),
-            _ => {
-                confirms_leader(&before, &log.asks.top().await?.facts)?;
-                got.remaining = 0;
-                Ok(())
-            }
-        }
+        let Some(newest) = generation.newest(&log.name, &log.asks, subject, up_to).await? else {
+            // A copy may have dropped, by its own clock, what the leader still keeps.
+            let info = generation.api().led(&log.name, &json!({"subjects_filter": subject})).await?;
+            let all_gone = info.state.last_seq >= up_to && info.state.subjects.is_empty();
+            return if all_gone { Ok(()) } else { Err(lags()) };
+        };
+        let is_read = match got.next {
+            Start::Seq(next) => newest.seq < next,
+            Start::Time(second) => newest.stored_at / 1_000_000_000 < second,
+        };
+        if is_read { Ok(()) } else { Err(lags()) }
     }
+}
+
+impl Generation {
+    /// The first two messages of a subject from an offset on, as one copy has them.
+    async fn first_two(&self, log: &Log, subject: &str, from: u64) -> Result<[Option<u64>; 2], ApiError> {
+        let request = json!({"next_by_subj": subject, "seq": from.max(1), "batch": 2});
+        let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
+        let what = format!("$JS.API.DIRECT.GET.{}", log.name);
+        let (messages, end) = self.api().mux.few(what, request, 3, SILENCE).await?;
+        let found = Batch::of(messages, &end)?.messages;
+        Ok([0, 1].map(|at| found.get(at).map(|(seq, _)| *seq)))
+    }
+}
+
+/// The only server there is decides.
+async fn confirm_end_alone(
+    generation: &Generation,
+    log: &Log,
+    subject: &str,
+    up_to: u64,
+    got: &Collected,
+) -> Result<(), ApiError> {
+    let before = log.asks.top().await?.facts;
+    if before.last_seq < up_to {
+        return Err(ApiError::Unreadable(NOT_SO_FAR.into()));
+    }
+    let mut which = json!({"next_by_subj": subject});
+    match got.next {
+        Start::Seq(seq) => which["seq"] = json!(seq.max(1)),
+        Start::Time(second) => which["start_time"] = json!(clock::format(second)),
+    }
+    match generation.api().message(&log.name, &which).await? {
+        Some(kept) if kept.seq <= up_to => Err(lags()),
+        _ => confirms_leader(&before, &log.asks.top().await?.facts),
+    }
+}
+
+/// What was read.
+enum Read {
+    /// All of it, or as much as the limits allow.
+    Whole,
+    /// Something may be missing in its midst.
+    Torn,
 }
 
 const NOT_SO_FAR: &str = "the log's leader has not come so far yet";
@@ -276,6 +350,25 @@ pub(super) struct Batch {
     pub messages: Vec<(u64, async_nats::Message)>,
     /// The replica that has answered knows no more.
     pub exhausted: bool,
+}
+
+impl Batch {
+    fn of(messages: Vec<async_nats::Message>, end: &async_nats::Message) -> Result<Self, ApiError> {
+        let exhausted = match end.status {
+            Some(StatusCode::NOT_FOUND) => true,
+            Some(status) if status.as_u16() == 204 => headers::number(end, &headers::NUM_PENDING).unwrap_or(0) == 0,
+            status => {
+                let why = end.description.clone().unwrap_or_default();
+                return Err(ApiError::Unreadable(format!("direct get refused: {status:?} {why}")));
+            }
+        };
+        let numbered = |raw| match headers::number(&raw, &NATS_SEQUENCE) {
+            Some(seq) => Ok((seq, raw)),
+            None => Err(ApiError::Unreadable("a message without its sequence".into())),
+        };
+        let messages = messages.into_iter().map(numbered).collect::<Result<_, _>>()?;
+        Ok(Self { messages, exhausted })
+    }
 }
 
 /// How far a read goes, and for whom.

@@ -1,7 +1,8 @@
 //! Saved sessions: one key each in a bucket, with a life of its own.
 
-use super::api::{ATTEMPT, is_marker, marker_headers};
+use super::api::{ATTEMPT, marker_headers};
 use super::config::{bucket_stream, key_subject};
+use super::fresh::Newest;
 use super::generation::{Connection, Generation};
 use super::publish::{Write, WriteError, is_own_limit};
 use super::{Attempts, Core};
@@ -11,8 +12,9 @@ use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Follows the key of a session that was ended for good, where it is announced that it is over.
 const ENDED: &str = " ended";
@@ -20,13 +22,51 @@ const ENDED: &str = " ended";
 /// A deletion's marker only has to outlive writes that were under way.
 const MARKER_LIFE: Duration = Duration::from_secs(10);
 
+/// A leader that was elected after a write was acknowledged has taken it in by then. A bucket that was put back, or made
+/// anew, never reaches what was written before: it is believed after this.
+const TAKEN_IN: Duration = Duration::from_secs(15);
+
 impl Core {
     pub(super) async fn load(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        let bucket = self.names.sessions_bucket();
-        let (stream, subject) = (&bucket_stream(&bucket), &key_subject(&bucket, &key.0));
-        let ask = |generation: Arc<Generation>| async move { generation.newest_in_bucket(stream, subject).await };
-        let found = self.asking(ask).await?.filter(|newest| !newest.is_marker);
+        let found = self.newest_entry(key).await?.filter(|newest| !newest.is_marker);
         Ok(found.map(|newest| StoredSession { body: newest.data, revision: newest.seq }))
+    }
+
+    /// A key's newest entry, value or marker of a deletion.
+    async fn newest_entry(&self, key: &SessionKey) -> Result<Option<Newest>, Unavailable> {
+        let (bucket, held) = (&self.names.sessions_bucket(), self.saved_up_to());
+        let ask = |generation: Arc<Generation>| async move { generation.newest_session(bucket, key, held).await };
+        self.asking(ask).await
+    }
+
+    /// One write of a key. Which one is known: any copy that has it has the right one.
+    pub(super) async fn load_part(
+        &self,
+        key: &SessionKey,
+        revision: u64,
+    ) -> Result<Option<StoredSession>, Unavailable> {
+        if let Some(generation) = self.generation()
+            && let Ok(Some(body)) = generation.entry_at(&self.names.sessions_bucket(), key, revision).await
+        {
+            return Ok(Some(StoredSession { body, revision }));
+        }
+        Ok(self.load(key).await?.filter(|stored| stored.revision == revision))
+    }
+
+    fn saved(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bucket reaches this revision, whoever leads it; 0: nothing is known.
+    fn saved_up_to(&self) -> u64 {
+        self.saved().filter(|(_, at)| at.elapsed() < TAKEN_IN).map_or(0, |(revision, _)| revision)
+    }
+
+    fn note_saved(&self, revision: u64) {
+        let known = self.saved_up_to();
+        if revision > known {
+            *self.saved() = Some((revision, Instant::now()));
+        }
     }
 
     pub(super) async fn answering(&self) -> Result<Answering, Unavailable> {
@@ -46,11 +86,8 @@ impl Core {
             return Err(Unavailable("the connection to NATS was replaced meanwhile".into()));
         }
         let sessions = bucket_stream(&self.names.sessions_bucket());
-        let info = generation.api().info(&sessions).await.map_err(|error| Unavailable(error.to_string()))?;
-        match info.cluster.is_led() {
-            true => Ok(()),
-            false => Err(Unavailable("the leader of saved sessions is out of touch with the majority".into())),
-        }
+        let info = generation.api().led(&sessions, &serde_json::Value::Null).await;
+        info.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
 
     pub(super) async fn save(
@@ -81,10 +118,8 @@ impl Core {
 
     /// Revision of a deleted key's marker, 0 if nothing is left of the key, `None` if it has a value.
     async fn marker(&self, key: &SessionKey) -> Result<Option<u64>, Unavailable> {
-        let bucket = &self.names.sessions_bucket();
-        let ask = |generation: Arc<Generation>| async move { generation.api().entry(bucket, &key.0).await };
-        Ok(match self.asking(ask).await? {
-            Some(kept) if is_marker(&kept) => Some(kept.seq),
+        Ok(match self.newest_entry(key).await? {
+            Some(newest) if newest.is_marker => Some(newest.seq),
             Some(_) => None,
             None => Some(0),
         })
@@ -163,7 +198,10 @@ impl Core {
             let Some(generation) = write.connection().await else { return Err(write.end()) };
             let timeout = write.attempt();
             match generation.api().publish(subject.clone(), headers.clone(), body.clone(), timeout).await {
-                Ok(ack) => return Ok(ack.seq),
+                Ok(ack) => {
+                    self.note_saved(ack.seq);
+                    return Ok(ack.seq);
+                }
                 Err(error) => write.failed(error).await?,
             }
         }

@@ -208,7 +208,7 @@ fn judge_subscription(
         if is_missed_by_time(record, follow, ack) {
             verdict.by_time += 1;
         } else if !is_signalled(record, follow, ack, log) {
-            verdict.unsignalled.add(describe);
+            verdict.unsignalled.add(|| format!("{}, {}", describe(), surroundings(record, follow, *id)));
         }
         verdict.missing.add(describe);
     }
@@ -355,12 +355,35 @@ fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
     stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.stood.unwrap_or(stay.ended))
 }
 
+/// What came of the same source before and after a missing message, and on which connections history was rejected since.
+fn surroundings(record: &Record, follow: usize, id: Id) -> String {
+    let tell = |arrival: Option<&Arrival>| match arrival {
+        Some(Arrival { id, connection, position: Some((_, offset)), .. }) => {
+            format!("message {} at {offset} on connection {connection}", id.n)
+        }
+        Some(Arrival { id, connection, position: None, .. }) => {
+            format!("message {} without a position on connection {connection}", id.n)
+        }
+        None => "nothing".to_owned(),
+    };
+    let of_source = || record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.lane == id.lane);
+    let before = of_source().filter(|arrival| arrival.id.n < id.n).max_by_key(|arrival| arrival.id.n);
+    let after = of_source().filter(|arrival| arrival.id.n > id.n).min_by_key(|arrival| arrival.id.n);
+    let since = before.map_or(0, |arrival| arrival.connection);
+    let until = after.map_or(u32::MAX, |arrival| arrival.connection.saturating_add(1));
+    let rejects = record.rejects.iter().filter(|reject| reject.follow == follow);
+    let near = rejects.map(|reject| reject.connection).filter(|connection| (since..=until).contains(connection));
+    let near: Vec<u32> = near.collect();
+    format!("between {} and {}; rejected on connections {near:?}", tell(before), tell(after))
+}
+
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow. It can
 /// only tell of what was there when it was sent, so it came after the message's first attempt, which may be the one that
 /// stored it, however much later that was acknowledged.
 ///
-/// What follows may have come before it on the same connection if the client asked too late: it waited for the request no
-/// longer, and came without its position. What is missing behind the first of these is missing without a reason.
+/// What follows may have come before it if the client asked too late: it waited for the request no longer, and came without
+/// its position, so that the client names the same one as before on this connection or on the next. What is missing behind
+/// the first of these is missing without a reason.
 fn is_signalled(record: &Record, follow: usize, ack: &Ack, log: &StreamLog) -> bool {
     let (id, at) = (ack.id, ack.position.as_ref());
     let place = |arrival: &Arrival| {
@@ -375,9 +398,8 @@ fn is_signalled(record: &Record, follow: usize, ack: &Ack, log: &StreamLog) -> b
     let of_follow = || record.arrivals.iter().enumerate().filter(|(_, arrival)| arrival.follow == follow);
     let has_positions = has_positions(record, follow);
     let is_in_place = |reject: &Reject| {
-        let was_released =
-            |arrival: &Arrival| has_positions && arrival.position.is_none() && arrival.connection == reject.connection;
-        // What was let out for this request: nothing with a position came between.
+        let was_released = |arrival: &Arrival| has_positions && arrival.position.is_none();
+        // What was let out for this request, or for one before it: nothing with a position came between.
         let before = record.arrivals[..reject.after].iter().rev().filter(|arrival| arrival.follow == follow);
         let mut released = before.take_while(|arrival| was_released(arrival));
         let behind_released = released.any(|arrival| is_after(arrival) == Some(false));

@@ -187,12 +187,13 @@ fn a_rejection_excuses_nothing_behind_the_first_message_that_was_released_before
     }
 }
 
-/// The client's request came when the hold was over: what had been held went out without positions before it.
+/// The client's request came when the hold was over: what had been held went out without positions before it. Or no request
+/// came before the connection ended: on the next one the client asks from where it was.
 #[test]
 fn a_rejection_tells_of_what_precedes_messages_that_were_released_before_it() {
     let plain = follower(Kind::Plain);
     let published = published(&plain);
-    for (connection, positioned, unsignalled) in [(1, false, 0), (2, false, 1), (1, true, 1)] {
+    for (connection, positioned, unsignalled) in [(1, false, 0), (2, false, 0), (1, true, 1), (2, true, 1)] {
         let mut late = record(&plain, &[(0, 1), (0, 3)]);
         if !positioned {
             late.arrivals[1].position = None;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod faults;
+mod frozen;
 mod live;
 mod log;
 mod past;
