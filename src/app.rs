@@ -314,6 +314,10 @@ fn node_config(config: &Config, broker: &dyn Broker) -> NodeConfig {
         subscriptions: SubscriptionLimits {
             number: config.ws.max_subscriptions,
             identifier: config.ws.max_identifier_size,
+            total: match config.ws.subscriptions_budget {
+                0 => machine::subscriptions(machine::memory()),
+                wanted => wanted,
+            },
         },
         max_session_size: config.broker.max_session_size,
         max_commands_rate: config.ws.max_commands_rate,

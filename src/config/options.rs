@@ -334,6 +334,8 @@ options! {
         max_subscriptions: usize [MOST] = "2000", "max_subscriptions", WebSocket;
         /// Bytes of an identifier; subscriptions with a longer one are rejected
         max_identifier_size: usize [BYTES] = "4096", "max_identifier_size", WebSocket;
+        /// Bytes of memory that the subscriptions of all connections may hold: identifiers, names of streams, state, and 1280 for each; further ones are rejected, and a session that does not fit is told to try again (1013). 0: a quarter of the memory (of the machine or its control group)
+        subscriptions_budget: usize [BYTES_OR_NONE] = "0", "subscriptions_budget", WebSocket;
         /// Commands per second of one connection, after those that may come at once; beyond it the connection is read more slowly. 0: no limit
         max_commands_rate: u32 [COUNT] = "200", "max_commands_rate", WebSocket;
         /// Accepted for compatibility: messages are not compressed

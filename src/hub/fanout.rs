@@ -32,8 +32,9 @@ pub fn insert_tightly<T>(entries: &mut Slab<T>, entry: T) -> usize {
 
 /// Encodes each message once per group, and keeps the frames only while the message is being sent.
 pub struct Fanout {
-    stream_json: String,
-    epoch_json: String,
+    /// Kept as long as the stream is open, in no more room than they need.
+    stream_json: Box<str>,
+    epoch_json: Box<str>,
     groups: Slab<Group>,
     lookup: HashMap<(Arc<Identifier>, Encoding), GroupId>,
     /// Groups that hold a frame.
@@ -44,8 +45,8 @@ pub struct Fanout {
 impl Fanout {
     pub fn new(stream: &StreamName, epoch: &Epoch) -> Self {
         Self {
-            stream_json: json_text(stream.as_str()),
-            epoch_json: json_text(epoch.as_str()),
+            stream_json: json_text(stream.as_str()).into(),
+            epoch_json: json_text(epoch.as_str()).into(),
             groups: Slab::new(),
             lookup: HashMap::new(),
             encoded: Vec::new(),
@@ -54,7 +55,7 @@ impl Fanout {
     }
 
     pub fn set_epoch(&mut self, epoch: &Epoch) {
-        self.epoch_json = json_text(epoch.as_str());
+        self.epoch_json = json_text(epoch.as_str()).into();
         self.herd.clear();
     }
 
@@ -120,7 +121,7 @@ impl Fanout {
                 offset: message.offset,
             });
             let kind = message.meta.broadcast_type.as_deref();
-            let frame = Frame::new(group.encoding.delivery(&group.identifier.json, kind, &message.payload, position));
+            let frame = Frame::new(group.encoding.delivery(&group.identifier.json(), kind, &message.payload, position));
             herd.keep(key, &frame);
             frame
         })

@@ -21,6 +21,7 @@ mod backlog;
 pub mod cursor;
 mod fanout;
 mod frames;
+mod held;
 mod held_back;
 mod herd;
 mod history;
@@ -40,6 +41,7 @@ mod tests;
 
 pub use cursor::Start;
 pub use frames::Frame;
+pub use held::{Held, SubscriptionBudget};
 pub use history::{From, Located};
 pub use outbox::{FRAMES_PER_WRITE, Outbox, OutboxLimits, Signal};
 pub use proof::{Proof, SavedProof};

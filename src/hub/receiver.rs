@@ -1,22 +1,85 @@
 //! One connection as the hub's streams see it, and a history request that it waits for.
 
+use super::held::{Held, SubscriptionBudget};
 use super::outbox::Outbox;
 use super::sabotage::{Safeguard, off};
 use crate::metrics;
 use crate::protocol::{Encoding, Sid, encoding, reply};
+use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An identifier and its JSON text, made once.
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// Bytes of the longest identifier whose JSON text, which every delivery needs, is kept. That of a longer one would double
+/// what it holds; it is made for each frame, into which it is copied anyway.
+const KEPT_JSON: usize = 512;
+
+/// What a subscription takes beside the bytes of its identifier, of its streams' names and of its state: its places in the
+/// tables of the session, of the stream and of what is saved, and the allocator's share.
+const SUBSCRIPTION: usize = 1_280;
+
+/// An identifier of a subscription. It counts as what it holds of the process's memory, for as long as anybody has it.
+#[derive(Debug)]
 pub struct Identifier {
     pub text: Arc<str>,
-    pub json: String,
+    json: Option<Box<str>>,
+    held: Held,
 }
 
 impl Identifier {
+    /// `None`: subscriptions hold as much as they may.
+    pub fn within(text: &Arc<str>, budget: &Arc<SubscriptionBudget>) -> Option<Arc<Self>> {
+        Some(Self::holding(text.clone(), budget.take(Self::cost(text))?))
+    }
+
+    /// The same with room that is there already.
+    pub fn restored(text: Arc<str>, room: &mut Held) -> Arc<Self> {
+        let held = room.split(Self::cost(&text));
+        Self::holding(text, held)
+    }
+
+    /// Of a budget of its own.
+    #[cfg(test)]
     pub fn new(text: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { json: encoding::json_text(&text), text })
+        Self::within(&text, &SubscriptionBudget::new(usize::MAX)).expect("no limit")
+    }
+
+    fn holding(text: Arc<str>, held: Held) -> Arc<Self> {
+        let json = (text.len() <= KEPT_JSON).then(|| encoding::json_text(&text).into_boxed_str());
+        Arc::new(Self { text, json, held })
+    }
+
+    /// Bytes that a subscription with this identifier holds, but for its streams and its state.
+    pub fn cost(text: &str) -> usize {
+        let json = if text.len() <= KEPT_JSON { text.len() } else { 0 };
+        SUBSCRIPTION + text.len() + json
+    }
+
+    /// Its JSON text, quotes included.
+    pub fn json(&self) -> Cow<'_, str> {
+        match &self.json {
+            Some(json) => Cow::Borrowed(json),
+            None => Cow::Owned(encoding::json_text(&self.text)),
+        }
+    }
+
+    /// What it counts in.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+}
+
+impl PartialEq for Identifier {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Identifier {}
+
+impl Hash for Identifier {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
     }
 }
 
@@ -63,7 +126,7 @@ impl Receiver {
 
     pub fn reject_history(&self, identifier: &Identifier) {
         metrics::HISTORY_REJECTED.inc();
-        self.outbox.push(reply::reject_history(self.encoding(), &identifier.json));
+        self.outbox.push(reply::reject_history(self.encoding(), &identifier.json()));
     }
 }
 
@@ -143,7 +206,7 @@ impl HistoryJob {
             Answer::Confirm => {
                 metrics::HISTORY_CONFIRMED.inc();
                 let receiver = &self.receiver;
-                receiver.outbox.push(reply::confirm_history(receiver.encoding(), &self.identifier.json));
+                receiver.outbox.push(reply::confirm_history(receiver.encoding(), &self.identifier.json()));
             }
             Answer::Reject => self.receiver.reject_history(&self.identifier),
             Answer::Nothing => {}

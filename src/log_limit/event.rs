@@ -60,6 +60,7 @@ events! {
     ApplicationFound = "application_found", "rpc", "calls find a connection to the application again";
     CallRepeated = "call_repeated", "rpc", "a call that may have been executed was made again";
     StreamsFull = "streams_full", "broker", "a stream was not opened because as many are open as may be";
+    SubscriptionsFull = "subscriptions_full", "node", "a subscription or a saved session found no room in the memory for subscriptions";
     MessagesLost = "messages_lost", "broker", "messages of a stream were gone before they could be read";
     PublicationElsewhere = "publication_elsewhere", "broker", "a log that is not ours any more took a publication";
     UnreadableCommand = "unreadable_command", "broker", "a stored remote command could not be read";

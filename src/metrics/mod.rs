@@ -121,7 +121,9 @@ metrics! {
     Counter FAILED_AUTHS = "failed_auths_total", "refused connections";
     Counter CLIENT_MSG = "client_msg_total", "decoded client commands";
     Counter FAILED_CLIENT_MSG = "failed_client_msg_total", "undecodable or failed client commands";
-    Counter SUBSCRIPTIONS_REFUSED = "refused_subscriptions_total", "subscriptions rejected because the connection had max_subscriptions or the identifier was too long";
+    Counter SUBSCRIPTIONS_REFUSED = "refused_subscriptions_total", "subscriptions rejected because the connection had max_subscriptions, the identifier was too long or subscriptions_budget was used up";
+    Gauge SUBSCRIPTION_BYTES = "subscriptions_bytes", "bytes of memory that the subscriptions of all clients hold, overhead included";
+    Counter SUBSCRIPTIONS_FULL = "subscriptions_full_total", "subscriptions rejected, and restores of sessions put off, because subscriptions_budget was used up";
     Counter COMMANDS_PACED = "paced_client_msg_total", "client commands after which a connection was not read for a while because of max_commands_rate";
     Counter SERVER_MSG = "server_msg_total", "frames written to clients";
     Counter DATA_SENT = "data_sent_total", "bytes written to clients";

@@ -7,6 +7,7 @@ use crate::broker::Unavailable;
 use crate::hub::{Identifier, Located, Open};
 use crate::metrics;
 use crate::protocol::command::{self, Skipped};
+use crate::protocol::encoding::json_text;
 use crate::protocol::{Command, HistoryRequest, Message, Meta, Payload, Position, ShownIdentifier, StreamName, reply};
 use crate::rpc::Application;
 use crate::session::{Ask, Followed, Subscribe};
@@ -80,8 +81,7 @@ impl Client {
             Command::History { identifier, history } => self.history(&identifier, &history).await,
             Command::Whisper { identifier, data } => self.whisper(&identifier, data).await,
             Command::Presence { identifier } => {
-                let json = crate::protocol::encoding::json_text(&identifier);
-                self.outbox().push(reply::presence_error(self.receiver.encoding(), &json));
+                self.outbox().push(reply::presence_error(self.receiver.encoding(), &json_text(&identifier)));
                 Ok(())
             }
             Command::Ping => {
@@ -116,15 +116,15 @@ impl Client {
     /// A subscription that the application decides about.
     async fn subscribe(self: &Arc<Self>, text: &Arc<str>, history: Option<HistoryRequest>) -> Result<(), Unavailable> {
         let limits = &self.node.config.subscriptions;
-        let decision = self.state().session.subscribe(text, limits, 0);
+        let decision = self.state().session.subscribe(text, limits, &self.node.subscriptions, 0);
         let identifier = match decision {
             Subscribe::Ignore => {
                 metrics::FAILED_CLIENT_MSG.inc();
                 return Ok(());
             }
             Subscribe::ConfirmRestored(identifier) => return self.confirm_restored(&identifier, history).await,
-            Subscribe::Refuse(identifier) => {
-                self.refuse_subscription(&identifier);
+            Subscribe::Refuse => {
+                self.refuse_subscription(text);
                 return Ok(());
             }
             Subscribe::Authorize(identifier) => identifier,
@@ -152,17 +152,17 @@ impl Client {
     }
 
     pub(super) fn confirm(&self, identifier: &Identifier) {
-        self.outbox().push(reply::confirm_subscription(self.receiver.encoding(), &identifier.json));
+        self.outbox().push(reply::confirm_subscription(self.receiver.encoding(), &identifier.json()));
     }
 
     pub(super) fn reject_subscription(&self, identifier: &Identifier) {
-        self.outbox().push(reply::reject_subscription(self.receiver.encoding(), &identifier.json));
+        self.outbox().push(reply::reject_subscription(self.receiver.encoding(), &identifier.json()));
     }
 
     /// Rejects what is beyond a limit.
-    pub(super) fn refuse_subscription(&self, identifier: &Identifier) {
+    pub(super) fn refuse_subscription(&self, identifier: &str) {
         metrics::SUBSCRIPTIONS_REFUSED.inc();
-        self.reject_subscription(identifier);
+        self.outbox().push(reply::reject_subscription(self.receiver.encoding(), &json_text(identifier)));
     }
 
     /// Opens streams for a subscription, or finds them open.

@@ -131,6 +131,11 @@ async fn restore(
         metrics::SESSIONS_NOT_RESTORED.inc();
         return Ok(None);
     }
+    // Its subscriptions have their room, or nothing changes: the client keeps its sid, and comes again, here or elsewhere.
+    let Some(room) = node.subscriptions.take(saved.held()) else {
+        outbox.close(Close::SubscriptionsFull);
+        return Err(Unavailable("there is no room for its subscriptions".into()));
+    };
     // Who knows this sid has received the welcome that named it: the session before it is over.
     if let Some(earlier) = saved.take_unproved().map(SessionKey) {
         match supersede::end(node, &earlier, &old, None).await {
@@ -164,7 +169,7 @@ async fn restore(
     let longest = node.hub.table().longest_ttl() + life::longest(node.config.sessions_ttl) + NAMED_FOR;
     let now = unix_ms();
     let oldest = now.saturating_sub(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
-    let mut session = saved.restore(sid.clone(), hello.subprotocol, now, oldest);
+    let mut session = saved.restore(sid.clone(), hello.subprotocol, now, oldest, room);
     session.unproved = Some(old.0);
     Ok(Some(Restored { session, proofs, registration, before, known }))
 }

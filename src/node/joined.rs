@@ -59,7 +59,7 @@ enum Step {
     ConfirmRestored(Arc<Identifier>, Option<HistoryRequest>),
     Reject(Arc<Identifier>),
     /// Beyond a limit.
-    Refuse(Arc<Identifier>),
+    Refuse(Arc<str>),
     Follow(Follow),
 }
 
@@ -74,7 +74,7 @@ struct Follow {
 enum Ready {
     ConfirmRestored(Arc<Identifier>, Option<HistoryRequest>),
     Reject(Arc<Identifier>),
-    Refuse(Arc<Identifier>),
+    Refuse(Arc<str>),
     Follow(Arc<Identifier>, Prepared),
 }
 
@@ -151,14 +151,16 @@ impl Client {
         stream: Option<(StreamName, State)>,
         deciding: usize,
     ) -> Option<Step> {
-        let decision = self.state().session.subscribe(identifier, &self.node.config.subscriptions, deciding);
+        let Self { node, .. } = self;
+        let limits = &node.config.subscriptions;
+        let decision = self.state().session.subscribe(identifier, limits, &node.subscriptions, deciding);
         Some(match (decision, stream) {
             (Subscribe::Ignore, _) => {
                 metrics::FAILED_CLIENT_MSG.inc();
                 return None;
             }
             (Subscribe::ConfirmRestored(identifier), _) => Step::ConfirmRestored(identifier, history),
-            (Subscribe::Refuse(identifier), _) => Step::Refuse(identifier),
+            (Subscribe::Refuse, _) => Step::Refuse(identifier.clone()),
             (Subscribe::Authorize(identifier), None) => Step::Reject(identifier),
             (Subscribe::Authorize(identifier), Some((stream, istate))) => {
                 Step::Follow(Follow { identifier, stream, istate, history })

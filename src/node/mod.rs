@@ -39,7 +39,7 @@ pub use registry::Registry;
 
 use crate::auth::jwt::Jwt;
 use crate::auth::{Access, Authenticator};
-use crate::hub::Hub;
+use crate::hub::{Hub, SubscriptionBudget};
 use crate::rpc::Application;
 use crate::session::SubscriptionLimits;
 use backlog::CommandBudget;
@@ -115,6 +115,8 @@ pub struct Node {
     pub farewells: Option<Arc<Farewells>>,
     /// What outlives connections: deletions of sessions that must not come back.
     pub tasks: TaskTracker,
+    /// What the subscriptions of all clients hold.
+    subscriptions: Arc<SubscriptionBudget>,
     /// What waits of all clients' commands.
     queued: Arc<CommandBudget>,
     /// Turns of clients that leave: what is delivered or published after thousands have left at once must not stand behind
@@ -154,6 +156,7 @@ impl Node {
             application.as_ref().map(|application| Farewells::start(farewells, application.clone(), hub.clone()));
         Arc::new(Self {
             queued: CommandBudget::new(config.max_queued_all),
+            subscriptions: SubscriptionBudget::new(config.subscriptions.total),
             config,
             hub,
             access,

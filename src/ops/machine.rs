@@ -6,12 +6,20 @@ use std::path::Path;
 /// store and the allocator.
 const STREAM: u64 = 16 << 10;
 
+/// Room for the subscriptions of a few clients is always there.
+const LEAST: usize = 16 << 20;
+
 /// Where nobody says how much memory there is.
 const UNKNOWN: u64 = 4 << 30;
 
 /// Streams for which half of the memory has room.
 pub fn streams(memory: Option<u64>) -> usize {
     usize::try_from(memory.unwrap_or(UNKNOWN) / 2 / STREAM).unwrap_or(usize::MAX).max(1_000)
+}
+
+/// Bytes that subscriptions may hold: a quarter of the memory. Half is for streams, which they follow.
+pub fn subscriptions(memory: Option<u64>) -> usize {
+    usize::try_from(memory.unwrap_or(UNKNOWN) / 4).unwrap_or(usize::MAX).max(LEAST)
 }
 
 /// Bytes of memory that the process may use: the machine's, or less if its control group has a limit.
@@ -62,6 +70,13 @@ mod tests {
         assert_eq!(streams(Some(64 << 20)), 2_048);
         assert_eq!(streams(Some(0)), 1_000, "some always");
         assert_eq!(streams(None), 131_072);
+    }
+
+    #[test]
+    fn a_quarter_of_the_memory_is_for_subscriptions() {
+        assert_eq!(subscriptions(Some(8 << 30)), 2 << 30);
+        assert_eq!(subscriptions(Some(0)), 16 << 20, "some always");
+        assert_eq!(subscriptions(None), 1 << 30);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Close {
     StoreUnavailable,
     /// It needs a stream more than may be open on this node: it may try again, here or elsewhere. No message, as above.
     StreamsFull,
+    /// The subscriptions of its session find no room on this node: as above.
+    SubscriptionsFull,
     /// No sign of life within the pong timeout.
     NoPong,
     /// The client reads more slowly than it is sent to.
@@ -57,6 +59,7 @@ impl Close {
             | Self::Handover
             | Self::StoreUnavailable
             | Self::StreamsFull
+            | Self::SubscriptionsFull
             | Self::Superseded
             | Self::Ended
             | Self::TooBig
@@ -76,6 +79,7 @@ impl Close {
             Self::Restart | Self::Handover => (1001, "Server restart"),
             Self::StoreUnavailable => (1013, "Store unavailable"),
             Self::StreamsFull => (1013, "Too many streams: max_streams"),
+            Self::SubscriptionsFull => (1013, "Too many subscriptions: subscriptions_budget"),
             Self::NoPong => (1000, "No Pong"),
             Self::TooSlow => (1000, ""),
             Self::Superseded => (1000, "Session resumed elsewhere"),

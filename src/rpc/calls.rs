@@ -155,6 +155,16 @@ pub struct What<'a> {
     /// What it carries that an error must not quote.
     pub env: Option<&'a proto::Env>,
     pub identifiers: &'a [String],
+    /// Identifiers of the connection, and the data of an action.
+    pub connection: &'a str,
+    pub data: &'a str,
+}
+
+impl<'a> What<'a> {
+    /// A call that carries nothing.
+    pub fn bare(method: &'static str, sid: &'a Sid) -> Self {
+        Self { method, sid, env: None, identifiers: &[], connection: "", data: "" }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +228,7 @@ mod tests {
     static SID: std::sync::LazyLock<Sid> = std::sync::LazyLock::new(|| Sid::from("s1"));
 
     fn what() -> What<'static> {
-        What { method: "command", sid: &SID, env: None, identifiers: &[] }
+        What::bare("command", &SID)
     }
 
     fn ms(n: u64) -> Duration {

@@ -44,30 +44,44 @@ impl<W: Wire> Remote<W> {
     }
 }
 
+fn leaving<'a>(method: &'static str, sid: &'a Sid, request: &'a DisconnectRequest) -> What<'a> {
+    What {
+        env: request.env.as_ref(),
+        identifiers: &request.subscriptions,
+        connection: &request.identifiers,
+        ..What::bare(method, sid)
+    }
+}
+
 #[async_trait]
 impl<W: Wire> Application for Remote<W> {
     async fn connect(&self, sid: &Sid, env: Env) -> Result<Connected, RpcError> {
         let request = wire::connection_request(env);
-        let what = What { method: "connect", sid, env: request.env.as_ref(), identifiers: &[] };
+        let what = What { env: request.env.as_ref(), ..What::bare("connect", sid) };
         self.calls.call(what, |attempt| self.wire.connect(sid, &request, attempt), wire::connected).await
     }
 
     async fn command(&self, sid: &Sid, call: CommandCall) -> Result<CommandEffects, RpcError> {
         let request = wire::command_message(call);
-        let identifiers = std::slice::from_ref(&request.identifier);
-        let what = What { method: "command", sid, env: request.env.as_ref(), identifiers };
+        let what = What {
+            env: request.env.as_ref(),
+            identifiers: std::slice::from_ref(&request.identifier),
+            connection: &request.connection_identifiers,
+            data: &request.data,
+            ..What::bare("command", sid)
+        };
         self.calls.call(what, |attempt| self.wire.command(sid, &request, attempt), wire::effects).await
     }
 
     async fn disconnect(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        let what = What { method: "disconnect", sid, env: request.env.as_ref(), identifiers: &request.subscriptions };
+        let what = leaving("disconnect", sid, &request);
         self.calls.call(what, |attempt| self.wire.disconnect(sid, &request, attempt), wire::acknowledged).await
     }
 
     async fn restore(&self, sid: &Sid, call: DisconnectCall) -> Result<(), RpcError> {
         let request = wire::disconnect_request(call);
-        let what = What { method: "restore", sid, env: request.env.as_ref(), identifiers: &request.subscriptions };
+        let what = leaving("restore", sid, &request);
         self.calls.call(what, |attempt| self.wire.restore(sid, &request, attempt), wire::acknowledged).await
     }
 }

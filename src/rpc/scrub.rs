@@ -3,39 +3,29 @@
 use super::RpcError;
 use super::calls::What;
 use super::proto;
-use crate::log_limit::shorten_to;
 use crate::protocol::ShownIdentifier;
+use crate::protocol::encoding::json_text;
 use crate::secret::Secret;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 
-/// Shorter values are no credentials, and would tear words apart.
-const SHORTEST: usize = 8;
+/// Bytes of the shortest value that is hidden. Shorter ones would be found everywhere.
+const SHORTEST: usize = 4;
+
+/// From this length on a value is hidden within a word, too.
+const WITHIN_WORDS: usize = 8;
+
+/// JSON within a text within JSON: so deep it is looked into.
+const DEPTH: u32 = 4;
 
 /// Characters of an error text that are passed on: an application can answer with megabytes.
 const LONGEST: usize = 1_000;
 
 impl What<'_> {
-    /// `text`, cut, with `ours` (what we authenticate by), the session's id, the identifier's credentials, and the values of the
-    /// request's headers, cookies and query replaced.
+    /// `text`, cut, with `ours` (what we authenticate by) and all that the call carried replaced: the session's id and
+    /// identifiers by what names them in the log, everything else by `***`.
     pub fn scrubbed(&self, text: String, ours: Option<&Secret>) -> String {
-        let mut secrets = Vec::from_iter(ours.map(|secret| secret.expose().to_owned()));
-        if let Some(env) = self.env {
-            secrets.extend(carried(env));
-        }
-        let mut text = text.replace(self.sid.expose(), &self.sid.to_string());
-        for identifier in self.identifiers.iter().filter(|identifier| !identifier.is_empty()) {
-            let shown = ShownIdentifier(identifier).to_string();
-            // As it is, and as JSON text has it within a string.
-            let escaped = serde_json::Value::from(identifier.as_str()).to_string();
-            text = text.replace(identifier.as_str(), &shown).replace(escaped.trim_matches('"'), &shown);
-            secrets.extend(texts(identifier));
-        }
-        // The longest first: one may be part of another.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        for secret in secrets {
-            text = text.replace(&secret, "***");
-        }
-        // Last: half a secret would not be found.
-        shorten_to(&text, LONGEST).into_owned()
+        Carried::by(self, ours).hidden_in(&text)
     }
 
     /// The error with every text of it [scrubbed](Self::scrubbed).
@@ -50,35 +40,172 @@ impl What<'_> {
     }
 }
 
-/// What the client's request carried, in every form that an error may quote.
-fn carried(env: &proto::Env) -> Vec<String> {
-    let mut values: Vec<String> = Vec::new();
-    for (name, value) in env.headers.iter().filter(|(name, _)| *name != "REMOTE_ADDR") {
-        values.push(value.clone());
-        if name == "cookie" {
-            let pairs = value.split(';').filter_map(|pair| pair.split_once('='));
-            values.extend(pairs.map(|(_, value)| value.trim().to_owned()));
-        }
-        // `Bearer <token>` and its like.
-        values.extend(value.split_once(' ').map(|(_, rest)| rest.trim().to_owned()));
-    }
-    if let Some((_, query)) = env.url.split_once('?') {
-        values.push(query.to_owned());
-        values.extend(query.split('&').filter_map(|pair| pair.split_once('=')).map(|(_, value)| value.to_owned()));
-        values.extend(url::form_urlencoded::parse(query.as_bytes()).map(|(_, value)| value.into_owned()));
-    }
-    values.retain(|value| value.len() >= SHORTEST);
-    values
+/// The values of one call that an error may quote, in every form in which it may.
+#[derive(Default)]
+struct Carried {
+    /// With what stands in its place.
+    values: BTreeMap<String, String>,
 }
 
-/// The texts in an identifier that may be signatures or tokens: long ones.
-fn texts(identifier: &str) -> Vec<String> {
-    let Ok(serde_json::Value::Object(parts)) = serde_json::from_str(identifier) else { return Vec::new() };
-    let text = |(name, value): (String, serde_json::Value)| match value {
-        serde_json::Value::String(text) if name != "channel" && text.len() >= 2 * SHORTEST => Some(text),
-        _ => None,
-    };
-    parts.into_iter().filter_map(text).collect()
+impl Carried {
+    fn by(what: &What<'_>, ours: Option<&Secret>) -> Self {
+        let mut carried = Self::default();
+        let What { sid, env, identifiers, connection, data, .. } = what;
+        carried.named(sid.expose(), &sid.to_string());
+        for identifier in identifiers.iter() {
+            carried.named(identifier, &ShownIdentifier(identifier).to_string());
+        }
+        for identifier in identifiers.iter() {
+            carried.parts(identifier, "channel");
+        }
+        carried.value(connection);
+        match serde_json::from_str(data) {
+            // The action is what the line is about.
+            Ok(Value::Object(_)) => carried.parts(data, "action"),
+            _ => carried.value(data),
+        }
+        carried.value(ours.map_or("", Secret::expose));
+        if let Some(env) = env {
+            carried.request(env);
+        }
+        carried
+    }
+
+    /// The client's request, and the state that the application keeps with us.
+    fn request(&mut self, env: &proto::Env) {
+        for (name, value) in env.headers.iter().filter(|(name, _)| *name != "REMOTE_ADDR") {
+            self.value(value);
+            if name == "cookie" {
+                for (_, value) in value.split(';').filter_map(|pair| pair.split_once('=')) {
+                    self.value(value.trim());
+                    self.decoded(value.trim());
+                }
+                continue;
+            }
+            // `Bearer <token>`, and `Token token="…", …`.
+            self.value(value.split_once(' ').map_or("", |(_, rest)| rest.trim()));
+            let pieces = value.split(|c: char| c.is_whitespace() || matches!(c, ';' | ',' | '=' | '"'));
+            pieces.filter(|piece| piece.len() >= WITHIN_WORDS).for_each(|piece| self.value(piece));
+        }
+        if let Some((_, query)) = env.url.split_once('?') {
+            self.value(query);
+            for pair in query.split('&') {
+                let value = pair.split_once('=').map_or(pair, |(_, value)| value);
+                self.value(value);
+                self.decoded(value);
+            }
+        }
+        env.cstate.values().chain(env.istate.values()).for_each(|value| self.value(value));
+    }
+
+    /// The value behind `%41` and its like.
+    fn decoded(&mut self, value: &str) {
+        let pair = format!("={value}");
+        url::form_urlencoded::parse(pair.as_bytes()).for_each(|(_, value)| self.value(&value));
+    }
+
+    /// What has a name of its own in the log.
+    fn named(&mut self, text: &str, name: &str) {
+        self.insert(text, name);
+    }
+
+    fn value(&mut self, text: &str) {
+        self.deep_value(text, DEPTH);
+    }
+
+    fn deep_value(&mut self, text: &str, depth: u32) {
+        self.insert(text, "***");
+        if depth > 0
+            && text.starts_with(['{', '[', '"'])
+            && let Ok(json) = serde_json::from_str(text)
+        {
+            self.json(&json, depth - 1);
+        }
+    }
+
+    /// Every value in JSON text, but for that of `shown`.
+    fn parts(&mut self, text: &str, shown: &str) {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(parts)) => {
+                parts.iter().filter(|(name, _)| *name != shown).for_each(|(_, part)| self.json(part, DEPTH));
+            }
+            Ok(json) => self.json(&json, DEPTH),
+            Err(_) => {}
+        }
+    }
+
+    fn json(&mut self, json: &Value, depth: u32) {
+        match json {
+            Value::String(text) => self.deep_value(text, depth),
+            Value::Number(number) => self.insert(&number.to_string(), "***"),
+            Value::Array(parts) => parts.iter().for_each(|part| self.json(part, depth)),
+            Value::Object(parts) => parts.values().for_each(|part| self.json(part, depth)),
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+
+    /// As it is, and as JSON has it within a text. What is there stays.
+    fn insert(&mut self, text: &str, shown: &str) {
+        if text.len() < SHORTEST {
+            return;
+        }
+        self.values.entry(text.to_owned()).or_insert_with(|| shown.to_owned());
+        let escaped = json_text(text);
+        let escaped = &escaped[1..escaped.len() - 1];
+        if escaped != text {
+            self.values.entry(escaped.to_owned()).or_insert_with(|| shown.to_owned());
+        }
+    }
+
+    fn hidden_in(&self, text: &str) -> String {
+        let mut by_start: HashMap<[u8; SHORTEST], Vec<(&str, &str)>> = HashMap::new();
+        for (value, shown) in &self.values {
+            by_start.entry(start(value.as_bytes()).expect("none is shorter")).or_default().push((value, shown));
+        }
+        // One may begin like another: the longest counts.
+        by_start.values_mut().for_each(|values| values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len())));
+        let found = |at: usize| {
+            let values = by_start.get(&start(&text.as_bytes()[at..])?)?;
+            values.iter().find(|(value, _)| stands_at(text, at, value))
+        };
+        let mut shown = String::new();
+        let mut left = LONGEST;
+        // One may begin within another: hidden is what belongs to any of them.
+        let mut hidden = 0;
+        for (at, char) in text.char_indices() {
+            if left == 0 {
+                return format!("{shown}...({})", text[at..].chars().count());
+            }
+            let value = found(at);
+            if at >= hidden {
+                let (piece, chars) = match value {
+                    Some((_, name)) => (*name, name.chars().count()),
+                    None => (&text[at..at + char.len_utf8()], 1),
+                };
+                shown.push_str(piece);
+                left = left.saturating_sub(chars);
+            }
+            if let Some((value, _)) = value {
+                hidden = hidden.max(at + value.len());
+            }
+        }
+        shown
+    }
+}
+
+/// What values are found by.
+fn start(text: &[u8]) -> Option<[u8; SHORTEST]> {
+    let start: [u8; SHORTEST] = text.get(..SHORTEST)?.try_into().ok()?;
+    Some(start.map(|byte| byte.to_ascii_lowercase()))
+}
+
+/// A value, whatever its case; a short one only as a word of its own.
+fn stands_at(text: &str, at: usize, value: &str) -> bool {
+    let end = at + value.len();
+    let same = text.as_bytes().get(at..end).is_some_and(|there| there.eq_ignore_ascii_case(value.as_bytes()));
+    let is_word = |char: char| char.is_alphanumeric() || char == '_';
+    let alone = || !text[..at].ends_with(is_word) && !text[end..].starts_with(is_word);
+    same && (value.len() >= WITHIN_WORDS || alone())
 }
 
 #[cfg(test)]
@@ -101,7 +228,8 @@ mod tests {
             ..proto::Env::default()
         };
         let identifier = r#"{"channel":"ChatChannel","signed":"InNpZ25lZCI=--0123456789"}"#;
-        let what = What { method: "command", sid: &sid, env: Some(&env), identifiers: &[identifier.to_owned()] };
+        let identifiers = [identifier.to_owned()];
+        let what = What { env: Some(&env), identifiers: &identifiers, ..What::bare("command", &sid) };
         let said = format!(
             "no {identifier} for {} at /cable?jid=eyJh.eyJl.c2ln&x=1 with c00kie-value, t0ken-value, 'a long one', \
              InNpZ25lZCI=--0123456789 from 10.0.0.99 by 0ur-secret: {:?}",
@@ -122,9 +250,93 @@ mod tests {
     #[test]
     fn row_17_an_error_of_the_application_is_cut_once_its_secrets_are_out() {
         let sid = Sid::from("k3Jq_-0123456789abcde");
-        let what = What { method: "command", sid: &sid, env: None, identifiers: &[] };
+        let what = What::bare("command", &sid);
         let said = format!("{}{}{}", "x".repeat(LONGEST - 5), "0ur-secret", "y".repeat(4 << 20));
         let text = what.scrubbed(said, Some(&"0ur-secret".into()));
         assert!(!text.contains("0ur-") && text.len() < LONGEST + 20, "{} bytes", text.len());
+    }
+
+    /// What one call carried, and errors that quote it.
+    #[test]
+    fn row_19_short_values_values_in_json_and_identifiers_of_the_connection_are_hidden() {
+        let sid = Sid::from("k3Jq_-0123456789abcde");
+        let env = proto::Env {
+            url: "http://h/cable?tok=QQQQQQQQQQ12&enc=a%2Fb%2Bc%3DSECRET99&code=7777&L0NEVALUE".into(),
+            headers: [
+                ("cookie", "pin=49217; s7=SEVENAB; enc=a%20c00kie%20value; st=%7B%22k%22%3A%22INC00KIE1%22%7D"),
+                ("authorization", r#"Token token="T0KENVALUE", nonce=N0NCEVALUE"#),
+                ("x-otp", "731942"),
+                ("x-json", r#"{"token":"JSONSECRET555","in":{"n":[46464646,"{\"deep\":\"DEEPSECRET\"}"]}}"#),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+            cstate: [("key".to_owned(), "CSTATEVALUE".to_owned())].into(),
+            istate: [("key".to_owned(), r#"{"$w":"ISTATEVALUE"}"#.to_owned())].into(),
+        };
+        let identifiers = [r#"{"channel":"ChatChannel","room":"ROOMSECRET11","seat":1234}"#.to_owned()];
+        let what = What {
+            env: Some(&env),
+            identifiers: &identifiers,
+            connection: r#"{"u":"CONNIDENT1234567","id":98765}"#,
+            data: r#"{"action":"speak","password":"pa55word","pin":60606}"#,
+            ..What::bare("command", &sid)
+        };
+        for carried in [
+            "QQQQQQQQQQ12",
+            "a/b+c=SECRET99",
+            "a%2Fb%2Bc%3DSECRET99",
+            "7777",
+            "L0NEVALUE",
+            "49217",
+            "SEVENAB",
+            "a c00kie value",
+            "INC00KIE1",
+            "T0KENVALUE",
+            "N0NCEVALUE",
+            "731942",
+            "JSONSECRET555",
+            "46464646",
+            "DEEPSECRET",
+            "CSTATEVALUE",
+            "ISTATEVALUE",
+            "ROOMSECRET11",
+            "1234",
+            "CONNIDENT1234567",
+            "98765",
+            "pa55word",
+            "60606",
+        ] {
+            for form in [carried.to_owned(), carried.to_lowercase(), carried.to_uppercase()] {
+                for said in [format!("bad {form}"), format!("{form}: no"), format!("<{form}>"), format!("'{form}'.")] {
+                    let text = what.scrubbed(said.clone(), None);
+                    assert_eq!(text, said.replace(&form, "***"));
+                }
+            }
+            if carried.len() >= 8 {
+                assert_eq!(what.scrubbed(format!("is{carried}not"), None), "is***not");
+            }
+        }
+        // All of the call, as JSON within JSON.
+        let whole = serde_json::to_string(&serde_json::json!({
+            "headers": env.headers, "url": env.url, "identifier": identifiers[0], "data": what.data,
+            "all": serde_json::to_string(&env).unwrap(),
+        }));
+        let text = what.scrubbed(whole.unwrap(), None);
+        for part in ["QQQ", "SECRET", "7777", "49217", "SEVENAB", "c00kie", "KIE1", "VALUE", "731942", "6464", "pa55"] {
+            assert!(!text.contains(part), "{part}: {text}");
+        }
+        // Names, the action, and what only looks alike stay.
+        for said in ["no ChatChannel", "cookie pin", "cannot speak", "17777 of 777", "line 123", "x1234y", "SEVENABC"] {
+            assert_eq!(what.scrubbed(said.into(), None), said);
+        }
+    }
+
+    #[test]
+    fn row_19_values_that_overlap_are_hidden_whole() {
+        let sid = Sid::from("k3Jq_-0123456789abcde");
+        let env =
+            proto::Env { url: "http://h/cable?a=abcdefghij&b=ghijKLMNOP&c=abcdefgh".into(), ..proto::Env::default() };
+        let what = What { env: Some(&env), ..What::bare("connect", &sid) };
+        assert_eq!(what.scrubbed("no abcdefghijKLMNOP or abcdefgh, ж".into(), None), "no *** or ***, ж");
     }
 }

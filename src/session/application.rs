@@ -128,6 +128,7 @@ impl Session {
         let Some(subscription) = self.subscriptions.get_mut(identifier) else { return false };
         let has_stream = subscription.istate.contains_key(super::PRESENCE_KEY);
         subscription.presence = (has_stream && change.kind == "join").then_some(change);
+        subscription.recount();
         has_stream
     }
 
@@ -152,6 +153,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::SubscriptionBudget;
     use crate::protocol::Subprotocol;
 
     fn state(pairs: &[(&str, &str)]) -> State {
@@ -184,6 +186,31 @@ mod tests {
         assert_eq!(session.stop("chat", &Stop::These(vec!["b".into(), "c".into()])), ["b".into()]);
         assert_eq!(session.stop("chat", &Stop::All), ["a".into()]);
         assert!(session.stop("other", &Stop::All).is_empty());
+    }
+
+    #[test]
+    fn row_13_streams_and_state_count_for_as_long_as_they_are_there() {
+        let budget = SubscriptionBudget::new(usize::MAX);
+        let mut session = Session::new("s".into(), "u".into(), Subprotocol::Json, 0);
+        let identifier = Identifier::within(&"chat".into(), &budget).unwrap();
+        let bare = budget.held();
+        session.subscribed(&identifier, vec![], state(&[("room", "7")]));
+        drop(identifier);
+        let small = budget.held();
+        session.merge_istate("chat", state(&[("room", &"x".repeat(1_001))]));
+        assert_eq!(budget.held(), small + 1_000);
+        session.follow("chat", vec!["y".repeat(2_000).into()]);
+        assert!(budget.held() >= small + 3_000);
+        session.stop("chat", &Stop::All);
+        session.merge_istate("chat", state(&[("room", ""), ("$p", "p")]));
+        let join = PresenceChange { kind: "join".into(), id: "5".into(), info: "z".repeat(500) };
+        assert!(session.set_presence("chat", join) && budget.held() > small + 500);
+        session.merge_istate("chat", state(&[("$p", "")]));
+        let leave = PresenceChange { kind: "leave".into(), id: "5".into(), info: String::new() };
+        session.set_presence("chat", leave);
+        assert_eq!(budget.held(), bare);
+        session.unsubscribe("chat");
+        assert_eq!(budget.held(), 0);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub use saved::{SavedSession, Unusable};
 pub use succession::Succession;
 pub use timers::{Due, TimerConfig, Timers};
 
-use crate::hub::{From, Identifier};
+use crate::hub::{From, Held, Identifier, SubscriptionBudget};
 use crate::protocol::{HistoryRequest, Position, Sid, StreamName, Subprotocol};
 use crate::rpc::PresenceChange;
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ pub const WHISPER_KEY: &str = "$w";
 /// Subscription state key: the stream whose presence set the subscription may join.
 pub const PRESENCE_KEY: &str = "$p";
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Subscription {
     pub identifier: Arc<Identifier>,
     pub streams: Vec<Followed>,
@@ -49,20 +49,53 @@ pub struct Subscription {
     pub awaits_history: bool,
     /// The presence that the application joined this subscription with.
     pub presence: Option<PresenceChange>,
+    /// Counts its streams, its state and its presence.
+    held: Held,
 }
 
-/// Bounds of what one client may subscribe to.
+/// What a stream or an entry of the state takes beside its text.
+const ENTRY: usize = 64;
+
+/// Bytes that a subscription holds beside those that its identifier counts.
+fn content<'a>(streams: impl Iterator<Item = &'a StreamName>, istate: &State) -> usize {
+    let streams: usize = streams.map(|stream| ENTRY + stream.as_str().len()).sum();
+    let state: usize = istate.iter().map(|(key, value)| ENTRY + key.len() + value.len()).sum();
+    streams + state
+}
+
+impl Subscription {
+    /// `room`: what was kept free for it, if anything was.
+    fn new(identifier: Arc<Identifier>, streams: Vec<Followed>, istate: State, room: Option<&mut Held>) -> Self {
+        let bytes = content(streams.iter().map(|followed| &followed.stream), &istate);
+        let held = match room {
+            Some(room) => room.split(bytes),
+            None => identifier.held().beside(bytes),
+        };
+        Self { identifier, streams, istate, confirmed: true, awaits_history: false, presence: None, held }
+    }
+
+    /// What it holds has changed.
+    fn recount(&mut self) {
+        let streams = self.streams.iter().map(|followed| &followed.stream);
+        let presence = self.presence.as_ref().map_or(0, |one| ENTRY + one.id.len() + one.info.len());
+        self.held.resize(content(streams, &self.istate) + presence);
+    }
+}
+
+/// Bounds of what one client may subscribe to, and of what all may.
 #[derive(Clone, Copy, Debug)]
 pub struct SubscriptionLimits {
     /// Subscriptions of a connection.
     pub number: usize,
     /// Bytes of an identifier.
     pub identifier: usize,
+    /// Bytes that the subscriptions of all connections may hold.
+    pub total: usize,
 }
 
 impl Default for SubscriptionLimits {
     fn default() -> Self {
-        Self { number: 2_000, identifier: 4_096 }
+        Self { number: 2_000, identifier: 4_096, total: usize::MAX }
     }
 }
 
@@ -76,7 +109,7 @@ pub enum Subscribe {
     /// Somebody must decide whether the client may have it.
     Authorize(Arc<Identifier>),
     /// Beyond a limit: rejected, whoever would have to decide.
-    Refuse(Arc<Identifier>),
+    Refuse,
 }
 
 /// What one stream of a history request is asked for.
@@ -185,14 +218,18 @@ impl Session {
     }
 
     /// Decides what a `subscribe` command means (Action Cable clients repeat unanswered ones). `deciding`: subscriptions
-    /// of commands before this one that are not recorded yet.
-    pub fn subscribe(&mut self, identifier: &Arc<str>, limits: &SubscriptionLimits, deciding: usize) -> Subscribe {
+    /// of commands before this one that are not recorded yet. `budget`: what those of all clients may hold.
+    pub fn subscribe(
+        &mut self,
+        identifier: &Arc<str>,
+        limits: &SubscriptionLimits,
+        budget: &Arc<SubscriptionBudget>,
+        deciding: usize,
+    ) -> Subscribe {
         let full = self.subscriptions.len() + deciding >= limits.number;
         match self.subscriptions.get_mut(identifier) {
-            None if full || identifier.len() > limits.identifier => {
-                Subscribe::Refuse(Identifier::new(identifier.clone()))
-            }
-            None => Subscribe::Authorize(Identifier::new(identifier.clone())),
+            None if full || identifier.len() > limits.identifier => Subscribe::Refuse,
+            None => Identifier::within(identifier, budget).map_or(Subscribe::Refuse, Subscribe::Authorize),
             Some(subscription) if subscription.confirmed => Subscribe::Ignore,
             Some(subscription) => {
                 subscription.confirmed = true;
@@ -203,14 +240,7 @@ impl Session {
 
     /// Records a subscription that was granted.
     pub fn subscribed(&mut self, identifier: &Arc<Identifier>, streams: Vec<Followed>, istate: State) {
-        let subscription = Subscription {
-            identifier: identifier.clone(),
-            streams,
-            istate,
-            confirmed: true,
-            awaits_history: false,
-            presence: None,
-        };
+        let subscription = Subscription::new(identifier.clone(), streams, istate, None);
         self.subscriptions.insert(identifier.text.clone(), subscription);
         self.note_changed(&identifier.text);
     }

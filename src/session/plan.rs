@@ -302,6 +302,9 @@ impl Session {
     /// A subscription has come, or what is stored of it has changed.
     pub(super) fn note_changed(&mut self, text: &Arc<str>) {
         self.version += 1;
+        if let Some(subscription) = self.subscriptions.get_mut(text) {
+            subscription.recount();
+        }
         if let Some(parts) = &mut self.parts {
             parts.changed(text, self.version);
         }

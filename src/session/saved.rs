@@ -1,9 +1,9 @@
 //! A session as it is stored: what is needed to go on with a client after its socket is gone. One entry, the head, holds
 //! it; of many subscriptions most are in [parts](super::parts) that the head names.
 
-use super::{Followed, Session, State, Subscription};
+use super::{Followed, Session, State, Subscription, content};
 use crate::broker::StoreTime;
-use crate::hub::{Identifier, Proof, SavedProof};
+use crate::hub::{Held, Identifier, Proof, SavedProof};
 use crate::protocol::{Epoch, Position, Sid, StreamName, Subprotocol};
 use crate::secret::json_fault;
 use bytes::Bytes;
@@ -166,6 +166,14 @@ impl SavedSession {
         self.0.unproved.take()
     }
 
+    /// Bytes that its subscriptions will hold in memory.
+    pub fn held(&self) -> usize {
+        let one = |one: &SavedSubscription| {
+            Identifier::cost(&one.id) + content(one.streams.iter().map(|stream| &stream.0), &one.istate)
+        };
+        self.0.subs.iter().map(one).sum()
+    }
+
     /// The parts that belong to it.
     pub fn parts(&self) -> &[PartName] {
         &self.0.parts
@@ -195,7 +203,8 @@ impl SavedSession {
 
     /// Goes on with the session on a new connection. `now`, `oldest`: Unix milliseconds. The sid that it had so far is in
     /// use until now. Those that were left before `oldest` are forgotten: no message that is still kept can exclude them.
-    pub fn restore(self, sid: Sid, subprotocol: Subprotocol, now: u64, oldest: u64) -> Session {
+    /// `room`: for [what it holds](Self::held).
+    pub fn restore(self, sid: Sid, subprotocol: Subprotocol, now: u64, oldest: u64, mut room: Held) -> Session {
         let saved = self.0;
         let mut session = Session::new(sid, saved.ids.into(), subprotocol, saved.mark);
         session.cstate = saved.cstate;
@@ -207,15 +216,10 @@ impl SavedSession {
         session.earlier_sids =
             present.into_iter().chain(earlier).take(MAX_SIDS).map(|(sid, left)| (sid.into(), left)).collect();
         for saved in saved.subs {
-            let identifier = Identifier::new(saved.id.into());
-            let subscription = Subscription {
-                identifier: identifier.clone(),
-                streams: saved.streams.into_iter().map(SavedStream::followed).collect(),
-                istate: saved.istate,
-                confirmed: false,
-                awaits_history: true,
-                presence: None,
-            };
+            let identifier = Identifier::restored(saved.id.into(), &mut room);
+            let streams = saved.streams.into_iter().map(SavedStream::followed).collect();
+            let mut subscription = Subscription::new(identifier.clone(), streams, saved.istate, Some(&mut room));
+            (subscription.confirmed, subscription.awaits_history) = (false, true);
             session.subscriptions.insert(identifier.text.clone(), subscription);
         }
         session
@@ -268,7 +272,7 @@ mod tests {
             let body = session.save_whole(&|_, _| Some(proof.clone()), 1_000);
             let saved = SavedSession::decode(&body).unwrap();
             assert_eq!(saved.proofs()[&StreamName::from("chat/7")], proof);
-            let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000, 1_000);
+            let restored = saved.restore("s2".into(), Subprotocol::ExtJson, 1_000, 1_000, Held::unlimited());
 
             assert_eq!(restored.sids().iter().map(Sid::expose).collect::<Vec<_>>(), ["s2", "s1"]);
             assert_eq!((&*restored.identifiers, restored.mark), ("{\"user\":1}", 7));
@@ -285,7 +289,13 @@ mod tests {
         session.exp = Some(77);
         session.express_interest();
         let body = session.save_whole(&no_proof, 1_000);
-        let restored = SavedSession::decode(&body).unwrap().restore("s2".into(), Subprotocol::ExtJson, 1_000, 0);
+        let restored = SavedSession::decode(&body).unwrap().restore(
+            "s2".into(),
+            Subprotocol::ExtJson,
+            1_000,
+            0,
+            Held::unlimited(),
+        );
         assert_eq!((restored.exp, restored.interest()), (Some(77), true));
     }
 
@@ -294,7 +304,13 @@ mod tests {
     fn sids_older_than_the_history_are_forgotten_but_the_last_one_is_in_use() {
         let session = Session::new("a".into(), "i".into(), Subprotocol::ExtJson, 0);
         let restored = |body: &[u8], sid: &str, now, oldest| {
-            SavedSession::decode(body).unwrap().restore(sid.into(), Subprotocol::ExtJson, now, oldest)
+            SavedSession::decode(body).unwrap().restore(
+                sid.into(),
+                Subprotocol::ExtJson,
+                now,
+                oldest,
+                Held::unlimited(),
+            )
         };
         let sids = |session: &Session| session.sids().iter().map(|sid| sid.expose().to_owned()).collect::<Vec<_>>();
         let second = restored(&session.save_whole(&no_proof, 1_000), "b", 5_000, 4_000);

@@ -339,6 +339,31 @@ fn what_a_connection_loses_once_it_stands_is_not_lost_by_time() {
     assert!(verdict.by_time > 0);
 }
 
+/// A new session that has ended before the subscription was confirmed: the next connection restores one without it.
+#[test]
+fn what_was_never_confirmed_begins_on_the_next_connection() {
+    for (stood, charged) in [(false, false), (true, true)] {
+        let mut trace = Trace::honest(11, limits(10_000, 300));
+        trace.record.arrivals.retain(|arrival| arrival.connection > 1);
+        let (first, second) = (trace.record.stays[0].ended, trace.record.stays[1].stood.unwrap());
+        trace.record.stays[0].fresh = true;
+        if !stood {
+            trace.record.stays[0].stood = None;
+        }
+        assert!(trace.begun_before(second) > trace.begun_before(first), "something was published between them");
+        let brought = |trace: &Trace, n: u64| trace.record.arrivals.iter().any(|arrival| arrival.id.n == n);
+        let between = (1..=MESSAGES).filter(|n| {
+            let begun = trace.published.acks[usize::try_from(*n - 1).unwrap()].begun;
+            begun > first && begun < second
+        });
+        let gone: Vec<u64> = between.filter(|n| brought(&trace, *n)).collect();
+        trace.record.arrivals.retain(|arrival| !gone.contains(&arrival.id.n));
+        assert!(!gone.is_empty());
+        let verdict = trace.verdict();
+        assert_eq!(charges(&verdict).contains(&"unsignalled"), charged, "{gone:?}: {verdict:?}");
+    }
+}
+
 /// The protocol's history by time tells of no losses.
 #[test]
 fn who_comes_back_without_session_and_position_catches_up_by_time() {

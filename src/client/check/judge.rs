@@ -14,6 +14,7 @@ use super::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Epoch and offset, where the server tells them.
 pub(super) type Position = Option<(Arc<str>, u64)>;
@@ -208,7 +209,7 @@ fn judge_subscription(
         if is_missed_by_time(record, follow, ack) {
             verdict.by_time += 1;
         } else if !is_signalled(record, follow, ack, log) {
-            verdict.unsignalled.add(|| format!("{}, {}", describe(), surroundings(record, follow, *id)));
+            verdict.unsignalled.add(|| format!("{}, {}", describe(), surroundings(record, follow, ack)));
         }
         verdict.missing.add(describe);
     }
@@ -343,20 +344,30 @@ impl Row {
 }
 
 /// The client came back with a new session after this message, and had no position to ask from: this subscription had
-/// brought none by then, in this turn or before.
+/// brought none by then, in this turn or before. Where it was not even confirmed before the connection ended it begins on
+/// the next one, whether that session is restored or not.
 fn is_missed_by_time(record: &Record, follow: usize, ack: &Ack) -> bool {
     if record.earlier.iter().any(|arrival| arrival.follow == follow) {
         return false;
     }
     let positioned = record.arrivals.iter().find(|arrival| arrival.position.is_some() && arrival.follow == follow);
     let first = positioned.map_or(u32::MAX, |arrival| arrival.connection);
-    let stays = (1..=first).zip(&record.stays);
-    // What is published once it has its history must come live.
-    stays.into_iter().any(|(_, stay)| stay.fresh && ack.begun < stay.stood.unwrap_or(stay.ended))
+    let mut begins = false;
+    for (_, stay) in (1..=first).zip(&record.stays) {
+        begins |= stay.fresh;
+        // What is published once it has its history must come live.
+        if begins && ack.begun < stay.stood.unwrap_or(stay.ended) {
+            return true;
+        }
+        begins &= stay.stood.is_none();
+    }
+    false
 }
 
-/// What came of the same source before and after a missing message, and on which connections history was rejected since.
-fn surroundings(record: &Record, follow: usize, id: Id) -> String {
+/// What came of the same source before and after a missing message, on which connections, and whether history was rejected
+/// on one of these.
+fn surroundings(record: &Record, follow: usize, ack: &Ack) -> String {
+    let id = ack.id;
     let tell = |arrival: Option<&Arrival>| match arrival {
         Some(Arrival { id, connection, position: Some((_, offset)), .. }) => {
             format!("message {} at {offset} on connection {connection}", id.n)
@@ -369,12 +380,22 @@ fn surroundings(record: &Record, follow: usize, id: Id) -> String {
     let of_source = || record.arrivals.iter().filter(|arrival| arrival.follow == follow && arrival.id.lane == id.lane);
     let before = of_source().filter(|arrival| arrival.id.n < id.n).max_by_key(|arrival| arrival.id.n);
     let after = of_source().filter(|arrival| arrival.id.n > id.n).min_by_key(|arrival| arrival.id.n);
-    let since = before.map_or(0, |arrival| arrival.connection);
+    let since = before.map_or(1, |arrival| arrival.connection);
     let until = after.map_or(u32::MAX, |arrival| arrival.connection.saturating_add(1));
-    let rejects = record.rejects.iter().filter(|reject| reject.follow == follow);
-    let near = rejects.map(|reject| reject.connection).filter(|connection| (since..=until).contains(connection));
-    let near: Vec<u32> = near.collect();
-    format!("between {} and {}; rejected on connections {near:?}", tell(before), tell(after))
+    let after_it = |at: Instant| match at.checked_duration_since(ack.begun) {
+        Some(later) => format!("{:.1}", later.as_secs_f64()),
+        None => format!("-{:.1}", ack.begun.duration_since(at).as_secs_f64()),
+    };
+    let stood = (1..).zip(&record.stays).filter(|(connection, _)| (since..=until).contains(connection));
+    let stood = stood.map(|(connection, stay)| {
+        let how = if stay.fresh { "new" } else { "restored" };
+        let from = stay.stood.map_or("never".to_owned(), after_it);
+        let rejected = record.rejects.iter().any(|reject| reject.follow == follow && reject.connection == connection);
+        let rejected = if rejected { ", rejected" } else { "" };
+        format!("{connection} ({how}, {from} to {} s after it{rejected})", after_it(stay.ended))
+    });
+    let stood: Vec<String> = stood.take(6).collect();
+    format!("between {} and {}; connections {}", tell(before), tell(after), stood.join(", "))
 }
 
 /// A `reject_history` came where the message is missing: after all that precede it and before all that follow. It can

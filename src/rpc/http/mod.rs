@@ -25,9 +25,7 @@ use http_body_util::Full;
 use pool::PoolError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-/// Characters of an answer's body that go into an error.
-const SHOWN: usize = 100;
+use serde_path_to_error::Segment;
 
 /// The application over HTTP.
 pub struct Http {
@@ -61,8 +59,7 @@ impl Http {
         admitted.report(matches!(answer, Ok(_) | Err(PoolError::TooLarge(_))));
         let answer = answer.map_err(unanswered)?;
         match answer.status() {
-            StatusCode::OK => serde_json::from_slice(answer.body())
-                .map_err(|error| Failed::Final(RpcError::Garbage(json_fault(&error)))),
+            StatusCode::OK => read(answer.body()).map_err(|unreadable| Failed::Final(RpcError::Garbage(unreadable))),
             status => Err(Failed::Final(refused(method, status, answer.body()))),
         }
     }
@@ -87,6 +84,39 @@ impl Http {
     }
 }
 
+/// Reads an answer. The error names the field and what it is to be, and quotes nothing.
+fn read<A: DeserializeOwned>(body: &[u8]) -> Result<A, String> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let answer = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let fault = error.inner();
+        let field = error.path().iter().next().and_then(|first| match first {
+            Segment::Map { key } => expected(key).map(|kind| (key, kind)),
+            _ => None,
+        });
+        match field {
+            Some((field, kind)) if fault.is_data() => {
+                format!("`{field}` must be {kind} (line {} column {})", fault.line(), fault.column())
+            }
+            _ => json_fault(fault),
+        }
+    })?;
+    json.end().map_err(|fault| json_fault(&fault))?;
+    Ok(answer)
+}
+
+/// What a field of an answer is to be.
+fn expected(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "status" => "a number: 0 (ERROR), 1 (SUCCESS) or 2 (FAILURE)",
+        "identifiers" | "error_msg" => "a text",
+        "transmissions" | "streams" | "stopped_streams" => "an array of texts",
+        "disconnect" | "stop_streams" => "true or false",
+        "env" => "an object with `cstate` and `istate`, two objects whose values are texts",
+        "presence" => "an object with `type`, `id` and `info`, three texts",
+        _ => return None,
+    })
+}
+
 fn unanswered(error: PoolError) -> Failed {
     let reason = error.to_string();
     match error {
@@ -103,8 +133,8 @@ fn refused(method: &'static str, status: StatusCode, body: &[u8]) -> RpcError {
             RpcError::Application("401, it does not accept our token: check http_rpc_secret".to_owned())
         }
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-            let shown: String = String::from_utf8_lossy(body).chars().take(SHOWN).collect();
-            RpcError::Application(format!("{}: {shown}", status.as_u16()))
+            // It is cut where what the call carried is out of it: half a secret would not be found.
+            RpcError::Application(format!("{}: {}", status.as_u16(), String::from_utf8_lossy(body)))
         }
         // An unknown command, as the reference endpoint says it. Only of the one that not every application has it is
         // believed: for the others it means a wrong path.

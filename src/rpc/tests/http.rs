@@ -83,24 +83,58 @@ async fn without_a_secret_there_is_no_token() {
 
 #[tokio::test]
 async fn answers_other_than_success_are_final() {
-    let long = "x".repeat(200);
+    let long = "x".repeat(2_000);
     for (status, body, expected) in [
         (200, "no json", "unreadable answer of the application: expected"),
         (200, r#"{"status":0,"error_msg":"boom"}"#, "the application failed: boom"),
         (200, "{}", "the application failed: status ERROR without a message"),
         (401, "", "the application failed: 401"),
-        (422, long.as_str(), &format!("the application failed: 422: {}", "x".repeat(100))),
+        (422, long.as_str(), &format!("the application failed: 422: {}...(", "x".repeat(995))),
         (404, "", "the application failed: HTTP status 404 Not Found"),
         (503, "", "the application failed: HTTP status 503 Service Unavailable"),
     ] {
         let (server, arrived) = serve(status, body).await;
         let error = at(&server, |_| {}).command(&"s1".into(), message("")).await.unwrap_err().to_string();
-        assert!(error.starts_with(expected) && error.len() < 150, "{error}");
+        assert!(error.starts_with(expected) && error.len() < 1_100, "{error}");
         assert_eq!(arrived.lock().unwrap().len(), 1, "{error}");
     }
     let (server, _) = serve(404, "").await;
     let error = at(&server, |_| {}).restore(&"s1".into(), leaving()).await.unwrap_err();
     assert!(matches!(error, RpcError::Unimplemented(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_unreadable_answer_is_told_by_its_field_and_what_that_must_be() {
+    for (body, expected) in [
+        (
+            r#"{"status":"SUCCESS"}"#,
+            "`status` must be a number: 0 (ERROR), 1 (SUCCESS) or 2 (FAILURE) (line 1 column 19)",
+        ),
+        (r#"{"status":1,"streams":"chat"}"#, "`streams` must be an array of texts (line 1 column 28)"),
+        (r#"{"status":1,"streams":["a",5]}"#, "`streams` must be an array of texts (line 1 column 28)"),
+        (r#"{"status":1,"disconnect":"no"}"#, "`disconnect` must be true or false (line 1 column 29)"),
+        (
+            r#"{"status":1,"env":{"istate":{"s3cret":5}}}"#,
+            "`env` must be an object with `cstate` and `istate`, two objects whose values are texts (line 1 column 39)",
+        ),
+        ("\"SUCCESS\"", "a value is missing or of the wrong kind at line 1 column"),
+        (r#"{"status":1} x"#, "trailing characters at line 1 column 14"),
+    ] {
+        let (server, _) = serve(200, body).await;
+        let error = at(&server, |_| {}).command(&"s1".into(), message("")).await.unwrap_err().to_string();
+        let expected = format!("unreadable answer of the application: {expected}");
+        assert!(error.starts_with(&expected) && !error.contains("s3cret"), "{error}, not {expected}");
+    }
+}
+
+#[tokio::test]
+async fn row_19_a_refusal_is_cut_when_what_the_call_carried_is_out_of_it() {
+    let body = format!("{}{}", "x".repeat(90), "half-of-this-would-be-shown");
+    let (server, _) = serve(422, &body).await;
+    let env = Env { headers: [("x-token".into(), "half-of-this-would-be-shown".into())].into(), ..Env::default() };
+    let call = CommandCall { env, ..message("") };
+    let error = at(&server, |_| {}).command(&"s1".into(), call).await.unwrap_err().to_string();
+    assert!(error.ends_with("x***"), "{error}");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::hub::{Identifier, SavedProof};
+use crate::hub::{Held, Identifier, SavedProof};
 use crate::protocol::{Epoch, Position, StreamName, Subprotocol};
 use crate::session::{Followed, SavePlan, SavedSession, Session, State, Subscription};
 use bytes::Bytes;
@@ -130,7 +130,7 @@ impl Store {
             assert_eq!(*revision, name.revision);
             saved.join(&name, body).unwrap();
         }
-        saved.restore("new".into(), Subprotocol::ExtJson, 0, 0)
+        saved.restore("new".into(), Subprotocol::ExtJson, 0, 0, Held::unlimited())
     }
 }
 
