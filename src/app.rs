@@ -87,12 +87,16 @@ impl App {
         announce(&config, files);
         let deciders = deciders(&config)?;
         // Bound first: a port in use must not leave a store behind.
-        let connections = Connections::new(connection_limits(&config, files));
-        let main = bind(&config, config.server.port, &connections).await?;
         let publishing = config.broadcast_adapters.contains(&BroadcastAdapter::Http);
         let own = match config.http_broadcast.listener {
-            BroadcastListener::Own(port) if publishing => Some(bind(&config, port, &connections).await?),
+            BroadcastListener::Own(port) if publishing => Some(port),
             BroadcastListener::Main | BroadcastListener::Own(_) => None,
+        };
+        let connections = Connections::new(connection_limits(&config, files, 1 + usize::from(own.is_some())));
+        let main = bind(&config, config.server.port, &connections).await?;
+        let own = match own {
+            Some(port) => Some(bind(&config, port, &connections).await?),
+            None => None,
         };
         let hub = Hub::new(hub_config(&config));
         let feed = Arc::new(HubFeed(hub.clone()));
@@ -201,8 +205,9 @@ impl App {
     }
 }
 
-/// Clients may have what the limit of open files leaves them, or less where that is wanted.
-fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
+/// Clients may have what the limit of open files leaves them, or less where that is wanted. The listeners share the reserve
+/// out among them.
+fn connection_limits(config: &Config, files: u64, listeners: usize) -> ConnectionLimits {
     let shares = files::shares(files);
     let wanted = config.server.max_conn;
     if wanted > shares.connections {
@@ -215,7 +220,7 @@ fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
     }
     ConnectionLimits {
         max: if wanted == 0 { shares.connections } else { wanted.min(shares.connections) },
-        reserve: shares.reserve,
+        reserve: (shares.reserve / listeners).max(1),
         per_address: config.server.max_conn_per_address,
     }
 }

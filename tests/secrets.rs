@@ -44,6 +44,23 @@ async fn row_19_no_secret_in_a_log_at_error() {
     run(Wire::Grpc, "error", "text").await;
 }
 
+/// The protocol of the embedded nats-server: saved sessions and messages pass through it.
+#[tokio::test]
+async fn row_19_no_secret_in_the_trace_of_the_store() {
+    let server = Server::on(Backend::EmbeddedNats).option("enats_trace", "true").option("log_level", "debug").start();
+    let client = server.subscriber("chat").await;
+    server.publish("chat", json!(PARAMETER)).await;
+    let sid = client.drop_hard();
+    let restored = server.resume(&sid).await;
+    assert!(restored.is_restored());
+    let secrets = [sid, restored.drop_hard(), PARAMETER.to_owned()];
+    let log = server.log();
+    for traced in ["[CONNECT ", "[HPUB $KV.carrick_sessions.", "[HPUB carrick.log."] {
+        assert!(log.contains(traced), "{traced} is missing: {log}");
+    }
+    holds_none_of(&log, &secrets);
+}
+
 /// The configuration, printed, and refused with a mistake in it.
 #[tokio::test]
 async fn row_19_no_secret_in_what_the_configuration_says() {

@@ -19,6 +19,10 @@ pub(super) fn faults(given: &Given) -> Vec<Fault> {
         let allowed = format!("a number from rpc_concurrency_min ({min}) to rpc_concurrency_max ({max})");
         faults.push(given.fault("rpc.concurrency_initial", allowed));
     }
+    if !given.config.norpc && rpc.implementation != RpcKind::None && rpc.host.contains('@') {
+        let allowed = "an address without user and password, which are not sent: http_rpc_secret is, as a bearer token";
+        faults.push(given.fault("rpc.host", allowed));
+    }
     let (grace, ttl) = (disconnector.grace, broker.sessions_ttl);
     if !grace.is_zero() && saves_sessions(&given.config) && grace + GRACE_MARGIN > ttl {
         let margin = GRACE_MARGIN.as_secs();

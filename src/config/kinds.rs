@@ -269,7 +269,8 @@ impl Kind<Duration> for Span {
             _ => raw.text().and_then(parse_time),
         };
         time.filter(|time| (self.min..=self.max).contains(time)).ok_or_else(|| {
-            format!("seconds, or a number with its unit (`250ms`, `10s`, `5m`, `2h`), at least {}", show_time(self.min))
+            let (min, max) = (show_time(self.min), show_time(self.max));
+            format!("seconds, or a number with its unit (`250ms`, `10s`, `5m`, `2h`), at least {min}, at most {max}")
         })
     }
     fn show(&self, value: &Duration) -> Shown {
@@ -294,8 +295,9 @@ impl Kind<Duration> for Millis {
             _ => raw.text().and_then(|text| text.parse().ok()),
         };
         let time = plain.map(Duration::from_millis).or_else(|| raw.text().and_then(parse_time));
-        time.filter(|time| *time <= LONGEST)
-            .ok_or_else(|| "milliseconds, or a number with its unit (`250ms`, `10s`)".to_owned())
+        time.filter(|time| *time <= LONGEST).ok_or_else(|| {
+            format!("milliseconds, or a number with its unit (`250ms`, `10s`), at most {}", show_time(LONGEST))
+        })
     }
     fn show(&self, value: &Duration) -> Shown {
         Shown { literal: value.as_millis().to_string(), off: value.is_zero(), secret: false }
@@ -372,9 +374,9 @@ impl Kind<Vec<String>> for List {
     }
 }
 
-/// A URL with a user part may hold a password.
+/// An address with a user part may hold a password, with or without a scheme before it.
 pub fn has_credentials(text: &str) -> bool {
-    text.contains("://") && text.contains('@')
+    text.contains('@')
 }
 
 /// Whether a value that was refused may be repeated in the message: it may be a URL with a mistake in any part.
@@ -483,7 +485,11 @@ mod tests {
         }
         assert_eq!(ANY_TIME.show(&ms(250)).literal, "\"250ms\"");
         assert_eq!(ANY_TIME.show(&ms(5000)).literal, "5");
-        assert!(ANY_TIME.read(Raw::Text("999999999999")).is_err(), "ten years at most");
+        let refused = ANY_TIME.read(Raw::Text("999999999999")).expect_err("ten years at most");
+        assert!(refused.ends_with("at least 0s, at most 315360000s"), "{refused}");
+        assert!(
+            Millis.read(Raw::Text("999999999999999")).expect_err("ten years at most").ends_with("at most 315360000s")
+        );
         assert!(SOME_TIME.read(Raw::Text("0")).is_err());
     }
 

@@ -138,9 +138,9 @@ options! {
         health_path: String [PATH] = "/health", "health-path", Server;
         /// Path that answers 503 while draining or while the store is away
         ready_path: String [PATH] = "/ready", "ready_path", Server;
-        /// Most connections at a time, of all listeners together; beyond it WebSockets are answered 503. 0: what the open file limit leaves after a reserve
+        /// Most connections at a time, of all listeners together; beyond it WebSockets are answered 503, and other requests once per connection. 0: what the open file limit leaves after a reserve
         max_conn: usize [COUNT] = "0", "max-conn", Server;
-        /// Most WebSockets from one address (one /64 network of IPv6), with its connections that have not asked for anything yet; beyond it 429. 0: no limit
+        /// Most WebSockets from one address (one /64 network of IPv6), with its connections that have not asked for anything yet; beyond it 429. HTTP connections stay open for a next request while all of them together are fewer. 0: no limit
         max_conn_per_address: usize [COUNT] = "0", "max_conn_per_address", Server;
         /// Networks of proxies, as `10.0.0.0/8,::1`, whose X-Forwarded-For tells the address of a client
         trusted_proxies: Vec<String> [NETWORKS] = "", "trusted_proxies", Server;
@@ -468,7 +468,7 @@ options! {
         name: String [NAME] = "", "enats_server_name", EmbeddedNats;
         /// Show its log
         debug: bool [Switch] = "false", "enats_debug", EmbeddedNats, hidden;
-        /// Show its protocol
+        /// Show its protocol at log_level=debug, without payloads and passwords
         trace: bool [Switch] = "false", "enats_trace", EmbeddedNats, hidden;
         /// Largest message it takes, in bytes; 0: 1 MiB
         max_payload: u64 [PAYLOAD] = "0", "enats_max_payload", EmbeddedNats;

@@ -46,6 +46,10 @@ impl PagePolicy {
 /// `host[:port]`, whatever the port: it may be another one outside of a container.
 fn is_ours(named: &str, own: &str) -> bool {
     let Ok(authority) = named.parse::<Authority>() else { return false };
+    // `user@localhost` is a user here, and a host to whoever reads it from its beginning.
+    if authority.as_str().contains('@') {
+        return false;
+    }
     let host = authority.host().trim_end_matches('.');
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let is_loopback = bare.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
@@ -99,12 +103,22 @@ mod tests {
         ] {
             assert!(!refused(&policy, &[("host", host)]), "{host}");
         }
-        assert!(!refused(&policy, &[]), "no browser leaves it out");
-        for host in ["evil.test", "evil.test:8090", "localhost.evil.test", "192.0.2.1", "", "a b", "user@evil.test"] {
+        assert!(!refused(&policy, &[]), "HTTP/1.0, which no browser speaks");
+        for host in [
+            "evil.test",
+            "evil.test:8090",
+            "localhost.evil.test",
+            "192.0.2.1",
+            "",
+            "a b",
+            "user@evil.test",
+            "evil.test@localhost",
+        ] {
             assert!(refused(&policy, &[("host", host)]), "{host}");
         }
         assert!(refused(&policy, &[("host", "localhost"), ("host", "evil.test")]));
-        let uri = Uri::from_static("http://evil.test/_broadcast");
-        assert!(policy.refusal(&uri, &HeaderMap::new()).is_some());
+        for uri in ["http://evil.test/_broadcast", "http://evil.test@localhost/_broadcast"] {
+            assert!(policy.refusal(&Uri::from_static(uri), &HeaderMap::new()).is_some(), "{uri}");
+        }
     }
 }

@@ -42,6 +42,7 @@ events! {
     UnknownConnection = "unknown_connection", "ws", "a WebSocket came over a connection that is not ours";
     ClientNotReading = "client_not_reading", "ws", "a client was closed because it took nothing of what it was sent";
     AcceptFailed = "accept_failed", "http", "a connection could not be accepted";
+    ConnectionsFull = "connections_full", "http", "a connection was refused, or closed for another one, because there are as many as there may be";
     RequestCutOff = "request_cut_off", "http", "a request did not end in time at the shutdown";
     MalformedPublication = "malformed_publication", "broadcast", "a publication was refused because of its form";
     UnknownRemoteCommand = "unknown_remote_command", "broadcast", "a publisher sent a command that does not exist";

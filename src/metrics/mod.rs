@@ -174,6 +174,8 @@ metrics! {
     Gauge CONNECTIONS = "connections_num", "open connections of clients, publishers and others, of all listeners";
     Gauge CONNECTIONS_RESERVED = "connections_reserved_num", "connections beyond max_conn, which are answered unless they want a WebSocket";
     Counter CONNECTIONS_REFUSED = "connections_refused_total", "connections refused because max_conn was reached";
+    Counter CONNECTIONS_RESERVE_FULL = "connections_reserve_full_total", "connections that found the reserve of their listener used up: one that waited was closed for them, or they were refused";
+    Counter CONNECTIONS_DISPLACED = "connections_displaced_total", "HTTP connections closed while they waited for their clients, to make room for others";
     Counter CONNECTIONS_REFUSED_ADDRESS = "connections_refused_address_total", "connections refused because max_conn_per_address was reached";
     Counter HTTP_WRITE_TIMEOUTS = "timeout_http_write_total", "HTTP connections cut off because their answers were not read";
     Counter AUTH_TIMEOUTS = "auth_timeout_total", "connections closed because they were not let in in time";

@@ -147,8 +147,9 @@ where
     tokio::pin!(sleep);
     loop {
         // A client that does not read its answers is not given more of them.
-        if executing.is_none() && !outbox.is_full() {
-            executing = commands.start(client, &mut timers);
+        let room = outbox.room_for_answers();
+        if executing.is_none() && room > 0 {
+            executing = commands.start(client, &mut timers, room);
         }
         // Replays wait until every command that has come so far is executed, so that subscriptions to one stream that
         // were asked for together catch up together. What was live and found no room does not.
@@ -214,7 +215,7 @@ where
                 }
             }
             () = poll_work(&mut touching) => touching = None,
-            () = poll_fn(|cx| outbox.poll_room(cx)), if executing.is_none() && !commands.is_empty() => {}
+            () = poll_fn(|cx| outbox.poll_room_for_answers(cx)), if executing.is_none() && !commands.is_empty() => {}
             () = poll_work(&mut proving) => proving = None,
             () = &mut sleep => {
                 // What a client sends that is read more slowly, or that does not read its answers, may wait unread.

@@ -24,7 +24,20 @@ pub(super) enum Joined {
     },
 }
 
+/// What an answer takes of the client's queue beside the identifier, about.
+const ANSWER: usize = 256;
+
 impl Joined {
+    /// Bytes that its answers take of the client's queue, about.
+    pub fn answers(&self) -> usize {
+        match self {
+            Self::Subscribe { identifier, history, .. } => {
+                (1 + usize::from(history.is_some())) * (identifier.len() + ANSWER)
+            }
+            Self::Unsubscribe { .. } => 0,
+        }
+    }
+
     pub fn identifier(&self) -> &Arc<str> {
         match self {
             Self::Subscribe { identifier, .. } | Self::Unsubscribe { identifier } => identifier,

@@ -81,12 +81,22 @@ impl Commands {
     }
 
     /// Takes what is to be executed next: one command, or as many neighbours as may share a commit. Those have different
-    /// identifiers, so that their order among each other does not matter.
-    pub fn start(&mut self, client: &Arc<Client>, timers: &mut Timers) -> Option<Work<Result<(), Unavailable>>> {
+    /// identifiers, so that their order among each other does not matter, and their answers fit into `room`.
+    pub fn start(
+        &mut self,
+        client: &Arc<Client>,
+        timers: &mut Timers,
+        mut room: usize,
+    ) -> Option<Work<Result<(), Unavailable>>> {
         let mut joined: Vec<Joined> = Vec::new();
-        while let Some(command) = self.next(client, timers) {
+        while room > 0
+            && let Some(command) = self.next(client, timers)
+        {
             match client.joined(command) {
-                Ok(next) if joined.iter().all(|one| one.identifier() != next.identifier()) => joined.push(next),
+                Ok(next) if joined.iter().all(|one| one.identifier() != next.identifier()) => {
+                    room = room.saturating_sub(next.answers());
+                    joined.push(next);
+                }
                 Ok(next) => {
                     self.0.ahead = Some(next.into());
                     break;

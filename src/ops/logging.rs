@@ -20,7 +20,7 @@ use tracing_subscriber::registry::LookupSpan;
 const NOISY: [&str; 4] = ["hyper", "rustls", "tungstenite", "tokio_tungstenite"];
 
 /// The NATS client calls every end of a connection an error of its own, because ours never reconnect by themselves; the
-/// broker says what matters.
+/// broker says what matters. Who debugs sees what it says, at no higher level than that.
 const MISLEADING: &str = "async_nats";
 
 /// Sends the process's records to stdout from now on. Call once, before the first record.
@@ -100,7 +100,7 @@ where
 impl<W> Records<W> {
     /// `2024-03-06 10:35:39.297 INF message key=value key2="two words"`, local time.
     fn text(&self, metadata: &Metadata<'_>, fields: &Fields) -> String {
-        let (level, colour) = match *metadata.level() {
+        let (level, colour) = match shown_level(metadata) {
             Level::ERROR => ("ERR", "31"),
             Level::WARN => ("WRN", "33"),
             Level::INFO => ("INF", "32"),
@@ -126,7 +126,10 @@ impl<W> Records<W> {
     /// One object: `time`, `level`, `msg`, `nodeid`, `context`, then the details.
     fn json(&self, metadata: &Metadata<'_>, fields: &Fields) -> String {
         // Written by hand: the order of the keys is part of the form.
-        let level = if *metadata.level() == Level::TRACE { "DEBUG" } else { metadata.level().as_str() };
+        let level = match shown_level(metadata) {
+            Level::TRACE => "DEBUG",
+            level => level.as_str(),
+        };
         let time = ZonedDateTime::now().strftime("%Y-%m-%dT%H:%M:%S%.9f%:z").to_string();
         let mut line = format!("{{\"time\":{},\"level\":\"{level}\"", json_text(&time));
         let _ = write!(line, ",\"msg\":{}", json_text(&fields.message));
@@ -140,6 +143,15 @@ impl<W> Records<W> {
         }
         line.push_str("}\n");
         line
+    }
+}
+
+/// How severe a record is. What [`MISLEADING`] calls an error is nobody's alarm.
+fn shown_level(metadata: &Metadata<'_>) -> Level {
+    let library = metadata.target().split("::").next();
+    match *metadata.level() {
+        Level::ERROR if library == Some(MISLEADING) => Level::DEBUG,
+        level => level,
     }
 }
 
@@ -336,6 +348,22 @@ mod tests {
             tracing::error!("failure");
         });
         assert!(without_time(&text).starts_with("ERR failure") && text.lines().count() == 1, "{text}");
+    }
+
+    /// It says so at each end of a connection, also at those that are wanted.
+    #[test]
+    fn what_the_nats_client_calls_an_error_is_shown_to_who_debugs_as_no_error() {
+        for (format, wanted) in
+            [(LogFormat::Text, "DBG max reconnection"), (LogFormat::Json, r#""level":"DEBUG","msg":"max"#)]
+        {
+            let text = logged(LogLevel::Debug, format, || {
+                tracing::error!(target: "async_nats::connector", "max reconnection attempts reached");
+                tracing::error!(target: "async_nats_of_others", "failure");
+            });
+            let lines: Vec<_> = text.lines().collect();
+            assert!(lines[0].contains(wanted), "{text}");
+            assert!(lines[1].contains(" ERR failure") || lines[1].contains(r#""level":"ERROR""#), "{text}");
+        }
     }
 
     #[test]

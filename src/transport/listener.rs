@@ -3,50 +3,27 @@
 //! All listeners of the process are of this kind. A connection that was upgraded is no longer ours: graceful shutdown
 //! waits for plain requests alone, whoever took the upgraded socket ends it.
 
-use super::connections::{Connections, Share};
+use super::connections::{Admitted, Connections, Door, Share};
 use super::proxies::TrustedProxies;
 use super::refusals::Refusals;
+use super::serving::{header_timeout, serve_connection};
 use super::socket::Socket;
 use super::tls::{self, TlsError};
 use crate::log_limit::limited;
-use crate::metrics;
 use axum::Router;
-use axum::body::Body;
-use hyper::body::Incoming;
-use hyper::rt::{Sleep, Timer};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpSocket};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
-
-/// Time for a TLS handshake, and for the header of a connection's first request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a kept-alive connection may stay silent before its next request. Longer than the pools of usual HTTP
-/// clients and proxies (60 s) keep a connection, so that they close it and not we under a request on its way.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-
-/// What a request may take at most that is running when the shutdown begins.
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-
-/// Largest request header, and the most that is read at once. Buffers start at 8 KiB and grow only where needed.
-const MAX_BUFFER: usize = 64 * 1024;
 
 /// Connections that the kernel keeps for us until they are accepted: a reconnect storm comes in one second.
 const BACKLOG: u32 = 4096;
-
-/// The first, for a connection that is more than there should be.
-const RESERVED_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a write of an answer may make no progress by default.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -130,8 +107,8 @@ pub struct Listener {
     write_timeout: Duration,
     keepalive: Option<Duration>,
     proxies: TrustedProxies,
-    /// What there is of connections, shared with the other listeners.
-    connections: Arc<Connections>,
+    /// How many connections there may be, with the other listeners and in a reserve of its own.
+    door: Door,
 }
 
 impl Listener {
@@ -154,7 +131,7 @@ impl Listener {
             match listen(address, config.keepalive).and_then(|tcp| Ok((tcp.local_addr()?, tcp))) {
                 Ok((addr, tcp)) => {
                     let ListenConfig { write_timeout, keepalive, proxies, .. } = config.clone();
-                    return Ok(Self { tcp, addr, tls, write_timeout, keepalive, proxies, connections });
+                    return Ok(Self { tcp, addr, tls, write_timeout, keepalive, proxies, door: connections.door() });
                 }
                 Err(error) => failure = error,
             }
@@ -193,8 +170,8 @@ impl Listener {
             };
             // Whom a trusted proxy speaks for is known only when it has spoken.
             let counted = Some(peer.ip()).filter(|ip| !self.proxies.trusts(*ip));
-            let share = match self.connections.admit(counted) {
-                Ok(share) => share,
+            let Admitted { share, displaced } = match self.door.admit(counted) {
+                Ok(admitted) => admitted,
                 Err(refusal) => {
                     refusals.refuse(tcp, refusal, self.tls.is_some());
                     continue;
@@ -206,28 +183,41 @@ impl Listener {
             let (tls, service, shutdown) = (self.tls.clone(), service.clone(), shutdown.clone());
             let write_timeout = self.write_timeout;
             tracker.spawn(async move {
-                let socket = match tls {
-                    None => Socket::plain(tcp, share.clone()),
-                    Some(tls) => {
-                        let handshake = tokio::time::timeout(header_timeout(&share), tls.accept(tcp));
-                        match shutdown.run_until_cancelled(handshake).await {
-                            Some(Ok(Ok(stream))) => Socket::tls(stream, share.clone()),
-                            Some(Ok(Err(error))) => {
-                                tracing::debug!(%peer, %error, "TLS handshake failed");
-                                return;
-                            }
-                            Some(Err(_)) => {
-                                tracing::debug!(%peer, "TLS handshake timed out");
-                                return;
-                            }
-                            None => return,
-                        }
+                let serving = async {
+                    if let Some(socket) = secure(tls, tcp, peer, &share, &shutdown).await {
+                        serve_connection(socket, peer, share.clone(), write_timeout, service, shutdown).await;
                     }
                 };
-                serve_connection(socket, peer, share, write_timeout, service, shutdown).await;
+                tokio::select! {
+                    biased;
+                    () = share.displaced() => tracing::debug!(%peer, "closed a connection that waited, to make room"),
+                    () = serving => {}
+                }
             });
+            if displaced {
+                // The other one closes its descriptor before the next one is opened.
+                tokio::task::yield_now().await;
+            }
         }
     }
+}
+
+/// Shakes hands where the listener has TLS. `None`: that failed.
+async fn secure(
+    tls: Option<TlsAcceptor>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    share: &Arc<Share>,
+    shutdown: &CancellationToken,
+) -> Option<Socket> {
+    let Some(tls) = tls else { return Some(Socket::plain(tcp, share.clone())) };
+    let handshake = tokio::time::timeout(header_timeout(share), tls.accept(tcp));
+    match shutdown.run_until_cancelled(handshake).await? {
+        Ok(Ok(stream)) => return Some(Socket::tls(stream, share.clone())),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
+    }
+    None
 }
 
 /// Accepted sockets have the options of the socket that listens. Elsewhere each one is given them.
@@ -256,55 +246,6 @@ fn keep_alive(socket: &SockRef<'_>, silence: Duration) {
     let _ = socket.set_tcp_user_timeout(Some(2 * silence));
 }
 
-/// Who was taken in out of the reserve makes room soon.
-fn header_timeout(share: &Share) -> Duration {
-    if share.is_reserved() { RESERVED_HEADER_TIMEOUT } else { HEADER_TIMEOUT }
-}
-
-async fn serve_connection(
-    mut socket: Socket,
-    peer: SocketAddr,
-    share: Arc<Share>,
-    write_timeout: Duration,
-    service: Router,
-    shutdown: CancellationToken,
-) {
-    socket.give_up_after(write_timeout, &metrics::HTTP_WRITE_TIMEOUTS);
-    let header_timeout = header_timeout(&share);
-    let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        if !request.headers().contains_key(http::header::UPGRADE) {
-            share.release_address();
-        }
-        request.extensions_mut().insert(PeerAddr(peer));
-        request.extensions_mut().insert(share.clone());
-        service.clone().call(request)
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(HeaderTimer::new(header_timeout))
-        .header_read_timeout(header_timeout)
-        .max_buf_size(MAX_BUFFER)
-        .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(DRAIN_LIMIT, connection).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    limited!(WARN, RequestCutOff, %peer, "cut off a request that did not end after the shutdown began");
-                    return;
-                }
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "connection ended early");
-    }
-}
-
 /// Addresses of a host, IPv4 first: where `localhost` has both, clients that know one of them try 127.0.0.1.
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -329,46 +270,6 @@ fn listen(address: SocketAddr, keepalive: Option<Duration>) -> io::Result<TcpLis
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// hyper has one timeout for a header and for the silence before it. The first request of a connection gets what hyper
-/// asks for, later ones [`IDLE_TIMEOUT`].
-#[derive(Clone)]
-struct HeaderTimer {
-    inner: TokioTimer,
-    /// What is put on top of later ones.
-    rest: Duration,
-    /// The first header's timeout was set.
-    kept_alive: Arc<AtomicBool>,
-}
-
-impl HeaderTimer {
-    fn new(first: Duration) -> Self {
-        let rest = IDLE_TIMEOUT.saturating_sub(first);
-        Self { inner: TokioTimer::new(), rest, kept_alive: Arc::default() }
-    }
-
-    fn extension(&self) -> Duration {
-        if self.kept_alive.swap(true, Ordering::Relaxed) { self.rest } else { Duration::ZERO }
-    }
-}
-
-impl Timer for HeaderTimer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        self.inner.sleep(duration + self.extension())
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        self.inner.sleep_until(deadline + self.extension())
-    }
-
-    fn reset(&self, sleep: &mut Pin<Box<dyn Sleep>>, deadline: Instant) {
-        self.inner.reset(sleep, deadline + self.extension());
-    }
-
-    fn now(&self) -> Instant {
-        self.inner.now()
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ on_every_backend!(
     milliseconds_by_mistake_bring_nothing,
     a_time_before_everything_brings_what_is_kept,
     zero_and_negative_times_count_as_not_given,
+    odd_times_mean_the_same_in_both_commands,
 );
 
 with_own_server_on_every_backend!(truncation_is_not_reported, expired_messages_do_not_come);
@@ -72,6 +73,34 @@ async fn zero_and_negative_times_count_as_not_given(server: SharedServer) {
     let mut client = server.subscriber(&stream).await;
     for nothing in [0, -1, -1_790_211_800] {
         assert_eq!(client.history(&public(&stream), json!({"since": nothing})).await, []);
+    }
+}
+
+/// A time is in the past, in the future, or none. `subscribe` and `history` take it for the same; only `subscribe` has another
+/// answer besides, and says no more where it is asked for nothing.
+async fn odd_times_mean_the_same_in_both_commands(server: SharedServer) {
+    let stream = stream("chat");
+    server.publish(&stream, json!(1)).await;
+    let identifier = public(&stream);
+    let frame = |command: &str, since: &str| {
+        let identifier = json!(identifier);
+        format!(r#"{{"command":"{command}","identifier":{identifier},"history":{{"since":{since}}}}}"#)
+    };
+    let future = ["9223372036854775807", "18446744073709551616", "1e308"];
+    let none = ["-1", "0", "0.5", "\"5\"", "null", "true", "false", "[1]"];
+    for since in future.iter().chain(&none) {
+        let mut client = server.subscriber(&stream).await;
+        client.send_text(&frame("history", since)).await;
+        client.expect(confirm_history(&identifier)).await;
+        client.barrier().await;
+
+        let mut client = server.connect().await;
+        client.send_text(&frame("subscribe", since)).await;
+        client.expect(confirm(&identifier)).await;
+        if future.contains(since) {
+            client.expect(confirm_history(&identifier)).await;
+        }
+        client.barrier().await;
     }
 }
 

@@ -26,10 +26,15 @@ async fn row_21_no_page_publishes_to_an_open_port() {
         &[("Origin", "http://localhost:3000")],
         &[("Sec-Fetch-Site", "cross-site")],
         &[("Host", "evil.test")],
+        &[("Host", "localhost.evil.test")],
     ] {
         assert_eq!(status(&server, page).await, 403, "{page:?}");
     }
-    assert_eq!(server.metric("http_broadcast_pages_refused_total").await, 5);
+    assert_eq!(server.metric("http_broadcast_pages_refused_total").await, 6);
+    // A user before the host is no host.
+    for host in ["evil.test@localhost", "localhost@evil.test"] {
+        assert_eq!(status(&server, &[("Host", host)]).await, 400, "{host}");
+    }
 }
 
 #[tokio::test]

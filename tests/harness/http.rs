@@ -45,8 +45,11 @@ pub fn status(head: &str) -> u16 {
 }
 
 fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> String {
-    let mut head =
-        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n");
+    // A request names one.
+    if headers.iter().all(|(name, _)| !name.eq_ignore_ascii_case("host")) {
+        head += "Host: localhost\r\n";
+    }
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }

@@ -51,6 +51,9 @@ fn each_kind_of_fault_names_option_origin_value_and_what_is_allowed() {
         ("--enforce_jwt --secret a --jwt_secret none", ["enforce_jwt", "true", "only with"]),
         ("--secret=,", ["secret", "***", "or `none` alone"]),
         ("--secret a --broadcast_key ,,", ["broadcast_key", "***", "or `none` alone"]),
+        ("--sessions_ttl=999999999999", ["sessions_ttl", "\"999999999999\"", "at most 315360000s"]),
+        ("--rpc_host http://ann:pa55@app/_anycable", ["rpc_host", "***", "without user and password"]),
+        ("--rpc_host ann:pa55@app:50051", ["rpc_host", "***", "without user and password"]),
         (
             "--rpc_concurrency 0 --rpc_concurrency_initial 3",
             ["rpc_concurrency_initial", "3", "rpc_concurrency_min (5)"],
@@ -93,10 +96,26 @@ fn faults_name_where_the_value_came_from_and_all_are_shown() {
     assert!(error.contains("public_streams (key streams.public of"), "{error}");
 }
 
+/// Between blanks, a list is empty: it guards nothing.
+#[test]
+fn a_blank_secret_is_refused() {
+    for flag in ["secret", "broadcast_key", "jwt_secret", "http_rpc_secret", "streams_secret", "turbo_streams_secret"] {
+        let mut place = with("");
+        place.args = vec![format!("--{flag}= \t")];
+        let error = place.error();
+        assert!(error.contains(flag) && error.contains("or `none` alone"), "{flag}: {error}");
+    }
+}
+
 #[test]
 fn faults_do_not_show_secrets() {
     let error = with("--nats_servers http://ann:pa55@h:1").toml("secret = 12345").error();
     assert!(error.contains("***") && !error.contains("pa55") && !error.contains("12345"), "{error}");
+    for host in ["http://ann:pa55@app/_anycable", "ann:pa55@app:50051"] {
+        let error = with(&format!("--rpc_host {host}")).error();
+        assert!(error.contains("***") && !error.contains("pa55"), "{error}");
+        with(&format!("--norpc --rpc_host {host}")).config();
+    }
 }
 
 #[test]

@@ -43,14 +43,15 @@ impl Outbox {
         self.queue().frames.bytes
     }
 
-    /// At or over the limit.
-    pub fn is_full(&self) -> bool {
-        self.pending() >= self.limits.pending
+    /// Bytes of answers that may be asked for now: to half of the limit. A client must never be too slow because of what it
+    /// asked for while it read, and how much of what is on its way it has read is not known here.
+    pub fn room_for_answers(&self) -> usize {
+        (self.limits.pending / 2).max(1).saturating_sub(self.pending())
     }
 
-    /// Ready when it is below its limit, or nothing more can be sent.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_below(cx, self.limits.pending)
+    /// Ready when there is room for answers, or nothing more can be sent.
+    pub fn poll_room_for_answers(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_below(cx, (self.limits.pending / 2).max(1))
     }
 
     /// Ready when fewer than `bytes` wait, or nothing more can be sent.

@@ -132,7 +132,8 @@ fn row_18_what_may_be_lost_is_left_out_and_makes_nobody_slow() {
     for _ in 0..500 {
         outbox.push_unstored(frame(1_000), Overflow::Drop);
     }
-    assert_eq!((outbox.closing(), outbox.pending(), outbox.is_full()), (None, 0, false));
+    assert_eq!((outbox.closing(), outbox.pending()), (None, 0));
+    assert!(outbox.room_for_answers() > 0);
     assert!(outbox.push_stored(frame(1_000)), "what is stored has room of its own");
     let mut read = 0;
     while let taken @ 1.. = take_frames(&outbox, 100).len() {

@@ -77,9 +77,10 @@ impl Line<'_> {
         self.about == About::Server && self.text.starts_with("Plaintext passwords detected")
     }
 
-    /// A traced payload: a saved session or a message, which are nobody's business here.
+    /// A traced payload: a saved session or a message, which are nobody's business here. Versions of the server differ in
+    /// what stands before the word.
     fn is_payload(&self) -> bool {
-        self.severity == Severity::Trace && self.text.contains("[MSG_PAYLOAD:")
+        self.severity == Severity::Trace && self.text.contains("MSG_PAYLOAD")
     }
 
     /// The server met a full disk. The stream that met it, or all of JetStream, is off from then on: publishers get no
@@ -207,6 +208,8 @@ mod tests {
     fn row_19_traced_payloads_are_left_out() {
         let payload = r#"127.0.0.1:50926 - cid:7 - <<- [MSG_PAYLOAD: ["{\"sids\":[[\"k3Jq\",1]]}"]]"#;
         assert!(parse(&format!("[1] [TRC] {payload}")).is_payload());
+        let named = r#"127.0.0.1:5 - cid:7 - "v0.51.0:rust:carrick" - "$G/user:carrick" - <<- MSG_PAYLOAD: ["{}"]"#;
+        assert!(parse(&format!("[1] [TRC] {named}")).is_payload());
         assert!(!parse("[1] [TRC] 127.0.0.1:50926 - cid:7 - <<- [PUB a 5]").is_payload());
         let hides = r#"127.0.0.1:5 - cid:5 - authentication error - User "[MSG_PAYLOAD:""#;
         assert!(!parse(&format!("[1] [ERR] {hides}")).is_payload(), "nobody keeps what he did out of the log");

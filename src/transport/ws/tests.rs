@@ -25,7 +25,7 @@ async fn tls_pair() -> (Socket, tokio_rustls::client::TlsStream<TcpStream>) {
         acceptor(&cert, &key).unwrap().accept(accepted),
         connector.connect("localhost".try_into().unwrap(), tcp)
     );
-    let share = Connections::new(ConnectionLimits::NONE).admit(None).unwrap();
+    let share = Connections::new(ConnectionLimits::NONE).door().admit(None).unwrap().share;
     (Socket::tls(server.unwrap(), share), client.unwrap())
 }
 
