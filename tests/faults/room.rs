@@ -144,9 +144,12 @@ async fn row_12_a_full_disk_gets_room_from_expired_messages_alone() {
     let begun = unix_now();
     let server = builder.start();
     server.publish_numbers("kept/1", 1..=20).await;
+    let room = disk.room();
     for _ in 0..60 {
         assert_eq!(publish(&server).await, 201);
     }
+    // On a busy machine the first ones have expired by now.
+    let stored = room - disk.room();
     let last = server.publish("chat", json!("last")).await;
     disk.fill();
     assert_eq!(disk.room(), 0);
@@ -160,7 +163,7 @@ async fn row_12_a_full_disk_gets_room_from_expired_messages_alone() {
     eventually("it stores again", async || (publish(&server).await == 201).then_some(())).await;
     assert_eq!(of_others(), others, "nobody made room");
     // They expire one after another.
-    eventually("there is room", async || (disk.room() > 32 * MIB).then_some(())).await;
+    eventually("there is room", async || (disk.room() > stored / 2).then_some(())).await;
     let next = server.publish_eventually("chat", json!("next")).await;
     assert!(next.epoch == last.epoch && next.offset > last.offset, "{last:?}, then {next:?}");
     server.publish_eventually("kept/1", json!(21)).await;
