@@ -1,6 +1,7 @@
 //! Ports for servers that are told beforehand where to listen.
 
 use std::net::TcpListener;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Below the range from which systems take ports for outgoing connections (from 32,768 on Linux, 49,152 elsewhere): one
@@ -15,9 +16,21 @@ pub fn free_port() -> u16 {
         // Test programs that run side by side begin at different places.
         let place = std::process::id().wrapping_mul(7_919).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(FIRST + place % COUNT).expect("below 65,536");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if claim(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
     panic!("no free port from {FIRST} on");
+}
+
+/// Takes a port out of what other test programs may choose, for as long as this one runs: nobody listens there before the
+/// server that it is for has started. `false`: another one has it.
+fn claim(port: u16) -> bool {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    static CLAIMED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let name = SocketAddr::from_abstract_name(format!("carrick-test-port-{port}")).expect("a short name");
+    let Ok(claim) = UnixListener::bind_addr(&name) else { return false };
+    CLAIMED.lock().expect("nobody panics with it").push(claim);
+    true
 }
