@@ -83,7 +83,7 @@ impl Hub {
         let ready = |hub: &Self| hub.status().readable.then_some(()).ok_or_else(|| Unavailable(String::new()));
         ready(self)?;
         let saved = saved.and_then(|saved| saved.of(position)).copied();
-        let (cover, name, newest) = {
+        let looked = {
             let mut core = cell.lock();
             if self.settle_epoch(&mut core) || !core.is_open() {
                 return Err(Unavailable("the stream is being opened anew".into()));
@@ -91,10 +91,12 @@ impl Hub {
             if *core.epoch() != position.epoch {
                 return Ok(Some(Located::Lost));
             }
-            if core.is_served_from(x) {
-                return Ok(Some(Located::After(position.clone())));
-            }
-            (core.cover(x), core.name().clone(), newest_up_to(x, [saved, Some(core.proof())]))
+            let newest = newest_up_to(x, [saved, Some(core.proof())]);
+            (!core.is_served_from(x)).then(|| (core.cover(x), core.name().clone(), newest))
+        };
+        let Some((cover, name, newest)) = looked else {
+            let whole = self.is_followed_by_all(cell).await?;
+            return Ok(whole.map(|whole| if whole { Located::After(position.clone()) } else { Located::Lost }));
         };
         if cover == Cover::Beyond {
             if x > MAX_OFFSET {
@@ -164,16 +166,21 @@ impl Hub {
             let core = cell.lock();
             return Ok(core.is_open().then(|| Located::After(core.position(core.complete_to()))));
         }
-        let (name, epoch) = {
+        let (name, epoch, found) = {
             let mut core = cell.lock();
             if self.settle_epoch(&mut core) || !core.is_open() {
                 return Err(Unavailable("the stream is being opened anew".into()));
             }
-            match core.position_at(since) {
-                Ok(after) => return Ok(Some(Located::After(core.position(after)))),
-                Err(_) => (core.name().clone(), core.epoch().clone()),
-            }
+            let found = core.position_at(since).ok().map(|after| core.position(after));
+            (core.name().clone(), core.epoch().clone(), found)
         };
+        if let Some(found) = found {
+            // Where something is gone the stream begins anew behind that, as soon as its hole is closed.
+            return match self.is_followed_by_all(cell).await? {
+                Some(false) => Err(Unavailable("what the stream lacks is gone".into())),
+                whole => Ok(whole.map(|_| Located::After(found))),
+            };
+        }
         let _gate = cell.gate.lock().await;
         let floor = {
             let core = cell.lock();
@@ -199,6 +206,31 @@ impl Hub {
             self.keep(&mut core, shared(after, floor, Some(since), page));
         }
         Ok(Some(Located::After(core.position(after))))
+    }
+
+    /// Everything that the log has behind what this node holds of a stream can be sent. This node may have missed something,
+    /// or know that it has: the log is asked whether that is still there. `None`: the stream has moved meanwhile.
+    async fn is_followed_by_all(&self, cell: &Arc<Cell>) -> Result<Option<bool>, Unavailable> {
+        let at = |core: &Stream| (core.epoch().clone(), core.complete_to(), core.newest());
+        if !self.is_compared(cell) {
+            self.compare_soon(cell);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            return Ok(None);
+        }
+        let (name, before) = {
+            let core = cell.lock();
+            if !core.has_hole() {
+                return Ok(Some(true));
+            }
+            (core.name().clone(), at(&core))
+        };
+        let behind = self.broker().behind(&name, before.2).await?;
+        let core = cell.lock();
+        if !core.is_open() || at(&core) != before {
+            return Ok(None);
+        }
+        let whole = core.is_followed_by_all(&behind);
+        whole.map(Some).ok_or_else(|| Unavailable("the log's leader has not come so far yet".into()))
     }
 
     /// Sends a replaying cursor what it needs next: from a page that another one read, or from the log. The stream has no

@@ -16,8 +16,11 @@
 //!   of the question, the stream's epoch is the one that was read, and the cell is still the one in the map. What the store
 //!   has opened for a cell without a place in the map is closed again.
 //! * A stream is open *on a connection*: [`Cell::is_open_in`] compares. A list of cells is a list of what was there.
+//! * The process may have stood still at any place. Whoever is told that nothing was lost is told so of a stream that was
+//!   compared since then ([`Hub::is_compared`]).
 
 mod backlog;
+mod clock;
 pub mod cursor;
 mod fanout;
 mod frames;
@@ -53,6 +56,7 @@ use crate::critical::{critical, end_process};
 use crate::log_limit::limited;
 use crate::metrics;
 use crate::protocol::{Close, Message, StreamName};
+use clock::Clock;
 use queue::{Place, Queue};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -92,6 +96,8 @@ pub struct Cell {
     gate: tokio::sync::Mutex<()>,
     /// Connection to the store (its generation) that it was opened on last; 0: none.
     opened_in: AtomicU64,
+    /// When the store was asked for the head that it was compared with last, by the hub's clock.
+    asked: AtomicU64,
     place: Mutex<Place>,
     idle_since: Mutex<Option<Instant>>,
 }
@@ -176,6 +182,7 @@ pub struct Hub {
     shards: Vec<RwLock<HashMap<StreamName, Arc<Cell>>>>,
     /// Cells in the shards.
     streams: AtomicUsize,
+    clock: Clock,
     queue: Queue,
     repairs: repair::Repairs,
     tasks: TaskTracker,
@@ -194,6 +201,7 @@ impl Hub {
             status: OnceLock::new(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             streams: AtomicUsize::new(0),
+            clock: Clock::new(),
             queue: Queue::default(),
             repairs: repair::Repairs::default(),
             tasks: TaskTracker::new(),
@@ -213,6 +221,8 @@ impl Hub {
         self.spawn("hub.heads", open::check_heads(self.clone()));
         self.spawn("hub.repair", repair::repair_holes(self.clone()));
         self.spawn("hub.idle", open::close_idle(self.clone()));
+        let hub = self.clone();
+        self.spawn("hub.clock", async move { hub.clock.run().await });
     }
 
     /// Ends the hub's tasks.
@@ -298,6 +308,7 @@ impl Hub {
                 users: AtomicUsize::new(0),
                 gate: tokio::sync::Mutex::new(()),
                 opened_in: AtomicU64::new(0),
+                asked: AtomicU64::new(0),
                 place: Mutex::default(),
                 idle_since: Mutex::new(None),
             })
@@ -321,6 +332,12 @@ impl Hub {
             "as many streams are open as may be: who needs another one is told to try again; see max_streams"
         );
         NotOpened::TooMany(limit)
+    }
+
+    /// The stream is open on the present connection and was compared since this process stood still last.
+    fn is_compared(&self, cell: &Cell) -> bool {
+        cell.opened_in.load(Ordering::Acquire) == self.generation()
+            && cell.asked.load(Ordering::Acquire) >= self.clock.trusted_since()
     }
 
     /// Queues a comparison of a stream's head with what this node holds.

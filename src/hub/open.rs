@@ -48,6 +48,7 @@ impl Drop for Opening<'_> {
 /// new life meanwhile.
 async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
     let names: Vec<StreamName> = cells.iter().map(|cell| cell.lock().name().clone()).collect();
+    let asked = hub.clock.now();
     let before = hub.status();
     let broker = hub.broker();
     let answer = if open {
@@ -70,6 +71,7 @@ async fn compare(hub: &Arc<Hub>, cells: &[Arc<Cell>], open: bool) -> bool {
             continue;
         }
         let gap = core.compare(&looked, now);
+        cell.asked.fetch_max(asked, Ordering::Release);
         if open {
             cell.opened_in.store(after.generation, Ordering::Release);
         }
@@ -165,12 +167,13 @@ async fn check_log(
     last_complete: &mut HashMap<Epoch, (u64, u64)>,
 ) {
     let one = cells[0].lock().name().clone();
+    let asked = hub.clock.now();
     let Ok(facts) = hub.broker().facts(&one).await else { return };
     if !hub.status().logs.is(&status.logs) {
         return;
     }
     let unchanged = last_complete.get(epoch) == Some(&(status.generation, facts.last_seq));
-    if unchanged && idle(cells, epoch, &facts) {
+    if unchanged && idle(cells, epoch, &facts, asked) {
         return;
     }
     let mut complete = true;
@@ -185,8 +188,8 @@ async fn check_log(
 }
 
 /// Nothing was stored since the last complete check: every stream is still where it was. `false` if some stream has
-/// not come as far as the log.
-fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts) -> bool {
+/// not come as far as the log. `asked`: when the log was asked for its facts.
+fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts, asked: u64) -> bool {
     let now = Instant::now();
     let mut all = true;
     for cell in cells {
@@ -194,6 +197,7 @@ fn idle(cells: &[Arc<Cell>], epoch: &Epoch, facts: &Facts) -> bool {
         if core.epoch() == epoch && core.complete_to() >= facts.last_seq {
             let head = Head { newest: core.newest(), up_to: facts.last_seq };
             all &= core.compare(&Looked::at_once(head, facts.clone()), now).is_none();
+            cell.asked.fetch_max(asked, Ordering::Release);
         } else {
             all = false;
         }

@@ -272,8 +272,7 @@ impl Stream {
     pub fn repaired(&mut self, gap: Gap, messages: &[Arc<Message>], behind: &Behind, now: Instant) -> Option<Gap> {
         let repair = self.repair.take()?;
         self.skew = behind.facts.skew;
-        let end = self.end_proof();
-        if is_complete_after(gap.after, behind, Some(&end)) || is_complete_after(gap.after, behind, Some(&self.proof)) {
+        if self.lacks_nothing(gap.after, behind) {
             metrics::GAPS_REPAIRED.inc();
         } else {
             let resume = messages.first().map_or(gap.up_to, |first| first.offset - 1);
@@ -288,6 +287,23 @@ impl Stream {
         // Of a hole in the live feed nothing is known of when its end was the end of the stream.
         self.note_checked(repair.checked);
         self.release_pending(now)
+    }
+
+    /// Nothing was removed behind `after`, where what is held ends, before `behind` was answered.
+    fn lacks_nothing(&self, after: u64, behind: &Behind) -> bool {
+        [self.end_proof(), self.proof].iter().any(|proof| is_complete_after(after, behind, Some(proof)))
+    }
+
+    /// A hole is being read: what the stream holds ends before it.
+    pub fn has_hole(&self) -> bool {
+        self.repair.is_some()
+    }
+
+    /// What is kept at and behind [`Self::newest`] tells whether everything behind what is held is still in the log. `None`:
+    /// whoever answered has not come as far as the stream's hole.
+    pub fn is_followed_by_all(&self, behind: &Behind) -> Option<bool> {
+        let end = self.repair.as_ref().map_or(self.complete_to, |repair| repair.up_to);
+        (behind.facts.last_seq >= end).then(|| self.lacks_nothing(self.complete_to, behind))
     }
 
     /// A message that was not stored: to everybody, at once, without a position.

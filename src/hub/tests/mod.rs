@@ -3,6 +3,7 @@
 mod store;
 
 use super::*;
+use crate::protocol::Position;
 use futures_util::future::join_all;
 use store::Store;
 use tokio::time::timeout;
@@ -167,6 +168,71 @@ async fn openings_do_not_starve_comparisons_and_come_first() {
     assert_eq!(sizes, [(750, 250), (750, 250), (500, 500)]);
 }
 
+/// A message that follows the one before it, stored as many seconds after the epoch.
+fn live(feed: &HubFeed, stream: &StreamName, offset: u64) {
+    let payload = crate::protocol::Payload::from_json("1".into());
+    let message = Message { offset, time: offset * 1_000, payload, meta: crate::protocol::Meta::default() };
+    crate::broker::Feed::live(feed, stream, offset - 1, Arc::new(message));
+}
+
+/// A stream that holds three messages, and where a client stands that has had them.
+async fn three(hub: &Arc<Hub>) -> (Open, Position) {
+    let open = hub.open(&StreamName::from("a")).await.expect("the store is there");
+    let feed = HubFeed(hub.clone());
+    (1..=3).for_each(|offset| live(&feed, &StreamName::from("a"), offset));
+    let position = open.lock().position(3);
+    (open, position)
+}
+
+/// A client comes while a hole is read, as after a reconnect.
+#[tokio::test(start_paused = true)]
+async fn row_02_a_position_before_a_hole_is_confirmed_only_where_the_log_has_what_follows() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let (open, position) = three(&hub).await;
+    let from = From::Position(position.clone());
+    live(&HubFeed(hub.clone()), &StreamName::from("a"), 200);
+    assert!(open.lock().has_hole());
+    assert_eq!(hub.locate(&open, &from, None).await.unwrap(), Located::After(position), "it is only late");
+    eventually("it has come", || !open.lock().has_hole()).await;
+
+    store.overrun.store(true, Ordering::SeqCst);
+    let position = open.lock().position(200);
+    live(&HubFeed(hub.clone()), &StreamName::from("a"), 400);
+    assert!(open.lock().has_hole());
+    assert_eq!(hub.locate(&open, &From::Position(position), None).await.unwrap(), Located::Lost);
+}
+
+/// A time is no promise about what is gone: what is kept follows, once the node knows where that begins.
+#[tokio::test(start_paused = true)]
+async fn row_02_a_time_before_a_hole_is_found_where_the_log_goes_on() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let (open, _) = three(&hub).await;
+    store.overrun.store(true, Ordering::SeqCst);
+    live(&HubFeed(hub.clone()), &StreamName::from("a"), 200);
+    assert!(open.lock().has_hole());
+    let located = hub.locate(&open, &From::Since(2), None).await.unwrap();
+    assert_eq!(located, Located::After(open.lock().position(199)));
+}
+
+/// Its connection to the store may have ended, and nobody has noticed yet.
+#[tokio::test(start_paused = true)]
+async fn row_02_a_node_that_stood_still_confirms_nothing_before_it_has_asked() {
+    let store = Store::new(true);
+    let hub = hub(&store);
+    let (open, position) = three(&hub).await;
+    let from = From::Position(position.clone());
+    let found = Ok(Located::After(position));
+    let locate = || async { hub.locate(&open, &from, None).await.map_err(|error| error.to_string()) };
+    store.set_there(false);
+    assert_eq!(timeout(SECOND, locate()).await.expect("nobody is asked"), found);
+    tokio::time::advance(3 * SECOND).await;
+    assert!(timeout(SECOND, locate()).await.is_err(), "the store has not answered");
+    store.set_there(true);
+    assert_eq!(timeout(SECOND, locate()).await.expect("it answers"), found);
+}
+
 /// Nothing would reveal the last of them before the next look at the heads.
 #[tokio::test(start_paused = true)]
 async fn row_06_a_stream_whose_live_messages_were_left_out_is_compared_at_once() {
@@ -180,9 +246,7 @@ async fn row_06_a_stream_whose_live_messages_were_left_out_is_compared_at_once()
     let before = metrics::HELD_BACK_DROPPED.get();
     // 1 to 5 are missing, and more than may wait come behind them.
     for offset in 6..=10_100 {
-        let payload = crate::protocol::Payload::from_json("1".into());
-        let message = Message { offset, time: 1, payload, meta: crate::protocol::Meta::default() };
-        crate::broker::Feed::live(&feed, &name, offset - 1, Arc::new(message));
+        live(&feed, &name, offset);
     }
     assert!(metrics::HELD_BACK_DROPPED.get() > before);
     store.set_there(true);

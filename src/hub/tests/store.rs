@@ -5,7 +5,7 @@ use crate::protocol::{Epoch, Message, Publication, StreamName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,6 +18,8 @@ pub struct Store {
     fed: Mutex<BTreeSet<StreamName>>,
     /// Openings to fail, once the question has arrived.
     fail: AtomicUsize,
+    /// The log has dropped all but its newest messages.
+    pub overrun: AtomicBool,
     pub openings: AtomicUsize,
 }
 
@@ -32,6 +34,7 @@ impl Store {
             there: watch::Sender::new(there),
             fed: Mutex::default(),
             fail: AtomicUsize::new(0),
+            overrun: AtomicBool::new(false),
             openings: AtomicUsize::new(0),
         })
     }
@@ -108,10 +111,12 @@ impl Broker for Store {
         self.answer().await;
         Ok(Page { messages: Vec::new(), remaining: 0 })
     }
-    /// As if everything were kept behind it.
+    /// As if everything were kept behind it, or nothing between it and the newest ones.
     async fn behind(&self, _: &StreamName, _: u64) -> Result<Behind, Unavailable> {
         self.answer().await;
-        Ok(Behind { kept: true, after: 0, next: None, facts: Facts { last_seq: u64::MAX, ..facts() } })
+        let overrun = self.overrun.load(Ordering::SeqCst);
+        let facts = Facts { last_seq: u64::MAX, ..facts() };
+        Ok(Behind { kept: !overrun, after: facts.limit, next: None, facts })
     }
     async fn load_session(&self, _: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
         unreachable!("there are no sessions")
