@@ -16,7 +16,8 @@ const USER: &str = r#"{"user":"5"}"#;
 
 fn nodes(app: &Application) -> [Server; 2] {
     let prefix = unused_prefix();
-    std::array::from_fn(|_| app.behind(Backend::on_nats(&shared_nats().url(), &prefix)).start())
+    let patient = || Backend::on_nats(&shared_nats().url(), &prefix).option("rpc_command_timeout", 60_000);
+    std::array::from_fn(|_| app.behind(patient()).option("rpc_request_timeout", 60_000).start())
 }
 
 fn channel() -> String {
@@ -57,7 +58,7 @@ async fn it_reaches_every_node_and_those_who_are_offline(wire: Wire) {
 /// Who it is is known only when the application has answered.
 async fn it_reaches_a_client_that_is_being_let_in(wire: Wire) {
     let app = Application::start(wire, |call| match call.method {
-        Method::Connect => Reply::usual(call).after(Duration::from_secs(1)),
+        Method::Connect => Reply::usual(call).after(Duration::from_secs(5)),
         _ => Reply::usual(call),
     });
     let [one, two] = nodes(&app);

@@ -42,7 +42,8 @@ async fn row_24_what_nats_cannot_take_is_refused_at_once_by_its_kind() {
     let key = crate::broker::SessionKey::of("x");
     let error = node.broker.save_session(&key, vec![b'x'; 200_000].into(), None, Life::Last).await.unwrap_err();
     assert!(error.to_string().contains("larger than the store takes"), "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    // None of them has used up the time that it has for the store.
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
     assert_eq!(node.publish(&stream, "1").await, 1, "and the connection stands");
 }
 

@@ -30,7 +30,7 @@ async fn sessions_are_shared_and_updated_by_revision() {
 async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
     let server = Server::start();
     let mut config = config(&server);
-    config.limits.sessions_ttl = Duration::from_secs(2);
+    config.limits.sessions_ttl = Duration::from_secs(5);
     let node = Node::ready(config).await;
     let (kept, dies) = (SessionKey::of("kept"), SessionKey::of("dies"));
     node.broker.save_session(&dies, "x".into(), None, Life::Last).await.unwrap();
@@ -40,10 +40,10 @@ async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
         if node.broker.load_session(&dies).await.unwrap().is_none() {
             break;
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "still there");
+        assert!(begin.elapsed() < PATIENCE, "still there");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(begin.elapsed() > Duration::from_millis(1500));
+    assert!(begin.elapsed() > Duration::from_millis(4_500));
     assert!(node.broker.load_session(&kept).await.unwrap().is_some());
 }
 
