@@ -96,8 +96,7 @@ async fn what_may_have_been_executed_is_made_again_only_where_that_is_allowed() 
 #[tokio::test]
 async fn calls_that_wait_are_shown() {
     let app = Application::start(Wire::Http, script);
-    let options = app.server().option("rpc_command_timeout", 60_000).option("rpc_request_timeout", 60_000);
-    let server = options.option("rpc_concurrency", 1).start();
+    let server = app.server().option("rpc_concurrency", 1).start();
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(subscribed(&server).await);
@@ -117,7 +116,7 @@ async fn calls_that_wait_are_shown() {
 #[tokio::test]
 async fn calls_about_who_left_are_shown_while_they_wait_and_when_they_are_dropped() {
     let mut app = Application::start(Wire::Grpc, script);
-    let options = app.server().option("disconnect_backlog_size", 2).option("rpc_command_timeout", 1_000);
+    let options = app.server().option("disconnect_backlog_size", 2).option("rpc_command_timeout", 5_000);
     let server = options.start();
     let mut clients = Vec::new();
     for _ in 0..6 {

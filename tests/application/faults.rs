@@ -268,7 +268,8 @@ async fn acts(
 async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) {
     const CLIENTS: u64 = 8;
     let mut app = Application::usual(wire);
-    let server = app.server().start();
+    // As it is by default.
+    let server = app.server().option("rpc_command_timeout", 3_000).option("rpc_request_timeout", 3_000).start();
     let mut clients = join_all((0..CLIENTS).map(|_| server.connect())).await;
     for client in &mut clients {
         client.subscribe(&channel()).await;
@@ -356,7 +357,7 @@ async fn slow_calls_delay_only_their_own_connection(wire: Wire) {
         "slow" => Reply::success().say(call, json!("at last")).after(Duration::from_secs(10)),
         _ => echo(call),
     });
-    let server = patient(&app).start();
+    let server = app.server().start();
     let (mut slow, mut quick) = (server.dial().query("pi=1").connect().await, server.connect().await);
     slow.subscribe(&channel()).await;
     quick.subscribe(&channel()).await;

@@ -16,8 +16,7 @@ const USER: &str = r#"{"user":"5"}"#;
 
 fn nodes(app: &Application) -> [Server; 2] {
     let prefix = unused_prefix();
-    let patient = || Backend::on_nats(&shared_nats().url(), &prefix).option("rpc_command_timeout", 60_000);
-    std::array::from_fn(|_| app.behind(patient()).option("rpc_request_timeout", 60_000).start())
+    std::array::from_fn(|_| app.behind(Backend::on_nats(&shared_nats().url(), &prefix)).start())
 }
 
 fn channel() -> String {

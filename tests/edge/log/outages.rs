@@ -12,7 +12,7 @@ async fn row_17_calls_that_are_made_again_do_not_fill_the_log() {
         "message" => Fault::Cut.into(),
         _ => Reply::usual(call),
     });
-    let server = app.server().option("rpc_command_timeout", 2_000).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let identifier = json!({"channel": "Chat"}).to_string();
     let begun = Instant::now();
     let mut clients = Vec::new();
@@ -141,7 +141,7 @@ async fn row_17_clients_that_leave_with_long_addresses_do_not_fill_the_log() {
 async fn row_17_an_application_that_comes_and_goes_does_not_fill_the_log() {
     const TURNS: u64 = 6;
     let mut app = Application::usual(Wire::Grpc);
-    let server = app.server().option("rpc_command_timeout", 2_000).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let mut client = server.connect().await;
     let identifier = json!({"channel": "Chat"}).to_string();
     client.subscribe(&identifier).await;
@@ -213,7 +213,7 @@ async fn row_17_servers_that_are_away_are_told_of_once() {
 async fn row_17_an_application_that_is_told_late_again_and_again_does_not_fill_the_log() {
     const TURNS: usize = 4;
     let mut app = Application::usual(Wire::Grpc);
-    let server = app.server().option("rpc_command_timeout", 2_000).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let mut clients = Vec::new();
     for _ in 0..TURNS {
         clients.push(server.connect().await);
