@@ -20,12 +20,11 @@ impl SubscriptionBudget {
 
     /// Room for so many bytes, for as long as the answer lives. `None`: there is none, which is counted and logged.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        metrics::SUBSCRIPTION_BYTES.add(signed(bytes));
-        // From here on it is given back, also where there was no room.
-        let taken = Held { bytes, budget: self.clone() };
-        if held <= self.limit {
-            return Some(taken);
+        // What does not fit takes nothing, not for a moment: others might be turned away for it.
+        let with = |held: usize| held.checked_add(bytes).filter(|held| *held <= self.limit);
+        if self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).is_ok() {
+            metrics::SUBSCRIPTION_BYTES.add(signed(bytes));
+            return Some(Held { bytes, budget: self.clone() });
         }
         metrics::SUBSCRIPTIONS_FULL.inc();
         let limit = self.limit;
@@ -117,5 +116,23 @@ mod tests {
         assert!(budget.take(36).is_none() && budget.take(35).is_some());
         drop((more, content));
         assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn row_13_what_finds_no_room_takes_none_from_others_meanwhile() {
+        let budget = SubscriptionBudget::new(100);
+        let _held = budget.take(80).unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let large = scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    assert!(budget.take(90).is_none());
+                }
+            });
+            let refused = (0..200_000).filter(|_| budget.take(10).is_none()).count();
+            is_over.store(true, Ordering::Relaxed);
+            large.join().unwrap();
+            assert_eq!(refused, 0);
+        });
     }
 }
