@@ -20,12 +20,11 @@ impl SubscriptionBudget {
 
     /// Room for so many bytes, for as long as the answer lives. `None`: there is none, which is counted and logged.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        metrics::SUBSCRIPTION_BYTES.add(signed(bytes));
-        // From here on it is given back, also where there was no room.
-        let taken = Held { bytes, budget: self.clone() };
-        if held <= self.limit {
-            return Some(taken);
+        let within = |held: usize| held.checked_add(bytes).filter(|held| *held <= self.limit);
+        // What does not fit is not counted for a moment either: it would be in the way of what does.
+        if self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok() {
+            metrics::SUBSCRIPTION_BYTES.add(signed(bytes));
+            return Some(Held { bytes, budget: self.clone() });
         }
         metrics::SUBSCRIPTIONS_FULL.inc();
         let limit = self.limit;
@@ -99,6 +98,7 @@ fn signed(bytes: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn row_13_what_is_held_is_counted_from_the_first_to_the_last_moment() {
@@ -117,5 +117,23 @@ mod tests {
         assert!(budget.take(36).is_none() && budget.take(35).is_some());
         drop((more, content));
         assert_eq!(budget.held(), 0);
+    }
+
+    /// A large session comes back again and again, and others subscribe.
+    #[test]
+    fn row_13_what_does_not_fit_is_not_in_the_way_of_what_does() {
+        let budget = SubscriptionBudget::new(100);
+        let done = AtomicBool::new(false);
+        let refused = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert!(budget.take(101).is_none());
+                }
+            });
+            let refused = (0..50_000).filter(|_| budget.take(1).is_none()).count();
+            done.store(true, Ordering::Relaxed);
+            refused
+        });
+        assert_eq!(refused, 0);
     }
 }
