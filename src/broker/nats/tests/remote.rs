@@ -313,6 +313,31 @@ async fn a_part_is_the_write_that_was_named() {
     assert_eq!(body(second + 1).await, None, "the marker of its deletion");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn row_07_what_comes_behind_a_command_that_is_gone_is_passed_on() {
+    use crate::broker::nats::followed::Followed;
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let (core, generation) = (&node.broker.core, node.broker.core.generation().unwrap());
+    let mut marks = Vec::new();
+    for who in ["1", "2"] {
+        let command = RemoteDisconnect { identifiers: who.into(), reconnect: false };
+        marks.push(node.broker.disconnect(&command).await.unwrap());
+    }
+    eventually("both heard", || node.feed.all().len() == 2).await;
+    // The log begins with the first one: what came before it is not there.
+    let missing = Followed::to(&generation.commands, marks[0] - 2, None);
+    let next = core.read_commands(&generation.connection, missing).await.unwrap();
+    assert_eq!(next.held, marks[0] - 1);
+    core.catch_up(&generation.connection, &generation.commands).await.unwrap();
+    let told = node.feed.all();
+    let lost = told.iter().position(|told| *told == Told::CommandsLost).expect("somebody may have been meant by it");
+    for mark in marks {
+        let passed_on = |told: &Told| matches!(told, Told::Disconnect(of, _) if *of == mark);
+        assert!(told[lost..].iter().any(passed_on), "{told:?}");
+    }
+}
+
 /// A lag that has passed has nothing to do with the next one, hours later.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_02_a_lag_of_the_remote_commands_is_forgotten_when_it_is_over() {
