@@ -5,7 +5,7 @@ use crate::harness::carrick::Builder;
 use crate::harness::*;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 over_every_wire!(
     a_restore_calls_nobody,
@@ -117,7 +117,7 @@ async fn sessions_are_restored_while_the_application_is_away(wire: Wire) {
 async fn clients_that_leave_while_the_application_is_away_are_told_of_afterwards(wire: Wire) {
     for grace in [0, 1] {
         let mut app = Application::start(wire, stateful);
-        let server = app.server().option("rpc_command_timeout", 500).option("disconnect_grace", grace).start();
+        let server = app.server().option("rpc_command_timeout", 2_000).option("disconnect_grace", grace).start();
         let mut clients = Vec::new();
         for _ in 0..20 {
             clients.push(server.connect().await);
@@ -139,7 +139,7 @@ async fn clients_that_leave_while_the_application_is_away_are_told_of_afterwards
 
 async fn a_shutdown_does_not_wait_for_an_application_that_is_away(wire: Wire) {
     let mut app = Application::start(wire, stateful);
-    let mut server = app.server().option("rpc_command_timeout", 500).start();
+    let mut server = app.server().option("rpc_command_timeout", 3_000).start();
     let clients = [server.connect().await, server.connect().await];
     app.kill();
     for client in clients {
@@ -225,10 +225,13 @@ async fn after_the_grace_a_leave_calls_once_with_everything(wire: Wire) {
 /// Lost and restored again and again, and away at last.
 async fn a_flaky_client_is_told_of_once(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let server = with_grace(&app, 2).start();
+    let server = with_grace(&app, 8).start();
     let mut sid = with_both(&server).await.drop_hard();
     app.forget();
     for _ in 0..4 {
+        // A connection whose loss the server has not seen when the session goes on elsewhere did not leave: it is no call
+        // that was spared.
+        server.metric_becomes("clients_num", 0).await;
         let client = server.resume(&sid).await;
         assert_eq!(client.restored(), [channel(1), channel(2)]);
         sid = client.drop_hard();
@@ -284,11 +287,14 @@ async fn by_mode_never_nobody_is_told(wire: Wire) {
 async fn calls_are_made_at_the_rate(wire: Wire) {
     let app = Application::usual(wire);
     let server = app.server().option("disconnect_rate", 4).start();
-    for _ in 0..4 {
-        server.connect().await.drop_hard();
+    let clients = [server.connect().await, server.connect().await, server.connect().await, server.connect().await];
+    // The first call may be late at the application: what counts is when it could be made at the earliest.
+    let began = Instant::now();
+    for client in clients {
+        client.drop_hard();
     }
     let calls = app.called(Method::Disconnect, 4).await;
-    let all = calls[3].at.duration_since(calls[0].at);
+    let all = calls[3].at.duration_since(began);
     assert!(all >= Duration::from_millis(700), "three quarters of a second, not {all:?}");
 }
 
@@ -378,14 +384,18 @@ async fn a_session_moves_to_another_node_without_a_call(wire: Wire) {
     let mut client = two.resume(&sid).await;
     assert_eq!(client.restored(), [channel(1), channel(2)]);
     two.publish("chat/1", json!("hello")).await;
-    let replayed = client.history(&channel(1), json!({"streams": {}})).await;
+    // Where the node hears of it after the request, it follows the confirmation.
+    let mut replayed = client.history(&channel(1), json!({"streams": {}})).await;
+    if replayed.is_empty() {
+        replayed.push(client.expect_message(&channel(1), json!("hello")).await);
+    }
     assert_eq!(client::messages(&replayed), [json!("hello")]);
     assert!(app.calls().is_empty());
 }
 
 async fn restored_on_another_node_within_the_grace_nobody_is_told(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let [one, two] = nodes(&app, 2);
+    let [one, two] = nodes(&app, 8);
     let sid = with_both(&one).await.drop_hard();
     app.forget();
     one.metric_becomes("disconnect_queue_size", 1).await;
@@ -434,7 +444,7 @@ async fn a_node_that_dies_in_the_grace_leaves_the_call_to_another(wire: Wire) {
 
 async fn a_node_that_stops_in_the_grace_leaves_the_call_to_another(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let [mut one, _two] = nodes(&app, 3);
+    let [mut one, _two] = nodes(&app, 8);
     let sid = with_both(&one).await.drop_hard();
     app.forget();
     one.stop();
@@ -448,9 +458,7 @@ async fn a_node_that_stops_in_the_grace_leaves_the_call_to_another(wire: Wire) {
 
 async fn the_node_of_the_embedded_store_takes_the_call_over(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
-    let url = format!("nats://node:password@{}", free.local_addr().expect("it is bound"));
-    drop(free);
+    let url = format!("nats://node:password@127.0.0.1:{}", free_port());
     let embedding = app.behind(Backend::EmbeddedNats.builder()).replace("enats_addr", &url);
     let _one = embedding.option("disconnect_grace", 3).start();
     let mut two = app.behind(Backend::on_nats(&url, "carrick")).option("disconnect_grace", 3).start();
@@ -465,7 +473,7 @@ async fn the_node_of_the_embedded_store_takes_the_call_over(wire: Wire) {
 
 async fn a_node_that_dies_in_the_grace_of_a_restored_session_leaves_no_call(wire: Wire) {
     let app = Application::start(wire, stateful);
-    let [mut one, two] = nodes(&app, 3);
+    let [mut one, two] = nodes(&app, 8);
     let sid = with_both(&one).await.drop_hard();
     app.forget();
     in_the_book(&one).await;
