@@ -21,6 +21,10 @@ const DEPTH: u32 = 4;
 /// Characters of an error text that are passed on: an application can answer with megabytes.
 const LONGEST: usize = 1_000;
 
+/// Bytes that are compared for one error text, some milliseconds. A client chooses what its call carries, and may choose that
+/// nearly every place of the text looks like it. What is left of the text then is not passed on.
+const COMPARED: usize = 8 << 20;
+
 impl What<'_> {
     /// `text`, cut, with `ours` (what we authenticate by) and all that the call carried replaced: the session's id and
     /// identifiers by what names them in the log, everything else by `***`.
@@ -164,19 +168,20 @@ impl Carried {
         }
         // One may begin like another: the longest counts.
         by_start.values_mut().for_each(|values| values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len())));
-        let found = |at: usize| {
+        let mut to_compare = COMPARED;
+        let found = |at: usize, to_compare: &mut usize| {
             let values = by_start.get(&start(&text.as_bytes()[at..])?)?;
-            values.iter().find(|(value, _)| stands_at(text, at, value))
+            values.iter().find(|(value, _)| stands_at(text, at, value, to_compare))
         };
         let mut shown = String::new();
         let mut left = LONGEST;
         // One may begin within another: hidden is what belongs to any of them.
         let mut hidden = 0;
         for (at, char) in text.char_indices() {
-            if left == 0 {
+            if left == 0 || to_compare == 0 {
                 return format!("{shown}...({})", text[at..].chars().count());
             }
-            let value = found(at);
+            let value = found(at, &mut to_compare);
             if at >= hidden {
                 let (piece, chars) = match value {
                     Some((_, name)) => (*name, name.chars().count()),
@@ -199,10 +204,13 @@ fn start(text: &[u8]) -> Option<[u8; SHORTEST]> {
     Some(start.map(|byte| byte.to_ascii_lowercase()))
 }
 
-/// A value, whatever its case; a short one only as a word of its own.
-fn stands_at(text: &str, at: usize, value: &str) -> bool {
+/// A value, whatever its case; a short one only as a word of its own. Takes what it compares off `to_compare`.
+fn stands_at(text: &str, at: usize, value: &str, to_compare: &mut usize) -> bool {
     let end = at + value.len();
-    let same = text.as_bytes().get(at..end).is_some_and(|there| there.eq_ignore_ascii_case(value.as_bytes()));
+    let pairs = text.as_bytes()[at..].iter().zip(value.as_bytes());
+    let alike = pairs.take_while(|(there, byte)| there.eq_ignore_ascii_case(byte)).count();
+    *to_compare = to_compare.saturating_sub(alike + 1);
+    let same = alike == value.len();
     let is_word = |char: char| char.is_alphanumeric() || char == '_';
     let alone = || !text[..at].ends_with(is_word) && !text[end..].starts_with(is_word);
     same && (value.len() >= WITHIN_WORDS || alone())
@@ -329,6 +337,30 @@ mod tests {
         for said in ["no ChatChannel", "cookie pin", "cannot speak", "17777 of 777", "line 123", "x1234y", "SEVENABC"] {
             assert_eq!(what.scrubbed(said.into(), None), said);
         }
+    }
+
+    #[test]
+    fn row_19_a_value_is_hidden_as_json_has_it_within_a_text() {
+        let sid = Sid::from("k3Jq_-0123456789abcde");
+        let what = What { data: r#"{"action":"speak","word":"pa55\\w\"ord"}"#, ..What::bare("command", &sid) };
+        for (said, shown) in [(r#"no pa55\w"ord"#, "no ***"), (r#"no "pa55\\w\"ord""#, r#"no "***""#)] {
+            assert_eq!(what.scrubbed(said.into(), None), shown);
+        }
+    }
+
+    /// Each of its places looks like what the call carried, almost to its end.
+    #[test]
+    fn row_19_an_error_that_resembles_a_value_everywhere_is_looked_through_in_bounded_time() {
+        let sid = Sid::from("k3Jq_-0123456789abcde");
+        let value = "a".repeat(4 << 20);
+        let data = format!(r#"{{"action":"speak","text":"{value}"}}"#);
+        let what = What { data: &data, ..What::bare("command", &sid) };
+        let begun = std::time::Instant::now();
+        assert_eq!(what.scrubbed(format!("no {value}"), None), format!("no ***...({})", value.len() - 2));
+        let nearly = format!("no {}b {value}, sorry", &value[1..]);
+        let text = what.scrubbed(nearly, None);
+        assert!(text.starts_with("no a") && text.len() < LONGEST + 20, "{text}");
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
     }
 
     #[test]

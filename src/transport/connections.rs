@@ -195,10 +195,12 @@ impl Share {
         held.place != Place::Lost
     }
 
-    /// The rest of the request is here: the server works on it.
-    pub fn work(&self) {
+    /// The rest of the request is here: the server works on it. False: its place is another one's already.
+    pub fn work(&self) -> bool {
         let mut places = self.connections.places();
-        places.stop_waiting(self.door, &mut self.held());
+        let mut held = self.held();
+        places.stop_waiting(self.door, &mut held);
+        held.place != Place::Lost
     }
 
     /// The server waits for the client from now on.

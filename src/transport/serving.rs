@@ -56,7 +56,7 @@ pub(super) async fn serve_connection(
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let share = share.clone();
         let has_place = share.begin(request.headers().contains_key(header::UPGRADE));
-        let mut request = request.map(|body| Body::new(Arriving::new(body, share.clone())));
+        let mut request = request.map(|body| Body::new(Arriving::new(body, &share)));
         request.extensions_mut().insert(PeerAddr(peer));
         request.extensions_mut().insert(share.clone());
         let fault = match has_place {
@@ -121,33 +121,40 @@ fn refuse(status: StatusCode) -> Response<Body> {
 }
 
 /// The body of a request. The connection waits for its client until all of it has come, or nobody wants the rest.
-struct Arriving {
-    body: Incoming,
+struct Arriving<B> {
+    body: B,
     share: Option<Arc<Share>>,
+    /// Its place became another one's before all of it was there.
+    is_lost: bool,
 }
 
-impl Arriving {
-    fn new(body: Incoming, share: Arc<Share>) -> Self {
-        let share = (!body.is_end_stream()).then_some(share);
+impl<B: HttpBody> Arriving<B> {
+    fn new(body: B, share: &Arc<Share>) -> Self {
+        let share = (!body.is_end_stream()).then(|| share.clone());
         if let Some(share) = &share {
             share.wait();
         }
-        Self { body, share }
+        Self { body, share, is_lost: false }
     }
+}
 
+impl<B> Arriving<B> {
     fn end(&mut self) {
         if let Some(share) = self.share.take() {
-            share.work();
+            self.is_lost = !share.work();
         }
     }
 }
 
-impl HttpBody for Arriving {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Arriving<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
+        if this.is_lost {
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         let has_ended = match &polled {
             Poll::Ready(Some(Ok(_))) => this.body.is_end_stream(),
@@ -157,11 +164,12 @@ impl HttpBody for Arriving {
         if has_ended {
             this.end();
         }
-        polled
+        // Nothing is begun with it any more: the connection is about to be closed, and nobody would hear how it went.
+        if this.is_lost { Poll::Pending } else { polled }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        !self.is_lost && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -169,7 +177,7 @@ impl HttpBody for Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl<B> Drop for Arriving<B> {
     fn drop(&mut self) {
         self.end();
     }
@@ -248,6 +256,31 @@ impl Timer for HeaderTimer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::connections::{ConnectionLimits, Connections};
+    use http_body_util::Full;
+
+    /// The rest of it came at the very moment at which another connection was given the place.
+    #[tokio::test]
+    async fn row_16_a_request_whose_place_was_lost_before_all_of_it_had_come_is_not_begun() {
+        let door = Connections::new(ConnectionLimits { max: 0, reserve: 1, per_address: 0 }).door();
+        let frame = |body: &mut Arriving<Full<Bytes>>| {
+            let polled = Pin::new(body).poll_frame(&mut Context::from_waker(std::task::Waker::noop()));
+            polled.map(|frame| frame.and_then(Result::ok).and_then(|frame| frame.into_data().ok()))
+        };
+        let first = door.admit(None).unwrap().share;
+        assert!(first.begin(false));
+        let mut body = Arriving::new(Full::from("in time"), &first);
+        assert_eq!(frame(&mut body), Poll::Ready(Some(Bytes::from("in time"))));
+        assert!(frame(&mut body) == Poll::Ready(None) && door.admit(None).is_err(), "it is worked on");
+        drop(body);
+        let mut body = Arriving::new(Full::from("too late"), &first);
+        // As long as a request may take to follow its connection.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert!(door.admit(None).unwrap().displaced);
+        for _ in 0..2 {
+            assert_eq!(frame(&mut body), Poll::Pending);
+        }
+    }
 
     /// A first header must come within 5 s; a kept-alive connection may be silent for 75 s.
     #[test]

@@ -7,4 +7,5 @@ mod memory;
 mod sessions;
 mod slow_lines;
 mod streams;
+mod subscriptions;
 mod whispers;
