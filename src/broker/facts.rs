@@ -1,6 +1,6 @@
 //! What a log says about itself, and of one of its streams: the ground of every proof that nothing was lost.
 
-use super::Unavailable;
+use super::{Page, Unavailable};
 use crate::protocol::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +111,14 @@ impl Behind {
         whole
             .then_some(())
             .ok_or_else(|| Unavailable("a replica has dropped what the log's leader keeps, or the leader lags".into()))
+    }
+
+    /// This was asked about the last message of a page after the next one had been read, up to `up_to` or as far as its
+    /// limits allowed: nothing was dropped between the two, which may be of two copies. An empty page shows that least of all.
+    pub fn joins(&self, next: &Page, up_to: u64) -> Result<(), Unavailable> {
+        let last = next.messages.last().filter(|_| next.remaining > 0);
+        self.confirms(&next.messages, last.map_or(up_to, |last| last.offset))?;
+        self.kept.then_some(()).ok_or_else(|| Unavailable("messages were dropped while they were read".into()))
     }
 }
 

@@ -323,10 +323,14 @@ pub trait Broker: Send + Sync + 'static {
     async fn fill(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
         let mut filled = Vec::with_capacity(holes.len());
         for hole in holes {
-            let mut messages = Vec::new();
+            let mut messages: Vec<Arc<Message>> = Vec::new();
             loop {
-                let from = messages.last().map_or(hole.after, |last: &Arc<Message>| last.offset) + 1;
-                let mut page = self.read(&hole.stream, ReadFrom::Offset(from), hole.up_to, 500, 256 << 10).await?;
+                let last = messages.last().map(|last| last.offset);
+                let from = ReadFrom::Offset(last.unwrap_or(hole.after) + 1);
+                let mut page = self.read(&hole.stream, from, hole.up_to, 500, 256 << 10).await?;
+                if let Some(last) = last {
+                    self.behind(&hole.stream, last).await?.joins(&page, hole.up_to)?;
+                }
                 messages.append(&mut page.messages);
                 if page.remaining == 0 {
                     break;
