@@ -1,7 +1,8 @@
 //! The command line, from the rows.
 
+use super::deprecated::DEPRECATED;
 use super::kinds::{Kind, Raw, Switch};
-use super::options::{DEPRECATED, rows};
+use super::options::rows;
 use super::row::{Category, Row};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 

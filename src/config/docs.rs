@@ -1,6 +1,7 @@
 //! The tables of options in `docs/configuration.md`.
 
-use super::options::{DEPRECATED, rows};
+use super::deprecated::DEPRECATED;
+use super::options::rows;
 use super::row::{Category, Row, env_name};
 use std::fmt::Write;
 

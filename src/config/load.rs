@@ -1,9 +1,10 @@
 //! What was given, from all sources by precedence: command line, environment, file, default.
 
 use super::command::{Special, command, double_dashes, value, values};
+use super::deprecated::DEPRECATED;
 use super::file::File;
 use super::kinds::{EmptyEnv, Raw, may_be_shown};
-use super::options::{DEPRECATED, rows};
+use super::options::rows;
 use super::row::{Row, env_name};
 use super::{Config, presets, print, resolve};
 use clap::ArgMatches;

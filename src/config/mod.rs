@@ -7,6 +7,7 @@
 
 mod application;
 mod command;
+mod deprecated;
 #[cfg(test)]
 mod docs;
 mod endpoint;

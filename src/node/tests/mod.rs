@@ -3,6 +3,7 @@
 mod application;
 mod connect;
 mod dropped;
+mod ended;
 mod farewell;
 mod given_up;
 mod lagging;

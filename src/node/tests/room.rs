@@ -180,21 +180,7 @@ async fn row_12_a_large_session_without_room_for_another_part_is_resumable_until
 
 #[tokio::test(start_paused = true)]
 async fn row_13_a_session_whose_head_the_store_does_not_take_rests() {
-    let writes = Arc::<Writes>::default();
-    let cluster = streams_only(&writes, Setup::default());
-    let (mut browser, sid) = cluster.welcomed().await;
-    writes.fail(Fault::HeadsTooLarge);
-    subscribe_all(&mut browser, 0..100, 1_000).await;
-    writes.take();
-    for n in 0..200 {
-        browser.subscribed(&public(n)).await;
-    }
-    let (number, _) = writes.take();
-    assert!(number < 30, "{number} writes");
-    writes.fail(None);
-    tokio::time::sleep(6 * SECOND).await;
-    browser.subscribed(&public("last")).await;
-    assert_eq!(restored_ids(&cluster, &sid).await, Some(301));
+    rests(Fault::HeadsTooLarge).await;
 }
 
 /// More came while they were written, so that further parts were begun before there was a head.

@@ -321,13 +321,12 @@ async fn row_13_a_slow_store_is_given_a_large_session_once() {
     assert_eq!(restored_ids(&cluster, &sid).await, Some(count + 10));
 }
 
-/// A part that was not taken is not left behind, and is not offered with each command.
-#[tokio::test(start_paused = true)]
-async fn row_13_without_room_for_its_parts_a_session_rests() {
+/// What the store refuses so of a session with parts is not offered with each command, and is once it takes them again.
+pub(super) async fn rests(fault: Fault) {
     let writes = Arc::<Writes>::default();
     let cluster = streams_only(&writes, Setup::default());
     let (mut browser, sid) = cluster.welcomed().await;
-    writes.fail(Fault::Full);
+    writes.fail(fault);
     writes.take();
     (0..100).for_each(|n| browser.subscribe(&long(n, 1_000)));
     for _ in 0..100 {
@@ -342,6 +341,12 @@ async fn row_13_without_room_for_its_parts_a_session_rests() {
     tokio::time::sleep(6 * SECOND).await;
     browser.subscribed(&public("last")).await;
     assert_eq!(restored_ids(&cluster, &sid).await, Some(301));
+}
+
+/// A part that was not taken is not left behind.
+#[tokio::test(start_paused = true)]
+async fn row_13_without_room_for_its_parts_a_session_rests() {
+    rests(Fault::Full).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,17 +29,27 @@ async fn tls_pair() -> (Socket, tokio_rustls::client::TlsStream<TcpStream>) {
     (Socket::tls(server.unwrap(), share), client.unwrap())
 }
 
-/// What it is sent fits into what the TLS session keeps: nothing is left to be written, only to be flushed.
-#[tokio::test]
-async fn a_tls_client_that_takes_nothing_is_given_up_while_its_session_is_flushed() {
-    let (mut socket, _silent) = tls_pair().await;
+/// A connection with TLS whose client takes nothing, and what is queued for it: 1,000 frames of 1,000 bytes.
+async fn unread(
+    patience: Duration,
+    counter: &'static metrics::Counter,
+    limit: usize,
+) -> (WriteHalf<Socket>, Outbox, impl Sized) {
+    let (mut socket, silent) = tls_pair().await;
     unsent::bound(socket.tcp().as_fd());
-    socket.give_up_after(Duration::from_millis(500), &metrics::WRITE_TIMEOUTS);
-    let (_read, mut write) = tokio::io::split(socket);
-    let outbox = Outbox::new(Encoding::Json, 0);
+    socket.give_up_after(patience, counter);
+    let (read, write) = tokio::io::split(socket);
+    let outbox = Outbox::new(Encoding::Json, limit);
     for _ in 0..1_000 {
         outbox.push(Bytes::from(vec![b'x'; 1_000]));
     }
+    (write, outbox, (silent, read))
+}
+
+/// What it is sent fits into what the TLS session keeps: nothing is left to be written, only to be flushed.
+#[tokio::test]
+async fn a_tls_client_that_takes_nothing_is_given_up_while_its_session_is_flushed() {
+    let (mut write, outbox, _silent) = unread(Duration::from_millis(500), &metrics::WRITE_TIMEOUTS, 0).await;
     let writing = write_out(&mut write, &outbox, Duration::from_millis(50));
     let outcome = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("it is given up");
     assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -50,14 +60,7 @@ async fn a_tls_client_that_takes_nothing_is_given_up_while_its_session_is_flushe
 /// The same client is too slow when more than its limit waits.
 #[tokio::test]
 async fn a_tls_client_is_too_slow_while_its_session_is_flushed() {
-    let (mut socket, _silent) = tls_pair().await;
-    unsent::bound(socket.tcp().as_fd());
-    socket.give_up_after(Duration::from_secs(60), &metrics::WRITE_TIMEOUTS);
-    let (_read, mut write) = tokio::io::split(socket);
-    let outbox = Outbox::new(Encoding::Json, 200_000);
-    for _ in 0..1_000 {
-        outbox.push(Bytes::from(vec![b'x'; 1_000]));
-    }
+    let (mut write, outbox, _silent) = unread(Duration::from_secs(60), &metrics::WRITE_TIMEOUTS, 200_000).await;
     let writing = write_out(&mut write, &outbox, Duration::from_millis(200));
     let _ = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("it is closed and given up");
     assert_eq!(outbox.closing(), Some(Close::TooSlow));
@@ -67,14 +70,7 @@ async fn a_tls_client_is_too_slow_while_its_session_is_flushed() {
 #[tokio::test]
 async fn a_tls_client_that_was_closed_and_does_not_read_has_no_more_than_the_time_for_that() {
     static TAKES_NOTHING: metrics::Counter = metrics::Counter::at_zero();
-    let (mut socket, _silent) = tls_pair().await;
-    unsent::bound(socket.tcp().as_fd());
-    socket.give_up_after(Duration::from_secs(60), &TAKES_NOTHING);
-    let (_read, mut write) = tokio::io::split(socket);
-    let outbox = Outbox::new(Encoding::Json, 0);
-    for _ in 0..1_000 {
-        outbox.push(Bytes::from(vec![b'x'; 1_000]));
-    }
+    let (mut write, outbox, _silent) = unread(Duration::from_secs(60), &TAKES_NOTHING, 0).await;
     outbox.close(Close::Remote { reconnect: true });
     let written = write_out(&mut write, &outbox, Duration::from_millis(50)).await;
     assert_eq!(written.as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut, "its time is over, which was counted");
