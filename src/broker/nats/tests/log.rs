@@ -109,6 +109,19 @@ async fn heads_of_many_streams_where_the_server_takes_small_messages_only() {
     assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
 }
 
+/// The one that every question names, so that no answer is empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_log_that_has_lost_the_message_of_one_stream_tells_of_the_others() {
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let stream = StreamName::from("a");
+    let newest = node.publish(&stream, "1").await;
+    let gone = node.broker.core.names.log_subject("default", "gone");
+    let generation = node.broker.core.generation().unwrap();
+    generation.of(&stream).1.unwrap().asks.remember(&gone, newest);
+    assert_eq!(heads_of(node.broker.heads(&[stream]).await), [Head { newest, up_to: newest }]);
+}
+
 /// When the newest message of a stream was stored.
 async fn page_time(node: &Node, stream: &StreamName) -> u64 {
     let end = node.broker.facts(stream).await.unwrap().last_seq;
