@@ -27,7 +27,7 @@ fn script(call: &Call) -> Reply {
         "hang" => Fault::Hang.into(),
         "cut" => Fault::Cut.into(),
         "break" => Fault::Broken.into(),
-        "wait" => Reply::success().after(Duration::from_millis(400)),
+        "wait" => Reply::success().after(Duration::from_secs(4)),
         _ if call.url().contains("stranger") => Reply::unauthorized(),
         _ => Reply::usual(call),
     }
@@ -46,7 +46,7 @@ async fn subscribed(server: &Server) -> Client {
 #[tokio::test]
 async fn calls_and_how_they_end_are_counted() {
     let app = Application::start(Wire::Grpc, script);
-    let server = app.server().option("rpc_command_timeout", 900).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     assert_eq!(read(&server, &["rpc_call_total", "rpc_capacity_num"]).await, [0, 28]);
 
     let mut client = subscribed(&server).await;
@@ -115,18 +115,20 @@ async fn calls_that_wait_are_shown() {
 
 #[tokio::test]
 async fn calls_about_who_left_are_shown_while_they_wait_and_when_they_are_dropped() {
-    let app = Application::start(Wire::Grpc, script);
-    let options = app.server().option("disconnect_rate", 1).option("disconnect_backlog_size", 2);
+    let mut app = Application::start(Wire::Grpc, script);
+    let options = app.server().option("disconnect_backlog_size", 2).option("rpc_command_timeout", 5_000);
     let server = options.start();
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(subscribed(&server).await);
     }
+    // They wait for as long as it is away.
+    app.kill();
     for client in clients {
         client.drop_hard();
     }
-    become_these(&server, &[("clients_num", 0), ("disconnect_queue_size", 2)]).await;
-    assert!(server.metric("disconnects_dropped_total").await >= 3);
+    become_these(&server, &[("clients_num", 0), ("disconnect_queue_size", 2), ("disconnects_dropped_total", 4)]).await;
+    app.restart();
     become_these(&server, &[("disconnect_queue_size", 0)]).await;
 }
 

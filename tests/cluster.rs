@@ -273,11 +273,11 @@ async fn ruling_07_the_lost_end_of_a_burst_is_found_by_the_head_check() {
 /// The first message after the last one expired says that nothing preceded it: that alone is no gap.
 #[tokio::test]
 async fn ruling_07_a_message_after_everything_expired_is_no_false_alarm() {
-    let server = Server::on(Backend::ExternalNats).option("history_ttl", 2).option("head_check_interval", 1).start();
+    let server = Server::on(Backend::ExternalNats).option("history_ttl", 6).option("head_check_interval", 1).start();
     let mut client = server.subscriber("chat").await;
     server.publish("chat", json!(1)).await;
     client.expect_message(&public("chat"), json!(1)).await;
-    patience::let_pass(Duration::from_millis(3_600)).await;
+    patience::let_pass(Duration::from_millis(7_600)).await;
     server.publish("chat", json!(2)).await;
     client.expect_message(&public("chat"), json!(2)).await;
     client.expect_silence().await;

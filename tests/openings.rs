@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 10;
 const STREAMS: usize = 2_000;
-const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
+/// 20,000 openings begin within it, on a busy machine too.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
 
 fn channel(client: usize) -> String {
     json!({"channel": "Chat", "client": client}).to_string()
@@ -58,7 +59,7 @@ async fn row_05_openings_end_in_time_and_can_be_repeated_however_many_are_pendin
         client.expect_close(1013, "Store unavailable").await;
     }
     let waited = began.elapsed();
-    assert!(waited < BROKER_TIMEOUT * 5, "closed after {waited:?}");
+    assert!(waited < BROKER_TIMEOUT * 2, "closed after {waited:?}");
     nats.thaw();
     eventually("ready", async || server.is_ready().await.then_some(())).await;
     // All of them come back while their streams linger; on a busy machine the store may not have caught up at once.

@@ -125,13 +125,14 @@ async fn row_07_however_long_nats_is_away_nobody_is_thrown_out() {
 #[tokio::test]
 async fn a_node_that_is_killed_leaves_its_sessions_all_of_their_time() {
     let (nats, prefix) = (NatsServer::start(), unused_prefix());
-    let node = || Backend::on_nats(&nats.url(), &prefix).option("sessions_ttl", 6).start();
+    let node = || Backend::on_nats(&nats.url(), &prefix).option("sessions_ttl", 20).start();
     let (mut dies, stays) = (node(), node());
     let client = dies.subscriber("chat").await;
-    // They are at 3 s.
-    patience::let_pass(Duration::from_millis(2_500)).await;
+    // They are at 10 s.
+    patience::let_pass(Duration::from_millis(9_000)).await;
     dies.kill();
-    patience::let_pass(Duration::from_millis(5_200)).await;
+    // Longer than 20 s since it was written, and some seconds less than 20 s since its node died.
+    patience::let_pass(Duration::from_millis(13_000)).await;
     assert_eq!(stays.resume(&client.sid).await.restored(), [public("chat")]);
 }
 

@@ -5,10 +5,9 @@ use crate::harness::carrick::Builder;
 use crate::harness::client::messages;
 use crate::harness::*;
 use serde_json::json;
-use std::time::Duration;
 
 const CHAT: &str = "pattern=chat/*,limit=3,ttl=1h";
-const BRIEF: &str = "pattern=brief/*,ttl=2";
+const BRIEF: &str = "pattern=brief/*,ttl=6";
 const TYPING: &str = "name=typing,pattern=*/typing,limit=0";
 
 /// Three policies and the default one.
@@ -305,5 +304,5 @@ async fn faulty_policies_are_named_before_anything_starts() {
     let memory = options().start();
     let (code, said) = memory.tool(&["policy", "show"], &[]);
     assert_eq!((code, said.contains("broker nats")), (Some(1), true), "{said}");
-    tokio::time::timeout(Duration::from_secs(5), memory.publish("a", json!(1))).await.expect("it goes on");
+    tokio::time::timeout(PATIENCE, memory.publish("a", json!(1))).await.expect("it goes on");
 }

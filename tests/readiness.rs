@@ -32,6 +32,21 @@ async fn until_ready(server: &Server) {
     eventually("/ready is 200", async || server.is_ready().await.then_some(())).await;
 }
 
+/// Publishes numbers from this one on until one comes live, and was not found missing by a head check. On a busy machine a
+/// head check may be ahead of the feed now and then. Answers with the number after it.
+async fn until_live(server: &Server, client: &mut Client, from: u64) -> u64 {
+    let mut number = from;
+    eventually("a message comes live", async || {
+        let missed = server.metric("feed_gaps_total").await;
+        server.publish("chat", json!(number)).await;
+        client.expect_message(&public("chat"), json!(number)).await;
+        number += 1;
+        (server.metric("feed_gaps_total").await == missed).then_some(())
+    })
+    .await;
+    number
+}
+
 #[tokio::test]
 async fn row_08_a_denied_live_feed_is_said_and_noticed_again_when_it_is_allowed() {
     let prefix = unused_prefix();
@@ -50,16 +65,13 @@ async fn row_08_a_denied_live_feed_is_said_and_noticed_again_when_it_is_allowed(
     nats.set_users(&Users::default());
     until_ready(&server).await;
     server.metric_becomes("feed_broken", 0).await;
-    let begun = Instant::now();
-    server.publish("chat", json!(2)).await;
-    client.expect_message(&public("chat"), json!(2)).await;
-    assert!(begun.elapsed() < Duration::from_millis(800), "it came live, not by the head check");
+    let next = until_live(&server, &mut client, 2).await;
 
     // Taken away at run time.
     nats.set_users(&Users::default().deny_subscribe(&format!("{prefix}.live.>")));
     until_not_ready(&server, &format!("{prefix}.live.>")).await;
-    server.publish("chat", json!(3)).await;
-    client.expect_message(&public("chat"), json!(3)).await;
+    server.publish("chat", json!(next)).await;
+    client.expect_message(&public("chat"), json!(next)).await;
 }
 
 /// Everything else that a node needs, one at a time.
@@ -112,7 +124,8 @@ async fn row_08_a_publisher_hears_why_nothing_can_be_stored() {
     })
     .await;
     assert!(body.contains(&format!("allow this user to publish: {prefix}.log.>")), "{body}");
-    assert!(took < Duration::from_secs(1), "told after {took:?}");
+    // An answer of the store would be awaited for ten seconds.
+    assert!(took < Duration::from_secs(7), "told after {took:?}");
     until_not_ready(&server, &format!("{prefix}.log.>")).await;
     nats.set_users(&Users::default());
     until_ready(&server).await;
@@ -137,7 +150,7 @@ async fn row_08_a_limit_of_subscriptions_is_said() {
 async fn row_08_a_republish_rule_that_was_taken_away_is_put_back() {
     let prefix = unused_prefix();
     let nats = NatsServer::start();
-    let server = Backend::on_nats(&nats.url(), &prefix).start();
+    let server = Backend::on_nats(&nats.url(), &prefix).option("metrics_http", "/metrics").start();
     let mut client = server.subscriber("chat").await;
     server.publish("chat", json!(1)).await;
     client.expect_message(&public("chat"), json!(1)).await;
@@ -160,10 +173,7 @@ async fn row_08_a_republish_rule_that_was_taken_away_is_put_back() {
     })
     .await;
     client.expect_message(&public("chat"), json!(2)).await;
-    let begun = Instant::now();
-    server.publish("chat", json!(3)).await;
-    client.expect_message(&public("chat"), json!(3)).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "it came live, not by the head check");
+    until_live(&server, &mut client, 3).await;
 }
 
 /// Subscriptions are granted and markers come back, but what the log's leader sends does not come: a route or an account

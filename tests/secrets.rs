@@ -172,10 +172,10 @@ async fn run(wire: Wire, level: &str, format: &str) {
     let options = options.option("secret", APPLICATION_SECRET).option("jwt_secret", JWT_SECRET);
     let options = options.option("streams_secret", STREAMS_SECRET).option("streams_whisper", true);
     let options = options.option("broadcast_key", PUBLISHERS_KEY).option("http_rpc_secret", RPC_SECRET);
-    let options = options.option("headers", "cookie,x-api-token").option("rpc_command_timeout", 2_000);
+    let options = options.option("headers", "cookie,x-api-token").option("rpc_command_timeout", 5_000);
     let options = options
-        .option("broker_timeout", 1)
-        .option("publish_timeout", 1)
+        .option("broker_timeout", 5)
+        .option("publish_timeout", 5)
         .option("log_level", level)
         .option("log_format", format);
     let mut server = options.start();

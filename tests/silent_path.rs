@@ -7,12 +7,13 @@
 
 use crate::harness::backend::unused_prefix;
 use crate::harness::http::Response;
+use crate::harness::namespaces::{done, in_a_new_one, possible, second};
 use crate::harness::nats::binary;
 use crate::harness::process::Process;
 use crate::harness::*;
 use serde_json::json;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Names the trial to the program that is to run it.
@@ -61,11 +62,8 @@ impl Trial {
     fn run(&self) -> String {
         let folder = tempfile::Builder::new().prefix("silent-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let folder = folder.expect("a folder can be created").keep();
-        let mut command = Command::new("unshare");
-        if !rustix::process::geteuid().is_root() {
-            command.args(["--user", "--map-root-user"]);
-        }
-        command.args(["--net", "--"]).arg(std::env::current_exe().expect("this program has a path"));
+        let mut command = in_a_new_one();
+        command.arg(std::env::current_exe().expect("this program has a path"));
         command.args(["--ignored", "--exact", "--nocapture", "silent_path::one_trial"]).env(TRIAL, self.name());
         let mut process = Process::spawn(command, &folder.join("trial.log"));
         let status = process.wait(Duration::from_secs(120 + self.silence));
@@ -73,21 +71,6 @@ impl Trial {
         assert!(status.success() && said.contains("1 passed"), "{self:?}: {status}\n{said}");
         said
     }
-}
-
-/// False where the system does not let this user make network namespaces; then it says so, and in CI it fails.
-pub fn possible() -> bool {
-    let flags: &[&str] =
-        if rustix::process::geteuid().is_root() { &["--net"] } else { &["--user", "--map-root-user", "--net"] };
-    let tried = Command::new("unshare").args(flags).args(["ip", "link", "set", "lo", "up"]).output();
-    let why = match tried {
-        Ok(output) if output.status.success() => return true,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    assert!(std::env::var_os("CI").is_none(), "no network namespaces, and CI must have them: {why}");
-    eprintln!("NOT RUN, no network namespaces here (unshare of util-linux and ip of iproute2 are needed): {why}");
-    false
 }
 
 #[test]
@@ -223,17 +206,9 @@ impl Network {
         done(Command::new("ip").args(["link", "set", "lo", "up"]));
         let folder = tempfile::Builder::new().prefix("silent-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let folder = folder.expect("a folder can be created");
-        let mut command = Command::new("unshare");
-        command.args(["--net", "--", "sleep", "infinity"]);
         let held = folder.path().join("held");
         std::fs::create_dir(&held).expect("a folder can be created");
-        let there = Process::spawn(command, &held.join("log"));
-        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).map_err(|error| error.to_string());
-        let apart = || {
-            let (own, other) = (namespace("self")?, namespace(&there.pid().to_string())?);
-            (own != other).then_some(()).ok_or_else(|| "no namespace yet".to_owned())
-        };
-        patience::eventually_blocking(apart).expect("a second namespace");
+        let there = second(&held.join("log"));
         let mut network = Self { _nats: Self::nats(&there, folder.path()), _folder: folder, there };
         for path in PATHS.into_iter().chain([WATCH]) {
             network.join(path);
@@ -304,12 +279,6 @@ impl Network {
         let start = format!("{prefix}_{log}_");
         streams.iter().filter(|s| s.config.name.starts_with(&start)).map(|s| s.state.messages).sum()
     }
-}
-
-pub fn done(mut command: impl std::borrow::BorrowMut<Command>) {
-    let command = command.borrow_mut();
-    let Output { status, stderr, .. } = command.output().expect("ip and nsenter can be run");
-    assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
 }
 
 /// A connection of this namespace's to nats-server, by one of Carrick's paths.

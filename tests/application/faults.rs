@@ -79,7 +79,7 @@ async fn a_call_that_was_cut_is_made_again(wire: Wire) {
 
 async fn an_application_that_stays_away_is_given_up(wire: Wire) {
     let mut app = Application::usual(wire);
-    let server = app.server().option("rpc_command_timeout", 700).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let mut client = server.connect().await;
     app.answer(|_| Fault::Hang.into());
     client.send(subscribe()).await;
@@ -93,7 +93,7 @@ async fn an_application_that_stays_away_is_given_up(wire: Wire) {
 
 async fn an_application_that_hangs_is_given_up(wire: Wire) {
     let app = Application::usual(wire);
-    let server = app.server().option("rpc_command_timeout", 2_000).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let mut client = server.connect().await;
     app.answer(|_| Fault::Hang.into());
     client.send(subscribe()).await;
@@ -107,7 +107,7 @@ async fn an_application_that_hangs_is_given_up(wire: Wire) {
 /// Its connections stand, so nothing fails but the time limit.
 async fn a_frozen_application_is_given_up_and_taken_up_again(wire: Wire) {
     let app = Application::usual(wire);
-    let server = app.server().option("rpc_command_timeout", 2_000).start();
+    let server = app.server().option("rpc_command_timeout", 5_000).start();
     let mut client = server.connect().await;
     app.freeze();
     client.send(subscribe()).await;
@@ -222,7 +222,7 @@ async fn an_application_that_starts_later_is_found(wire: Wire) {
 /// It is not a refusal: the client may come back.
 async fn an_application_that_does_not_start_refuses_nobody(wire: Wire) {
     let mut app = Application::absent(wire, Reply::usual);
-    let server = app.server().option("rpc_command_timeout", 300).start();
+    let server = app.server().option("rpc_command_timeout", 1_000).start();
     for _ in 0..3 {
         server.dial().open().await.expect_close(1011, "Auth Error").await;
     }
@@ -268,7 +268,8 @@ async fn acts(
 async fn a_flapping_application_loses_and_repeats_nothing_unnoticed(wire: Wire) {
     const CLIENTS: u64 = 8;
     let mut app = Application::usual(wire);
-    let server = app.server().start();
+    // As it is by default.
+    let server = app.server().option("rpc_command_timeout", 3_000).option("rpc_request_timeout", 3_000).start();
     let mut clients = join_all((0..CLIENTS).map(|_| server.connect())).await;
     for client in &mut clients {
         client.subscribe(&channel()).await;
@@ -353,10 +354,10 @@ async fn a_rolling_restart_of_the_application_is_not_noticed(wire: Wire) {
 
 async fn slow_calls_delay_only_their_own_connection(wire: Wire) {
     let app = Application::start(wire, |call| match call.action().as_str() {
-        "slow" => Reply::success().say(call, json!("at last")).after(Duration::from_secs(2)),
+        "slow" => Reply::success().say(call, json!("at last")).after(Duration::from_secs(10)),
         _ => echo(call),
     });
-    let server = app.server().option("rpc_command_timeout", 20_000).start();
+    let server = app.server().start();
     let (mut slow, mut quick) = (server.dial().query("pi=1").connect().await, server.connect().await);
     slow.subscribe(&channel()).await;
     quick.subscribe(&channel()).await;
@@ -370,8 +371,8 @@ async fn slow_calls_delay_only_their_own_connection(wire: Wire) {
     server.publish("a", json!("live")).await;
     quick.expect_message(&channel(), json!("live")).await;
     slow.expect_message(&channel(), json!("live")).await;
+    assert!(slow.next_ping(PATIENCE).await.is_some());
     assert_eq!(app.running(), 1, "all of this happened while the slow call ran");
-    assert!(slow.next_ping(Duration::from_millis(1_600)).await.is_some());
     slow.expect_message(&channel(), json!("at last")).await;
     slow.expect_message(&channel(), json!(0)).await;
 }
@@ -395,7 +396,7 @@ async fn queued(app: &Application, concurrency: usize) -> Vec<Client> {
 }
 
 async fn calls_in_flight_are_limited(wire: Wire) {
-    let app = Application::start(wire, |call| Reply::usual(call).after(Duration::from_millis(50)));
+    let app = Application::start(wire, |call| Reply::usual(call).after(Duration::from_millis(300)));
     queued(&app, 3).await;
     assert_eq!(app.most_at_once(), 3);
 }

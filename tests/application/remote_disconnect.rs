@@ -57,7 +57,7 @@ async fn it_reaches_every_node_and_those_who_are_offline(wire: Wire) {
 /// Who it is is known only when the application has answered.
 async fn it_reaches_a_client_that_is_being_let_in(wire: Wire) {
     let app = Application::start(wire, |call| match call.method {
-        Method::Connect => Reply::usual(call).after(Duration::from_secs(1)),
+        Method::Connect => Reply::usual(call).after(Duration::from_secs(5)),
         _ => Reply::usual(call),
     });
     let [one, two] = nodes(&app);

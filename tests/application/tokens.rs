@@ -151,7 +151,7 @@ async fn the_application_gets_the_tokens_identifiers_and_the_token(wire: Wire) {
 
 /// A session that was let in by a token which is valid for moments, after these.
 async fn outlived(server: &Server) -> (String, String) {
-    let token = token_of(42, 3);
+    let token = token_of(42, 8);
     let mut client = with_token(server, &token).connect().await;
     client.subscribe(&channel()).await;
     let mut again = with_token(server, &token).sid(&client.drop_hard()).connect().await;

@@ -112,9 +112,9 @@ async fn truncation_is_not_reported(backend: Backend) {
 }
 
 async fn expired_messages_do_not_come(backend: Backend) {
-    let server = Server::on(backend).option("history_ttl", 2).start();
+    let server = Server::on(backend).option("history_ttl", 6).start();
     server.publish("chat", json!(1)).await;
-    let_pass(Duration::from_millis(3_600)).await;
+    let_pass(Duration::from_millis(7_600)).await;
     server.publish("chat", json!(2)).await;
     let mut client = server.subscriber("chat").await;
     assert_eq!(messages(&client.history(&public("chat"), since(unix_now() - 60)).await), [2]);

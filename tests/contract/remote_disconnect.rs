@@ -23,8 +23,10 @@ async fn each_command_counts_once(backend: Backend) {
         let mut client = server.connect().await;
         server.disconnect(&client.identifiers(), true).await;
         client.expect(disconnect("remote", true)).await;
-        assert_eq!(server.metric("remote_commands_total").await, number);
+        server.metric_becomes("remote_commands_total", number).await;
     }
+    let_pass(SILENCE).await;
+    assert_eq!(server.metric("remote_commands_total").await, 3);
 }
 
 async fn the_client_is_told_and_closed(server: SharedServer) {

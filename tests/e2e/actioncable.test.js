@@ -54,7 +54,8 @@ describe('the Rails client', () => {
     await has(seen, 20)
     assert.deepEqual(seen.numbers, upTo(20))
     seen.subscription.unsubscribe()
-    await sleep(300)
+    // Commands are carried out in order.
+    await connected(follow(consumer, publicStream(newStream())), 1)
     await server.publish(stream, { n: 21 })
     await sleep(300)
     assert.deepEqual(seen.numbers, upTo(20))

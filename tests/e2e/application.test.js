@@ -268,7 +268,7 @@ for (const [name, makeClient] of Object.entries(CLIENTS)) describe(`${name} and 
 })
 
 /** Long enough for the way back; what it spared is counted. */
-const GRACE = ['--disconnect_grace=2', '--metrics_http=/metrics']
+const GRACE = ['--disconnect_grace=8', '--metrics_http=/metrics']
 
 describe('a session that is restored', () => {
   let application

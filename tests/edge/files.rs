@@ -29,7 +29,7 @@ async fn row_16_clients_cannot_take_the_descriptors_of_the_others() {
     for _ in 0..FILES + 100 {
         let asked = Instant::now();
         let handshake = server.dial().handshake().await;
-        assert!(asked.elapsed() < Duration::from_secs(5), "an answer comes at once");
+        assert!(asked.elapsed() < Duration::from_secs(10), "an answer comes at once");
         match handshake.status {
             101 => clients.push(handshake),
             503 => {
@@ -119,7 +119,7 @@ async fn is_served(server: &Server, what: &str) {
         if refused.is_empty() {
             return;
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "{what}: {refused:?}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what}: {refused:?}");
         let_pass(Duration::from_millis(50)).await;
     }
 }

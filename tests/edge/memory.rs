@@ -108,9 +108,10 @@ async fn row_14_a_connection_that_nobody_lets_in_is_closed_in_time() {
             Event::Lost => panic!("closed without a word"),
         }
     }
-    assert!(asked.elapsed() < Duration::from_secs(5));
-    assert_eq!(server.metric("auth_timeout_total").await, 1);
-    assert_eq!(server.metric("clients_num").await, 0);
+    // The default is a minute, and the application has ten.
+    assert!(asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+    server.metric_becomes("auth_timeout_total", 1).await;
+    server.metric_becomes("clients_num", 0).await;
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ fn check(server: &Server, publish: SocketAddr, more: &[&str]) -> Checked {
         format!("--publish-url=http://{publish}/_broadcast"),
         format!("--key={BROADCAST_KEY}"),
     ];
-    let usual = ["--public-streams", "--clients=10", "--duration=2", "--away=0.1-0.5"];
+    let usual = ["--public-streams", "--clients=10", "--duration=8", "--away=0.1-0.5"];
     arguments.extend(usual.iter().chain(more).map(|argument| (*argument).to_owned()));
     Checker::with(&arguments).wait(Duration::from_secs(120))
 }

@@ -11,7 +11,7 @@ fn verify(arguments: &[String]) -> Checked {
 fn against(server: &Server, more: &[&str]) -> Checked {
     let url = format!("--url=ws://{}/cable", server.address());
     let publish = format!("--publish-url=http://{}/_broadcast", server.broadcast_address());
-    let mut arguments = vec![url, publish, "--duration=2".to_owned(), "--clients=10".to_owned()];
+    let mut arguments = vec![url, publish, "--duration=5".to_owned(), "--clients=10".to_owned()];
     arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
     verify(&arguments)
 }
@@ -77,14 +77,14 @@ fn a_healthy_server_passes_with_every_pattern() {
     }
 }
 
-/// Four seconds of few clients on a healthy server.
+/// Eight seconds of few clients on a healthy server.
 fn passes(options: &[&str]) -> Checked {
     let server = Backend::Memory.builder().option("history_limit", 10_000).start();
     let mut all = vec![
         format!("--url=ws://{}/cable", server.address()),
         format!("--publish-url=http://{}/_broadcast", server.broadcast_address()),
     ];
-    let common = ["--secret=orchid-lantern-42", "--clients=12", "--duration=4", "--away=0.1-0.5"];
+    let common = ["--secret=orchid-lantern-42", "--clients=12", "--duration=8", "--away=0.1-0.5"];
     all.extend(common.iter().chain(options).map(|option| (*option).to_owned()));
     let checked = verify(&all);
     assert_eq!(checked.status, Some(0), "{checked:?}");

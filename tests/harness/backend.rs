@@ -16,13 +16,18 @@ pub enum Backend {
     ExternalNats,
 }
 
+/// A client that comes back asks for its history in time, also where this machine stands still for a while.
+fn patient() -> Builder {
+    Builder::open().option("history_hold", 6)
+}
+
 impl Backend {
     /// Options of a server with a store of its own.
     pub fn builder(self) -> Builder {
         match self {
-            Self::Memory => Builder::open().option("broker", "memory"),
+            Self::Memory => patient().option("broker", "memory"),
             // The store lies in the server's folder, so that it survives a restart and goes away with the test.
-            Self::EmbeddedNats => Builder::open()
+            Self::EmbeddedNats => patient()
                 .option("broker", "nats")
                 .option("embed_nats", "true")
                 .option("enats_addr", "nats://127.0.0.1:-1")
@@ -33,7 +38,7 @@ impl Backend {
 
     /// Options of a node on this nats-server; nodes with the same prefix form one deployment.
     pub fn on_nats(url: &str, prefix: &str) -> Builder {
-        let builder = Builder::open().option("broker", "nats");
+        let builder = patient().option("broker", "nats");
         builder.option("nats_servers", url).option("nats_prefix", prefix)
     }
 

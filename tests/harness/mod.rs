@@ -12,6 +12,7 @@ pub mod client;
 pub mod frames;
 pub mod http;
 pub mod monitor;
+pub mod namespaces;
 pub mod nats;
 pub mod patience;
 pub mod ports;

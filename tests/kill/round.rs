@@ -206,7 +206,7 @@ fn strike(fault: Fault, server: &mut Server, seen: &mut Processes) -> Result<Str
         }
         Fault::FreezeNats => {
             proc::signal(nats, Signal::STOP)?;
-            let frozen = eventually(Duration::from_secs(1), "a stopped nats-server", || {
+            let frozen = eventually(Duration::from_secs(10), "a stopped nats-server", || {
                 proc::stat(nats).is_some_and(|(state, _)| state == 'T').then_some(())
             });
             if frozen.is_ok() {

@@ -3,11 +3,10 @@
 //! The trial is a program of its own in a network namespace of its own, with the server in a second one.
 
 use crate::harness::client::Event;
+use crate::harness::namespaces::{done, in_a_new_one, possible, second};
 use crate::harness::process::Process;
 use crate::harness::*;
-use crate::silent_path::{done, possible};
 use serde_json::json;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,9 +21,7 @@ const SHAPE: [&str; 8] = ["root", "tbf", "rate", "16kbit", "burst", "1600", "lim
 
 /// Traffic can be shaped as the trial needs it: `tc` is there, and so is the kernel's token bucket.
 fn can_be_slow() -> bool {
-    let flags: &[&str] =
-        if rustix::process::geteuid().is_root() { &["--net"] } else { &["--user", "--map-root-user", "--net"] };
-    let tried = Command::new("unshare").args(flags).args(TC).arg("lo").args(SHAPE).output();
+    let tried = in_a_new_one().args(TC).arg("lo").args(SHAPE).output();
     let why = match tried {
         Ok(output) if output.status.success() => return true,
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -42,11 +39,8 @@ fn a_client_on_a_slow_line_is_not_taken_for_one_that_does_not_read() {
     }
     let folder = tempfile::Builder::new().prefix("slow-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
     let folder = folder.expect("a folder can be created");
-    let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command.args(["--net", "--"]).arg(std::env::current_exe().expect("this program has a path"));
+    let mut command = in_a_new_one();
+    command.arg(std::env::current_exe().expect("this program has a path"));
     command.args(["--ignored", "--exact", "--nocapture", TRIAL]);
     let mut process = Process::spawn(command, &folder.path().join("trial.log"));
     let status = process.wait(Duration::from_secs(150));
@@ -63,7 +57,7 @@ fn a_client_on_a_slow_line_is_not_taken_for_one_that_does_not_read() {
 async fn a_slow_line_in_a_namespace_of_its_own() {
     let folder = tempfile::Builder::new().prefix("slow-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
     let folder = folder.expect("a folder can be created");
-    let there = second_namespace(&folder.path().join("log"));
+    let there = second(&folder.path().join("log"));
     let pid = there.pid().to_string();
     let on_server = |words: &[&str]| done(Command::new("nsenter").args(["-t", &pid, "--net", "--"]).args(words));
     let link = ["link", "add", "near", "type", "veth", "peer", "name", "far", "netns", &pid];
@@ -113,26 +107,14 @@ async fn a_slow_line_in_a_namespace_of_its_own() {
     ]);
     let cut = Instant::now();
     // What was queued behind the address of before arrives yet, and is acknowledged: the server counts from there on.
-    let mut taken = cut;
+    // It comes after the look before: this program may be late to see it.
+    let (mut taken, mut looked) = (cut, cut);
     while !server.log().contains("event=client_not_reading") {
         assert!(cut.elapsed() < 20 * WRITE_TIMEOUT, "nobody noticed\n{}", server.log());
+        let before = std::mem::replace(&mut looked, Instant::now());
         if let Some(Event::Frame(_)) = client.event_within(Duration::from_millis(50)).await {
-            taken = Instant::now();
+            taken = before;
         }
     }
     assert!(taken.elapsed() > 9 * WRITE_TIMEOUT, "after {:?}", taken.elapsed());
-}
-
-/// A process that holds a network namespace.
-fn second_namespace(log: &Path) -> Process {
-    let mut command = Command::new("unshare");
-    command.args(["--net", "--", "sleep", "infinity"]);
-    let there = Process::spawn(command, log);
-    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).map_err(|error| error.to_string());
-    let apart = || {
-        let (own, other) = (namespace("self")?, namespace(&there.pid().to_string())?);
-        (own != other).then_some(()).ok_or_else(|| "no namespace yet".to_owned())
-    };
-    patience::eventually_blocking(apart).expect("a second namespace");
-    there
 }

@@ -4,7 +4,7 @@ use crate::harness::carrick::Server;
 use crate::harness::*;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Fourteen followers that read ten frames a second, one client that whispers as fast as it can: all keep their
 /// connections and get what is stored.
@@ -47,13 +47,15 @@ async fn row_18_a_whisper_flood_closes_nobody() {
 async fn row_18_whispers_have_a_rate() {
     let server = Server::on(Backend::Memory).option("metrics_http", "/metrics").option("max_whisper_rate", 10).start();
     let (mut loud, mut follower) = (server.subscriber("chat").await, server.subscriber("chat").await);
+    let begun = Instant::now();
     for number in 0..1_000 {
         loud.whisper(&public("chat"), json!(number)).await;
     }
     loud.barrier().await;
     let dropped = server.metric("whispers_dropped_total").await;
     let heard = 1_000 - dropped;
-    assert!((20..100).contains(&heard), "{heard} of 1,000 were passed on: a burst of two seconds and 10 a second");
+    let most = 20 + 10 * begun.elapsed().as_secs().cast_signed() + 10;
+    assert!((20..=most).contains(&heard), "{heard} of 1,000 were passed on: a burst of two seconds and 10 a second");
     for number in 0..20 {
         follower.expect_message(&public("chat"), json!(number)).await;
     }

@@ -197,8 +197,10 @@ async fn ruling_08_pings_queue_in_order_with_data() {
     let mut client = server.dial().query("pi=1").query("ptp=ms").receive_buffer(4_096).connect().await;
     client.subscribe(&public("chat")).await;
     let text = "x".repeat(100_000);
-    for _ in 0..100 {
-        server.publish("chat", json!({"at": now_ms(), "text": text})).await;
+    let mut answered = Vec::new();
+    for number in 0..100 {
+        server.publish("chat", json!({"number": number, "text": text})).await;
+        answered.push(now_ms());
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     let (mut pinged, mut pings, mut read) = (0, 0, 0);
@@ -209,10 +211,11 @@ async fn ruling_08_pings_queue_in_order_with_data() {
             pinged = frame["message"].as_u64().expect("a ping carries a time");
             pings += 1;
         } else {
+            assert_eq!(frame["message"]["number"], read);
+            let at = answered[read];
+            // It was queued by then, or in the next moment; two seconds of queued data would be far behind it.
+            assert!(at + 400 > pinged, "published by {at}, behind the ping of {pinged}");
             read += 1;
-            let at = frame["message"]["at"].as_u64().expect("our message");
-            // Publishing takes a moment; two seconds of queued data would be far behind it.
-            assert!(at + 400 > pinged, "published at {at}, behind the ping of {pinged}");
         }
     }
     assert!(pings >= 2, "pings came while data was queued");

@@ -73,7 +73,7 @@ async fn one_log_whatever_the_number_of_streams_and_no_consumers() {
 #[tokio::test]
 async fn ruling_11_a_restore_from_an_unreachable_store_is_closed_without_a_word() {
     let (nats, prefix) = (NatsServer::start(), unused_prefix());
-    let server = Backend::on_nats(&nats.url(), &prefix).option("broker_timeout", 1).start();
+    let server = Backend::on_nats(&nats.url(), &prefix).option("broker_timeout", 5).start();
     let mut client = server.subscriber("chat").await;
     let position = server.publish("chat", json!(1)).await;
     client.expect_message(&public("chat"), json!(1)).await;
@@ -101,7 +101,7 @@ async fn ruling_11_a_restore_from_an_unreachable_store_is_closed_without_a_word(
 #[tokio::test]
 async fn ruling_11_history_from_an_unreachable_store_is_never_rejected() {
     let (mut nats, prefix) = (NatsServer::start(), unused_prefix());
-    let server = Backend::on_nats(&nats.url(), &prefix).option("broker_timeout", 1).start();
+    let server = Backend::on_nats(&nats.url(), &prefix).option("broker_timeout", 5).start();
     let position = server.publish("chat", json!(1)).await;
     let mut client = server.connect().await;
     nats.kill();
@@ -225,7 +225,7 @@ async fn ruling_14_without_a_connection_nothing_is_stored_and_the_publisher_know
 #[tokio::test]
 async fn ruling_14_without_an_answer_in_time_the_publisher_is_told_so() {
     let (nats, prefix) = (NatsServer::start(), unused_prefix());
-    let server = Backend::on_nats(&nats.url(), &prefix).option("publish_timeout", 1).start();
+    let server = Backend::on_nats(&nats.url(), &prefix).option("publish_timeout", 5).start();
     server.publish("chat", json!(1)).await;
     nats.freeze();
     let item = json!({"stream": "chat", "data": "2", "meta": {"id": "order-9"}});

@@ -30,6 +30,7 @@ const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const BATCH: usize = 200;
 const MAX_BYTES: usize = 512 * 1024;
 const SILENCE: Duration = Duration::from_millis(1000);
+
 impl Core {
     fn followed(&self) -> Option<Followed> {
         self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -120,13 +121,18 @@ impl Core {
     }
 
     /// Passes on commands behind those that are held; answers with what is held then.
-    async fn read_commands(&self, connection: &Connection, mut followed: Followed) -> Result<Followed, ApiError> {
+    pub(super) async fn read_commands(
+        &self,
+        connection: &Connection,
+        mut followed: Followed,
+    ) -> Result<Followed, ApiError> {
         let Followed { log, held, mut id, .. } = followed.clone();
         let request = json!({"seq": held + 1, "batch": BATCH, "max_bytes": MAX_BYTES});
         let request = Bytes::from(serde_json::to_vec(&request).expect("requests are plain JSON"));
         let (messages, _) =
             connection.api.mux.few(format!("$JS.API.DIRECT.GET.{log}"), request, BATCH + 1, SILENCE).await?;
         let mut reached = held;
+        let first = messages.first().and_then(|message| headers::number(message, &NATS_SEQUENCE));
         for message in messages {
             match headers::number(&message, &NATS_SEQUENCE) {
                 Some(seq) if seq == reached + 1 => {
@@ -151,7 +157,8 @@ impl Core {
                         self.set_followed(followed);
                         return Err(lags());
                     }
-                    let next = Followed::to(&log, info.state.last_seq, None);
+                    // What is behind it is passed on: it names who must not come back at all.
+                    let next = Followed::to(&log, first.map_or(info.state.last_seq, |seq| seq - 1), None);
                     self.lost(next.clone(), "a remote command is gone");
                     return Ok(next);
                 }

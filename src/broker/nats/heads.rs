@@ -90,6 +90,12 @@ impl Asks {
         self.sentinel.lock().as_ref().map(|(subject, _)| subject.clone())
     }
 
+    /// This subject had a message at a sequence that the log has come to.
+    #[cfg(test)]
+    pub fn remember(&self, subject: &str, seq: u64) {
+        *self.sentinel.lock() = Some((subject.to_owned(), seq));
+    }
+
     /// This subject has no message any more: the next look finds another one.
     pub fn forget(&self, subject: &str) {
         self.sentinel.lock().take_if(|(known, _)| known == subject);
@@ -271,6 +277,8 @@ impl Core {
             }
         }
         if !newest.contains_key(sentinel) {
+            // It has expired, or the log has lost a part: the next look finds another one.
+            log.asks.forget(sentinel);
             return Err(ApiError::Unreadable("the log's state changed while it was read".into()));
         }
         Ok((subjects.iter().map(|s| newest.get(s).copied().unwrap_or(0)).collect(), reached))

@@ -4,8 +4,9 @@
 //! * The live feed (`live`): the log republishes each stored message as a core message; one subscription per open
 //!   stream.
 //! * History (`read`, `heads`, and `range` for many streams at once): direct gets that any replica may answer, believed
-//!   only as far as the leader confirms.
-//! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`) a log of their own.
+//!   only as far as a copy that is up to date, or a leader that a majority follows, confirms.
+//! * Sessions (`sessions`) are keys of a bucket, remote commands (`commands`, `followed`) a log of their own. What is newest in
+//!   each is read from a copy that says how far it has come (`fresh`).
 //! * Connections (`generation`): each lives once. Before a new one is used, the log is compared with what this node
 //!   remembers of it (`witness`, `epoch`); as long as it lives it is looked after (`maintain`). Requests are repeated until
 //!   they are answered (`attempts`).
@@ -14,6 +15,7 @@
 //!   `probe`).
 //! * Policies (`policies`, `logs`): one log each; who may change them, and how running nodes follow.
 //! * Places for reads (`slots`): clients who wait first, repairs never starved.
+//! * The contract itself (`contract`): each call handed to the part that carries it out.
 //! * What all of it looks like inside NATS (`layout`) is described in `nats/STREAMS.md`.
 //!
 //! Callers are dropped at any await, and a connection may be over after one. A request holds what it began with: its
@@ -26,6 +28,7 @@ mod attempts;
 mod clock;
 mod commands;
 mod config;
+mod contract;
 mod distrust;
 mod epoch;
 mod find;
@@ -63,21 +66,14 @@ pub use admin::{Admin, AdminError, Overview, Shown};
 pub use config::{NatsBrokerConfig, StartError};
 pub use policies::Change;
 
-use super::{
-    Answering, AppendError, Appended, Behind, Broker, Facts, Features, Feed, Filled, Hole, Life, Logs, Looked, Over,
-    Page, ReadFrom, RemoteDisconnect, SaveError, SessionKey, Status, StoredSession, Unavailable, life,
-};
+use super::{Feed, Logs, Status, Unavailable};
 use crate::critical::critical;
-use crate::protocol::{Message, Publication, StreamName};
 use api::{ApiError, code};
-use async_trait::async_trait;
 use attempts::Attempts;
-use bytes::Bytes;
 use config::Names;
 use generation::Generation;
-use headers::Body;
 use logs::Rules;
-use slots::{Class, Slots};
+use slots::Slots;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,8 +86,6 @@ use witness::Witness;
 
 /// How long [`NatsBroker::start`] waits for a verdict on the NATS server; it does not wait for the server itself.
 const START_PATIENCE: Duration = Duration::from_secs(2);
-/// In a cluster other servers learn of a subscription a little later than ours; heads are compared again after this.
-const INTEREST_SPREAD: Duration = Duration::from_millis(100);
 
 /// The handle that the node holds. See the module's documentation.
 pub struct NatsBroker {
@@ -184,7 +178,7 @@ impl From<ApiError> for SetupError {
 }
 
 impl NatsBroker {
-    /// Starts connecting. NATS need not be there: the broker comes up by itself, see [`Broker::status`]. If NATS
+    /// Starts connecting. NATS need not be there: the broker comes up by itself, see [its status](super::Broker::status). If NATS
     /// answers within two seconds that it cannot serve this configuration, that is the error; later such verdicts
     /// show in the status, the log and [`NatsBroker::fatal`].
     pub async fn start(config: NatsBrokerConfig, feed: Arc<dyn Feed>) -> Result<Arc<Self>, StartError> {
@@ -375,159 +369,4 @@ impl Core {
 fn unix_millis() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[async_trait]
-impl Broker for NatsBroker {
-    fn features(&self) -> Features {
-        Features { history: self.core.rules().table.keeps_any(), sessions: self.core.config.sessions(), shared: true }
-    }
-
-    fn status(&self) -> watch::Receiver<Status> {
-        self.core.status.subscribe()
-    }
-
-    async fn append(&self, publication: Publication) -> Result<Appended, AppendError> {
-        if !publication.transient && self.core.rules().table.policy(&publication.stream).keeps() {
-            if *self.core.disk_full.borrow() {
-                return Err(AppendError::StorageFull("the disk under the store is full: make room".into()));
-            }
-            return self.core.store(publication).await;
-        }
-        self.core.fan_out(&publication.stream, &publication.meta, publication.data, Body::Data).await
-    }
-
-    async fn transient(&self, stream: &StreamName, message: Message) -> Result<(), Unavailable> {
-        let data = message.payload.json().clone();
-        let sent = self.core.fan_out(stream, &message.meta, data, Body::Json).await;
-        sent.map(drop).map_err(|error| Unavailable(error.to_string()))
-    }
-
-    async fn open(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
-        let core = &self.core;
-        let ask = |generation: Arc<Generation>| async move {
-            generation.live.open(&generation, streams, &core.names).await?;
-            let heads = core.try_heads(&generation, streams).await?;
-            Ok((generation, heads))
-        };
-        let (generation, heads) = core.asking(ask).await?;
-        generation.live.expect(streams, &heads);
-        if generation.connection.clustered() && !streams.is_empty() {
-            let (feed, streams, dead) = (core.feed.clone(), streams.to_vec(), generation.dead().clone());
-            core.tasks.spawn(critical("broker.interest", async move {
-                tokio::select! {
-                    () = tokio::time::sleep(INTEREST_SPREAD) => {}
-                    () = dead.cancelled() => return,
-                }
-                streams.iter().for_each(|stream| feed.lagged(stream));
-            }));
-        }
-        Ok(heads)
-    }
-
-    fn close(&self, stream: &StreamName) {
-        if let Some(generation) = self.core.generation() {
-            generation.live.close(stream);
-        }
-    }
-
-    async fn heads(&self, streams: &[StreamName]) -> Result<Vec<Looked>, Unavailable> {
-        let core = &self.core;
-        let ask = |generation: Arc<Generation>| async move {
-            let heads = core.try_heads(&generation, streams).await?;
-            generation.live.expect(streams, &heads);
-            Ok(heads)
-        };
-        core.asking(ask).await
-    }
-
-    async fn read(
-        &self,
-        stream: &StreamName,
-        from: ReadFrom,
-        up_to: u64,
-        max_messages: usize,
-        max_bytes: usize,
-    ) -> Result<Page, Unavailable> {
-        let limits = read::Limits { up_to, max_messages, max_bytes, class: Class::Client };
-        self.core.read_page(stream, from, limits).await
-    }
-
-    async fn fill(&self, holes: &[Hole]) -> Result<Vec<Option<Filled>>, Unavailable> {
-        match holes {
-            [hole] => Ok(vec![Some(self.core.fill_alone(hole).await?)]),
-            holes => self.core.fill_together(holes).await,
-        }
-    }
-
-    async fn behind(&self, stream: &StreamName, x: u64) -> Result<Behind, Unavailable> {
-        self.core.behind(stream, x).await
-    }
-
-    async fn facts(&self, stream: &StreamName) -> Result<Facts, Unavailable> {
-        let ask = |generation: Arc<Generation>| async move {
-            match generation.of(stream).1 {
-                Some(log) => Ok(log.asks.top().await?.facts),
-                None => Ok(read::nothing_kept()),
-            }
-        };
-        self.core.asking(ask).await
-    }
-
-    async fn load_session(&self, key: &SessionKey) -> Result<Option<StoredSession>, Unavailable> {
-        if !self.core.config.sessions() {
-            return Ok(None);
-        }
-        self.core.load(key).await
-    }
-
-    async fn load_part(&self, key: &SessionKey, revision: u64) -> Result<Option<StoredSession>, Unavailable> {
-        if !self.core.config.sessions() {
-            return Ok(None);
-        }
-        self.core.load_part(key, revision).await
-    }
-
-    async fn answering(&self) -> Result<Answering, Unavailable> {
-        self.core.answering().await
-    }
-
-    async fn vouch(&self, answering: &Answering) -> Result<(), Unavailable> {
-        self.core.vouch(answering).await
-    }
-
-    async fn save_session(
-        &self,
-        key: &SessionKey,
-        body: Bytes,
-        revision: Option<u64>,
-        life: Life,
-    ) -> Result<u64, SaveError> {
-        self.core.saves_sessions()?;
-        self.core.save(key, body, revision, life.of(self.core.config.limits.sessions_ttl)).await
-    }
-
-    async fn save_beside(&self, key: &SessionKey, body: Bytes, revision: Option<u64>) -> Result<u64, SaveError> {
-        self.core.saves_sessions()?;
-        self.core.save(key, body, revision, life::beside(self.core.config.limits.sessions_ttl)).await
-    }
-
-    async fn announce_over(&self, key: &SessionKey, over: Over) {
-        self.core.announce_over(key, over).await;
-    }
-
-    async fn delete_session(&self, key: &SessionKey, revision: Option<u64>) -> Result<bool, Unavailable> {
-        if !self.core.config.sessions() {
-            return Ok(true);
-        }
-        self.core.delete(key, revision).await
-    }
-
-    async fn disconnect(&self, command: &RemoteDisconnect) -> Result<u64, AppendError> {
-        self.core.store_disconnect(command).await
-    }
-
-    async fn mark(&self, identifiers: &str) -> Result<u64, Unavailable> {
-        self.core.newest_mark(identifiers).await
-    }
 }

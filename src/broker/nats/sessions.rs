@@ -59,13 +59,13 @@ impl Core {
 
     /// The bucket reaches this revision, whoever leads it; 0: nothing is known.
     fn saved_up_to(&self) -> u64 {
-        self.saved().filter(|(_, at)| at.elapsed() < TAKEN_IN).map_or(0, |(revision, _)| revision)
+        known(*self.saved())
     }
 
     fn note_saved(&self, revision: u64) {
-        let known = self.saved_up_to();
-        if revision > known {
-            *self.saved() = Some((revision, Instant::now()));
+        let mut saved = self.saved();
+        if known(*saved) < revision {
+            *saved = Some((revision, Instant::now()));
         }
     }
 
@@ -206,6 +206,11 @@ impl Core {
             }
         }
     }
+}
+
+/// What counts of the newest acknowledgement.
+fn known(saved: Option<(u64, Instant)>) -> u64 {
+    saved.filter(|(_, at)| at.elapsed() < TAKEN_IN).map_or(0, |(revision, _)| revision)
 }
 
 impl From<WriteError> for SaveError {

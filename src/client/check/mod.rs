@@ -13,6 +13,8 @@ pub mod alarms;
 mod awaited;
 pub mod base;
 mod copies;
+#[cfg(test)]
+mod copies_tests;
 pub mod credentials;
 mod desk;
 #[cfg(test)]
@@ -36,6 +38,8 @@ pub mod roster;
 pub mod run;
 pub mod source;
 pub mod standing;
+#[cfg(test)]
+mod trace;
 pub mod transient;
 #[cfg(test)]
 mod turn_tests;

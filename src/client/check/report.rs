@@ -215,6 +215,17 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Where losses may be told and were, their number alarms nobody.
+    fn about_lost(&self) -> String {
+        let told = self.lost.saturating_sub(self.unsignalled + self.by_time);
+        if self.lost == 0 || self.violations.contains(&"lost") {
+            return "acked, never delivered".to_owned();
+        }
+        format!("acked, never delivered; no violation: {told} were told by reject_history")
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = self.features.missing();
@@ -238,7 +249,7 @@ impl fmt::Display for Report {
         line(f, "acked", self.acked, &gap)?;
         line(f, "not acked", self.unacknowledged, "nothing was promised")?;
         line(f, "delivered", self.delivered, &format!("of {} that had to be", self.expected))?;
-        line(f, "lost", self.lost, "acked, never delivered")?;
+        line(f, "lost", self.lost, &self.about_lost())?;
         line(f, "unsignalled gaps", self.unsignalled, "lost, and no reject_history tells of it")?;
         line_if_any(f, "by time", self.by_time, "of the lost: clients came back with neither session nor position")?;
         line(f, "duplicated", self.duplicated, "")?;
@@ -293,7 +304,7 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::check::Verdict;
+    use crate::client::check::{Finding, Verdict};
 
     #[test]
     fn a_server_without_what_is_required_breaks_a_promise() {
@@ -328,6 +339,24 @@ mod tests {
         assert_eq!((&never.violations, &never.not_exercised), (&vec!["not_exercised"], &vec!["exclusion"]));
         assert!(never.to_string().contains("required, not checked exclusion\n"), "{never}");
         assert_eq!(report(one, "batches").violations, ["lacking"], "said once");
+    }
+
+    #[test]
+    fn losses_that_were_told_are_said_to_be_no_violation() {
+        let shown = |missing: u64, unsignalled: u64, may_be_told: bool| {
+            let found = |count| Finding { count, examples: Vec::new() };
+            let verdict =
+                Verdict { missing: found(missing), unsignalled: found(unsignalled), by_time: 2, ..Verdict::default() };
+            let outcome = Outcome { verdict, ..Outcome::default() };
+            Report::new(&outcome, Features::default(), 1, may_be_told).to_string()
+        };
+        let told = "acked, never delivered; no violation: 10 were told by reject_history\n";
+        let passed = shown(12, 0, true);
+        assert!(passed.contains(told) && passed.contains("\nPASS"), "{passed}");
+        for (missing, unsignalled, may_be_told) in [(12, 3, true), (12, 0, false), (0, 0, true)] {
+            let other = shown(missing, unsignalled, may_be_told);
+            assert!(other.contains("acked, never delivered\n"), "{other}");
+        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ async fn a_server_with_a_limit_that_nobody_has_looked_for_is_looked_at_first_of_
     // Others are looked at ten seconds later.
     tokio::select! {
         () = following => {}
-        looked = tokio::time::timeout(Duration::from_secs(5), LOOKING.notified()) => looked.unwrap(),
+        looked = tokio::time::timeout(Duration::from_secs(8), LOOKING.notified()) => looked.unwrap(),
     }
 }
 

@@ -41,6 +41,24 @@ fn a_message_at_the_end_of_an_empty_page_is_missed() {
     holds(Shape::TIGHT, &ops);
 }
 
+/// One of the messages of a hole was in the second page, and all had expired before that was read. The loss was told in
+/// front of the first page.
+#[test]
+fn messages_that_expire_between_two_pages_of_a_hole_are_missed() {
+    let ops = [
+        Connect { client: 2, node: 1 },
+        Read { client: 2, count: 1 },
+        Turns { count: 6 },
+        Publish { stream: 1, count: 1 },
+        Publish { stream: 1, count: 3 },
+        Reconnect { node: 1 },
+        Turns { count: 4 },
+        Freeze { node: 1, ms: 16_000 },
+        Publish { stream: 1, count: 1 },
+    ];
+    holds(Shape::TIGHT, &ops);
+}
+
 /// The count was bounded by a sequence that publications had already left behind.
 #[test]
 fn messages_dropped_while_a_hole_is_read_are_missed() {

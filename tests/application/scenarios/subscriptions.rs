@@ -109,6 +109,7 @@ async fn a_repeated_subscription_is_neither_asked_nor_answered(wire: Wire) {
     client.subscribe(&channel("A")).await;
     client.send(json!({"command": "subscribe", "identifier": channel("A")})).await;
     client.expect_silence().await;
+    client.barrier().await;
     assert_eq!(app.commands(), ["subscribe"]);
     assert_eq!(server.metric("failed_client_msg_total").await, 1);
 }

@@ -22,7 +22,7 @@ pub use reply::{Fault, Reply};
 
 use super::SECRET;
 use super::carrick::Builder;
-use super::patience::eventually;
+use super::patience::{PATIENCE, eventually};
 use record::Record;
 use serve::Controls;
 use std::net::SocketAddr;
@@ -160,10 +160,12 @@ impl Application {
         self.behind(Builder::closed().option("secret", SECRET).option("jwt_secret", "none").option("broker", "memory"))
     }
 
-    /// The same options, in front of it: nobody is let in without it.
+    /// The same options, in front of it: nobody is let in without it. Calls have as much time as anything else that must
+    /// happen, unless a test is about that time.
     pub fn behind(&self, builder: Builder) -> Builder {
         let builder = builder.without("norpc").without("noauth").replace("rpc_host", self.host());
-        builder.replace("metrics_http", "/metrics")
+        let builder = builder.replace("rpc_command_timeout", PATIENCE.as_millis());
+        builder.replace("rpc_request_timeout", PATIENCE.as_millis()).replace("metrics_http", "/metrics")
     }
 
     // --- what was called ---------------------------------------------------------------------------------------------

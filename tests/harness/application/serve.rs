@@ -1,12 +1,15 @@
 //! A listener whose connections can be frozen and cut.
 
 use super::{Wire, grpc, http, record::Record};
+use crate::harness::PATIENCE;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,9 +26,18 @@ pub struct Controls {
     pub killed: CancellationToken,
 }
 
-/// Binds the port, an ephemeral one if it is 0.
+/// Binds the port, an ephemeral one if it is 0. A child that another test starts has copies of this process's sockets until
+/// it becomes another program, also of those that held the port before.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 pub async fn serve(listener: TcpListener, wire: Wire, record: Arc<Record>, controls: Controls) {

@@ -42,7 +42,8 @@ async fn row_24_what_nats_cannot_take_is_refused_at_once_by_its_kind() {
     let key = crate::broker::SessionKey::of("x");
     let error = node.broker.save_session(&key, vec![b'x'; 200_000].into(), None, Life::Last).await.unwrap_err();
     assert!(error.to_string().contains("larger than the store takes"), "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    // None of them has used up the time that it has for the store.
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
     assert_eq!(node.publish(&stream, "1").await, 1, "and the connection stands");
 }
 
@@ -106,6 +107,19 @@ async fn heads_of_many_streams_where_the_server_takes_small_messages_only() {
     }
     let heads = heads_of(node.broker.open(&streams).await);
     assert_eq!(heads.iter().map(|head| (head.newest, head.up_to)).collect::<Vec<_>>(), expected);
+}
+
+/// The one that every question names, so that no answer is empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_02_a_log_that_has_lost_the_message_of_one_stream_tells_of_the_others() {
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let stream = StreamName::from("a");
+    let newest = node.publish(&stream, "1").await;
+    let gone = node.broker.core.names.log_subject("default", "gone");
+    let generation = node.broker.core.generation().unwrap();
+    generation.of(&stream).1.unwrap().asks.remember(&gone, newest);
+    assert_eq!(heads_of(node.broker.heads(&[stream]).await), [Head { newest, up_to: newest }]);
 }
 
 /// When the newest message of a stream was stored.

@@ -11,6 +11,7 @@ mod range;
 mod remote;
 mod server;
 mod start;
+mod torn;
 
 use super::{Admin, NatsBroker, NatsBrokerConfig};
 use crate::broker::{

@@ -30,7 +30,7 @@ async fn sessions_are_shared_and_updated_by_revision() {
 async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
     let server = Server::start();
     let mut config = config(&server);
-    config.limits.sessions_ttl = Duration::from_secs(2);
+    config.limits.sessions_ttl = Duration::from_secs(5);
     let node = Node::ready(config).await;
     let (kept, dies) = (SessionKey::of("kept"), SessionKey::of("dies"));
     node.broker.save_session(&dies, "x".into(), None, Life::Last).await.unwrap();
@@ -40,10 +40,10 @@ async fn a_saved_session_dies_and_a_write_gives_it_a_new_life() {
         if node.broker.load_session(&dies).await.unwrap().is_none() {
             break;
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "still there");
+        assert!(begin.elapsed() < PATIENCE, "still there");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(begin.elapsed() > Duration::from_millis(1500));
+    assert!(begin.elapsed() > Duration::from_millis(4_500));
     assert!(node.broker.load_session(&kept).await.unwrap().is_some());
 }
 
@@ -59,10 +59,14 @@ async fn a_session_whose_connection_stands_outlives_one_that_was_left_and_what_b
     for round in 0..10 {
         let keys = ["left", "stands", "beside"].map(|name| SessionKey::of(&format!("{name} {round}")));
         let [left, stands, beside] = &keys;
-        // What lives longest is written first.
+        // What lives longest is written first, and all of it at nearly the same time.
+        let writing = std::time::Instant::now();
         node.broker.save_beside(beside, "x".into(), None).await.unwrap();
         node.broker.save_session(stands, "x".into(), None, Life::Standing).await.unwrap();
         node.broker.save_session(left, "x".into(), None, Life::Last).await.unwrap();
+        if writing.elapsed() > Duration::from_secs(1) {
+            continue;
+        }
         let (begin, mut seen) = (std::time::Instant::now(), [false; 2]);
         while is_there(beside).await && seen != [true; 2] {
             assert!(begin.elapsed() < PATIENCE, "still there");
@@ -313,6 +317,31 @@ async fn a_part_is_the_write_that_was_named() {
     assert_eq!(body(second + 1).await, None, "the marker of its deletion");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn row_07_what_comes_behind_a_command_that_is_gone_is_passed_on() {
+    use crate::broker::nats::followed::Followed;
+    let server = Server::start();
+    let node = Node::on(&server).await;
+    let (core, generation) = (&node.broker.core, node.broker.core.generation().unwrap());
+    let mut marks = Vec::new();
+    for who in ["1", "2"] {
+        let command = RemoteDisconnect { identifiers: who.into(), reconnect: false };
+        marks.push(node.broker.disconnect(&command).await.unwrap());
+    }
+    eventually("both heard", || node.feed.all().len() == 2).await;
+    // The log begins with the first one: what came before it is not there.
+    let missing = Followed::to(&generation.commands, marks[0] - 2, None);
+    let next = core.read_commands(&generation.connection, missing).await.unwrap();
+    assert_eq!(next.held, marks[0] - 1);
+    core.catch_up(&generation.connection, &generation.commands).await.unwrap();
+    let told = node.feed.all();
+    let lost = told.iter().position(|told| *told == Told::CommandsLost).expect("somebody may have been meant by it");
+    for mark in marks {
+        let passed_on = |told: &Told| matches!(told, Told::Disconnect(of, _) if *of == mark);
+        assert!(told[lost..].iter().any(passed_on), "{told:?}");
+    }
+}
+
 /// A lag that has passed has nothing to do with the next one, hours later.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_02_a_lag_of_the_remote_commands_is_forgotten_when_it_is_over() {
@@ -339,18 +368,24 @@ async fn row_02_a_lag_of_the_remote_commands_is_forgotten_when_it_is_over() {
 /// All answers that are on their way have room in the inbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_06_small_batches_take_the_places_of_their_answers() {
-    use futures_util::FutureExt;
+    use futures_util::{FutureExt, StreamExt};
     let server = Server::start();
     let node = Node::on(&server).await;
     let generation = node.broker.core.generation().unwrap();
     let mux = &generation.api().mux;
+    let client = &generation.connection.client;
+    let mut asked = client.subscribe("slow").await.unwrap();
+    client.flush().await.unwrap();
     // The node's own checks ask, too.
     let most = 1_000;
     let free = mux.places();
-    let subject = format!("$JS.API.DIRECT.GET.{}", node.log());
-    let mut asking = std::pin::pin!(mux.few(subject, Bytes::from_static(br#"{"seq":1,"batch":1}"#), most, PATIENCE));
-    assert!(asking.as_mut().now_or_never().is_none(), "the answer takes its time");
+    let mut asking = std::pin::pin!(mux.few("slow".into(), Bytes::new(), most, PATIENCE));
+    assert!(asking.as_mut().now_or_never().is_none(), "nobody has answered");
     assert!(mux.places() <= free - most + 10, "{} of {free}", mux.places());
-    asking.await.unwrap();
+    let reply = asked.next().await.unwrap().reply.unwrap();
+    // Nobody is there, says the server to whoever answers so.
+    assert!(asking.as_mut().now_or_never().is_none());
+    client.publish_with_reply("nobody", reply, Bytes::new()).await.unwrap();
+    assert!(asking.await.unwrap().1.status.is_some());
     assert!(mux.places() > free - most, "{} of {free}", mux.places());
 }
