@@ -16,7 +16,8 @@ const PAGE_MESSAGES: usize = 500;
 const PAGE_BYTES: usize = 256 << 10;
 
 /// How long the end of a shared log may lie before a position of it: a leader that was just elected, or has been frozen,
-/// may still be applying what it has agreed to. Only what stays wrong is wrong.
+/// may still be applying what it has agreed to. Only what stays wrong is wrong. Half of the broker timeout where that is less:
+/// the client is to be answered.
 const LAGGING_LEADER: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -104,10 +105,11 @@ impl Hub {
             }
             if x > self.broker().facts(&name).await?.last_seq {
                 let since = beyond.get_or_insert_with(Instant::now).elapsed();
-                if !self.broker().features().shared || since >= LAGGING_LEADER {
+                let patience = LAGGING_LEADER.min(self.config.broker_timeout / 2);
+                if !self.broker().features().shared || since >= patience {
                     return Ok(Some(Located::Lost));
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(LOOK_AGAIN.min(patience / 2)).await;
                 return Ok(None);
             }
             // The message is on its way to this node; the comparison brings it, or shows that there is more.

@@ -27,13 +27,21 @@ fn hub(store: &Arc<Store>) -> Arc<Hub> {
 }
 
 fn hub_of(store: &Arc<Store>, max_streams: usize) -> Arc<Hub> {
-    let hub = Hub::new(HubConfig {
+    hub_with(store, HubConfig { max_streams, ..config() })
+}
+
+fn config() -> HubConfig {
+    HubConfig {
         snapshot_budget: 1 << 20,
         linger: 3 * SECOND,
         head_check: 5 * SECOND,
         broker_timeout: BROKER_TIMEOUT,
-        max_streams,
-    });
+        max_streams: 0,
+    }
+}
+
+fn hub_with(store: &Arc<Store>, config: HubConfig) -> Arc<Hub> {
+    let hub = Hub::new(config);
     hub.start(store.clone(), Arc::new(Nobody));
     hub
 }
@@ -201,6 +209,18 @@ async fn row_02_a_position_before_a_hole_is_confirmed_only_where_the_log_has_wha
     live(&HubFeed(hub.clone()), &StreamName::from("a"), 400);
     assert!(open.lock().has_hole());
     assert_eq!(hub.locate(&open, &From::Position(position), None).await.unwrap(), Located::Lost);
+}
+
+/// A store that was put back has less than clients have had.
+#[tokio::test(start_paused = true)]
+async fn row_03_a_position_of_the_future_is_answered_within_the_broker_timeout_however_short() {
+    for broker_timeout in [SECOND / 10, SECOND, BROKER_TIMEOUT] {
+        let store = Store::new(true);
+        let hub = hub_with(&store, HubConfig { broker_timeout, ..config() });
+        let (open, Position { epoch, .. }) = three(&hub).await;
+        let future = From::Position(Position { epoch, offset: 1_000 });
+        assert_eq!(hub.locate(&open, &future, None).await.unwrap(), Located::Lost);
+    }
 }
 
 /// A time is no promise about what is gone: what is kept follows, once the node knows where that begins.
