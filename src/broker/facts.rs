@@ -113,6 +113,16 @@ impl Behind {
             .ok_or_else(|| Unavailable("a replica has dropped what the log's leader keeps, or the leader lags".into()))
     }
 
+    /// Leaves of messages that were read before this was asked those that are known to follow one another: what is still kept.
+    /// Where something behind the offset is gone, more may have gone while they were read, also in the midst of one answer:
+    /// nats-server reads it message by message, and removes what has expired meanwhile.
+    pub fn leave_whole(&self, messages: &mut Vec<Arc<Message>>) {
+        if !self.kept {
+            let gone = messages.partition_point(|message| self.next.is_none_or(|next| message.offset < next));
+            messages.drain(..gone);
+        }
+    }
+
     /// This was asked about the last message of a page after the next one had been read, up to `up_to` or as far as its
     /// limits allowed: nothing was dropped between the two, which may be of two copies. An empty page shows that least of all.
     pub fn joins(&self, next: &Page, up_to: u64) -> Result<(), Unavailable> {
@@ -133,7 +143,7 @@ mod tests {
         Arc::new(Message { offset, time: 1_000, payload, meta: Meta::default() })
     }
 
-    fn confirms(kept: bool, after: u64, next: Option<u64>, page: &[u64]) -> bool {
+    fn behind(kept: bool, after: u64, next: Option<u64>) -> Behind {
         let facts = Facts {
             first_seq: 1,
             last_seq: 110,
@@ -145,8 +155,26 @@ mod tests {
             stored: StoreTime::default(),
             skew: Duration::ZERO,
         };
+        Behind { kept, after, next, facts }
+    }
+
+    fn confirms(kept: bool, after: u64, next: Option<u64>, page: &[u64]) -> bool {
         let messages: Vec<_> = page.iter().copied().map(message).collect();
-        Behind { kept, after, next, facts }.confirms(&messages, 110).is_ok()
+        behind(kept, after, next).confirms(&messages, 110).is_ok()
+    }
+
+    #[test]
+    fn row_02_of_what_was_read_only_that_counts_which_is_kept_once_something_is_gone() {
+        let left = |behind: Behind| {
+            let mut messages = [101, 105, 108].map(message).to_vec();
+            behind.leave_whole(&mut messages);
+            messages.iter().map(|message| message.offset).collect::<Vec<_>>()
+        };
+        assert_eq!(left(behind(true, 0, Some(101))), [101, 105, 108]);
+        assert_eq!(left(behind(false, 3, Some(101))), [101, 105, 108], "nothing went");
+        // What had stood between 101 and 105 may have gone with 101, while they were read.
+        assert_eq!(left(behind(false, 2, Some(105))), [105, 108]);
+        assert!(left(behind(false, 0, None)).is_empty());
     }
 
     #[test]

@@ -338,6 +338,7 @@ pub trait Broker: Send + Sync + 'static {
             }
             let behind = self.behind(&hole.stream, hole.newest).await?;
             behind.confirms(&messages, hole.up_to)?;
+            behind.leave_whole(&mut messages);
             filled.push(Some(Filled { messages, behind }));
         }
         Ok(filled)

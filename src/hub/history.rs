@@ -4,7 +4,7 @@ use super::pages::SharedPage;
 use super::proof::{Proof, SavedProof, is_complete_after};
 use super::stream::{Cover, CursorId, Stream};
 use super::{Cell, Hub};
-use crate::broker::{Behind, MAX_OFFSET, Page, ReadFrom, Unavailable};
+use crate::broker::{Behind, MAX_OFFSET, ReadFrom, Unavailable};
 use crate::metrics;
 use crate::protocol::{Position, StreamName};
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl Hub {
         if !is_complete(&core, &behind) {
             return Ok(Some(Located::Lost));
         }
-        self.keep(&mut core, shared(x, floor, None, page));
+        self.keep(&mut core, page);
         found()
     }
 
@@ -205,7 +205,10 @@ impl Hub {
         }
         let after = first.map_or(floor, |first| first - 1);
         if whole {
-            self.keep(&mut core, shared(after, floor, Some(since), page));
+            let reached = page.messages.last().map_or(after, |last| last.offset);
+            let to = if page.remaining == 0 { floor } else { reached };
+            let (messages, since) = (page.messages, Some(since));
+            self.keep(&mut core, Arc::new(SharedPage { from: after, to, messages, since }));
         }
         Ok(Some(Located::After(core.position(after))))
     }
@@ -270,7 +273,6 @@ impl Hub {
             let held = core.proof();
             let is_complete =
                 |after| [saved.as_ref(), Some(&held)].into_iter().any(|proof| is_complete_after(after, &behind, proof));
-            let page = shared(after, floor, None, page);
             core.supply(cursor, after, page.clone(), |had| is_complete(had.up_to));
             if is_complete(after) {
                 self.keep(&mut core, page);
@@ -287,13 +289,15 @@ impl Hub {
         x: u64,
         newest: u64,
         up_to: u64,
-    ) -> Result<(Page, Behind), Unavailable> {
+    ) -> Result<(Arc<SharedPage>, Behind), Unavailable> {
         metrics::HISTORY_PAGES.inc();
-        let page = self.broker().read(name, ReadFrom::Offset(x + 1), up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
+        let mut page = self.broker().read(name, ReadFrom::Offset(x + 1), up_to, PAGE_MESSAGES, PAGE_BYTES).await?;
         let behind = self.broker().behind(name, newest).await?;
-        let reached = if page.remaining == 0 { up_to } else { page.messages.last().map_or(up_to, |last| last.offset) };
-        behind.confirms(&page.messages, reached)?;
-        Ok((page, behind))
+        let last = page.messages.last().filter(|_| page.remaining > 0).map(|last| last.offset);
+        let to = last.unwrap_or(if page.remaining == 0 { up_to } else { x });
+        behind.confirms(&page.messages, last.unwrap_or(up_to))?;
+        behind.leave_whole(&mut page.messages);
+        Ok((Arc::new(SharedPage { from: x, to, messages: page.messages, since: None }), behind))
     }
 
     /// Keeps a page for others while there is room.
@@ -308,13 +312,6 @@ impl Hub {
 /// which need not be a message of the stream.
 fn newest_up_to<const N: usize>(x: u64, looks: [Option<Proof>; N]) -> u64 {
     looks.into_iter().flatten().find_map(|look| look.newest_up_to(x)).unwrap_or(x)
-}
-
-/// A page of what follows `from`, read up to `up_to` or as far as its limits allowed.
-fn shared(from: u64, up_to: u64, since: Option<u64>, page: Page) -> Arc<SharedPage> {
-    let reached = page.messages.last().map_or(from, |last| last.offset);
-    let to = if page.remaining == 0 { up_to } else { reached };
-    Arc::new(SharedPage { from, to, messages: page.messages, since })
 }
 
 fn unix_seconds() -> u64 {

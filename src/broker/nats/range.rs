@@ -66,6 +66,7 @@ impl Core {
             if is_last {
                 let behind = self.behind(&hole.stream, hole.newest).await?;
                 behind.confirms(&messages, hole.up_to)?;
+                behind.leave_whole(&mut messages);
                 return Ok(Filled { messages, behind });
             }
         }
@@ -258,11 +259,13 @@ impl<'a> Range<'a> {
     }
 
     /// What a stream keeps behind a hole's beginning is at most what was seen of it, and all that was not looked at. Where
-    /// that reaches the limit, or the limit was raised since, only the leader can tell what was dropped.
+    /// that reaches the limit, or the limit was raised since, only the leader can tell what was dropped. Where the first message
+    /// that was read has gone since, others may have gone while they were read: that part is read alone, too.
     fn hand_out(self, facts: &Facts, uncounted: u64, filled: &mut [Option<Filled>]) {
         for part in self.parts {
             let after = part.seen + uncounted;
-            if part.left_out || after >= facts.limit || part.after < facts.raised_at {
+            let torn = part.messages.first().is_some_and(|first| first.offset < facts.first_seq);
+            if part.left_out || torn || after >= facts.limit || part.after < facts.raised_at {
                 continue;
             }
             // What a replica kept when it was read, the leader may have dropped since.
